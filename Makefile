@@ -1,0 +1,28 @@
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint bench
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+
+.venv/installed: pyproject.toml constraints.txt
+	@if command -v uv >/dev/null; then \
+	    uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
+	    uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[dev]'; \
+	else \
+	    $(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+quickstart: .venv/installed  ## train on the built-in data set: no download, about two minutes on two cores
+	cifar-train experiment=quickstart
+
+test: .venv/installed  ## the tests, offline
+	pytest -n 2
+
+lint: .venv/installed  ## ruff: style and formatting
+	ruff check . && ruff format --check .
+
+bench: .venv/installed  ## our training loop against the bare loop and the conventional pipeline
+	python benchmarks/throughput.py

@@ -1,0 +1,190 @@
+"""Training speed, as ratios from one run: cifar-train's own loop, the bare loop, and the conventional pipeline.
+
+    python benchmarks/throughput.py                      # make bench: ResNet-18 at batch 128, ResNet-20 at batch 512
+    python benchmarks/throughput.py --rounds 9 resnet56@256
+
+ours          the Trainer, data module, augmentation, optimizer, schedule and metrics of `cifar-train model=…`; the
+              training epoch alone, as the run's own images/s
+bare          the same network, precision and memory format on one fixed batch in memory: forward, backward, step
+conventional  fp32, NCHW, per-image torchvision transforms in a DataLoader with 2 workers, plain loop
+
+The three take turns within each round, so that whatever else the machine does meets all of them; ratios are taken
+within rounds, and their median printed. Nothing else should run meanwhile.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from cifar_resnet import runs
+from cifar_resnet.callbacks import Throughput
+from cifar_resnet.command import Composer
+from cifar_resnet.data.augment import normalise
+from cifar_resnet.memory import keep_freed_memory
+from cifar_resnet.terminal import set_up_logging
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+DEFAULT = ["resnet18@128", "resnet20@512"]
+
+
+class Ours:
+    def __init__(self, network: str, batch_size: int, images: int):
+        overrides = [f"model={network}", "data=synthetic", f"data.batch_size={batch_size}", f"data.num_train={images}"]
+        overrides += ["data.num_val=0", "data.num_test=10", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
+        overrides += ["run_dir=unused"]
+        self.cfg = Composer("train").jobs(overrides)[0].cfg
+        self.precision = instantiate(self.cfg.precision, accelerator=self.cfg.trainer.accelerator)
+        self.data = instantiate(self.cfg.data, augment=self.cfg.augment, _convert_="all")
+        self.model = self.new_model()
+
+    def new_model(self) -> torch.nn.Module:
+        recipe = {"optimizer": self.cfg.optimizer, "scheduler": self.cfg.scheduler}
+        return instantiate(self.cfg.model, num_classes=10, **recipe, _convert_="all")
+
+    def images_per_second(self) -> float:
+        throughput = Throughput()
+        options = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
+        trainer = instantiate(self.cfg.trainer, precision=self.precision, callbacks=[throughput], **options)
+        trainer.fit(self.model, self.data)
+        return throughput.images / throughput.seconds
+
+
+class Bare:
+    def __init__(self, ours: Ours, batch_size: int, steps: int):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(ours.precision)
+        self.model = ours.new_model().to(self.device, memory_format=torch.channels_last)
+        self.optimizer, _ = self.model.build_optimizer(total_steps=1)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        pixels = torch.randint(256, (batch_size, 3, 32, 32), dtype=torch.uint8)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        self.images = normalise(pixels, torch.tensor(MEAN), torch.tensor(STD)).to(self.device)
+        self.labels = torch.randint(10, (batch_size,)).to(self.device)
+        self.steps = steps
+
+    def images_per_second(self) -> float:
+        start = time.perf_counter()
+        for _ in range(self.steps):
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                loss = F.cross_entropy(self.model(self.images), self.labels)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        synchronize()
+        return self.steps * len(self.labels) / (time.perf_counter() - start)
+
+
+class PerImage(Dataset):
+    """What torchvision.datasets.CIFAR10 does with an image."""
+
+    def __init__(self, images: np.ndarray, labels: list[int]):
+        self.images, self.labels = images, labels
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+                transforms.RandomErasing(p=1.0, scale=(0.0625, 0.0625), ratio=(1.0, 1.0)),  # stands in for cutout
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+class Conventional:
+    def __init__(self, ours: Ours, batch_size: int):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        images, labels = ours.data.read(train=True)
+        dataset = PerImage(images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist())
+        pin = self.device.type == "cuda"
+        options = {"shuffle": True, "drop_last": True, "num_workers": 2, "persistent_workers": True, "pin_memory": pin}
+        self.loader = DataLoader(dataset, batch_size, **options)
+        self.model = ours.new_model().to(self.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+
+    def images_per_second(self) -> float:
+        start, count = time.perf_counter(), 0
+        for images, labels in self.loader:
+            images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.model(images), labels).backward()
+            self.optimizer.step()
+            count += len(labels)
+        synchronize()
+        return count / (time.perf_counter() - start)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(name: str, rounds: int, steps: int) -> dict:
+    network, _, batch_size = name.partition("@")
+    batch_size = int(batch_size)
+    ours = Ours(network, batch_size, images=batch_size * steps)
+    contestants = {"ours": ours, "bare": Bare(ours, batch_size, steps), "conventional": Conventional(ours, batch_size)}
+    for contestant in contestants.values():
+        contestant.images_per_second()  # warm-up
+    speeds = [{key: one.images_per_second() for key, one in contestants.items()} for _ in range(rounds)]
+    medians = {key: statistics.median(speed[key] for speed in speeds) for key in contestants}
+    ratios = {key: [speed["ours"] / speed[key] for speed in speeds] for key in ("bare", "conventional")}
+    return {
+        "network": network,
+        "batch_size": batch_size,
+        "precision": ours.precision,
+        "images_per_second": medians,
+        "ours / bare": statistics.median(ratios["bare"]),
+        "ours / conventional": statistics.median(ratios["conventional"]),
+        "ratios": ratios,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12, help="batches per round")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    set_up_logging()
+    keep_freed_memory()  # as cifar-train does; it serves the other two as well
+    device = runs.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}\n")
+    print(f"{'network':12}{'batch':>6}   images/s: {'ours':>8}{'bare':>8}{'conventional':>14}   ours/bare  ours/conventional")
+    results = []
+    for name in options.networks:
+        result = measure(name, options.rounds, options.steps)
+        speeds = result["images_per_second"]
+        print(
+            f"{result['network']:12}{result['batch_size']:6}   {'':10}{speeds['ours']:8,.0f}{speeds['bare']:8,.0f}"
+            f"{speeds['conventional']:14,.0f}   {result['ours / bare']:9.3f}  {result['ours / conventional']:17.2f}",
+            flush=True,
+        )
+        results.append(result)
+    if options.json:
+        about = {"device": device, "versions": runs.versions(), "commit": runs.commit(), "date": str(date.today())}
+        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

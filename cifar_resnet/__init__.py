@@ -1,0 +1,1 @@
+"""ResNets on CIFAR-10 with PyTorch Lightning and Hydra."""

@@ -1,0 +1,72 @@
+"""What each epoch measured: its speed, and one row of a table."""
+
+import csv
+import os
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Logs images/s of each training epoch, validation not counted, as train/images_per_second."""
+
+    def __init__(self):
+        self.images = 0  # over all epochs, those before a resume included
+        self.seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epoch_images = 0
+        self.start = self.now(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        self.epoch_images += len(batch[1]) * trainer.world_size
+        if trainer.is_last_batch:
+            seconds = self.now(trainer) - self.start
+            self.images += self.epoch_images
+            self.seconds += seconds
+            self.latest = self.epoch_images / seconds
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("train/images_per_second", self.latest)
+
+    def now(self, trainer: Trainer) -> float:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()  # twice an epoch: without it the queue's length would be measured
+        return time.perf_counter()
+
+    def state_dict(self) -> dict:
+        return {"images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+
+
+class MetricsCSV(Callback):
+    """One row per epoch in a CSV file: epoch and step (both counted from 1), learning rate and every metric.
+
+    A resumed run keeps the rows of the epochs before it.
+    """
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.rows: list[dict[str, str | float]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch and self.path.exists():
+            with self.path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": rate, **metrics})
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in self.rows for name in row)))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(part, self.path)

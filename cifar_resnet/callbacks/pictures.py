@@ -1,0 +1,29 @@
+"""Pictures of a run."""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torchvision.utils import make_grid, save_image
+
+
+class AugmentedBatch(Callback):
+    """Shows the first training batch as the network sees it, as a PNG and in TensorBoard."""
+
+    def __init__(self, path: str, num_images: int = 64):
+        if num_images < 1:
+            raise ValueError(f"callbacks.augmented_batch.num_images must be positive. Got {num_images}; give 1 or more")
+        self.path = Path(path)
+        self.num_images = num_images
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        if trainer.global_step or batch_idx or not trainer.is_global_zero:
+            return
+        mean, std = (torch.tensor(values)[:, None, None] for values in (trainer.datamodule.mean, trainer.datamodule.std))
+        images = batch[0][: self.num_images].float().cpu() * std + mean
+        grid = make_grid(images.clamp(0, 1), nrow=max(1, round(len(images) ** 0.5)))
+        save_image(grid, self.path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("augmented_batch", grid, 0)

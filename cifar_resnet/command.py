@@ -1,0 +1,307 @@
+"""From a command line to checked configurations, and to one clear line where something is wrong.
+
+Nothing here imports torch: composing, `--help`, `--cfg job` and tab completion stay quick.
+"""
+
+import argparse
+import contextlib
+import difflib
+import inspect
+import itertools
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())  # installed, or a clone
+
+
+class UsageError(Exception):
+    """A user's mistake: its text says what was wrong, what was given and what to do instead."""
+
+
+@contextlib.contextmanager
+def usage_errors(*also: type[Exception]) -> Iterator[None]:
+    """Turn a constructor's complaint about its arguments into a UsageError of one line."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, InstantiationException, *also) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        key = re.search(r"full_key: (\S+)", str(error))
+        where = f"{key[1]}: " if key and not isinstance(cause, ValueError) else ""
+        raise UsageError(where + " ".join(str(cause).split())) from error
+
+
+@dataclass
+class Job:
+    """One configuration to run.
+
+    cfg: with `overrides`, all of them, and `choices`, such as {"model": "resnet18"}, filled in.
+    overrides: as given, without those that a sweep varies; varying: those, with this job's values.
+    """
+
+    cfg: DictConfig
+    overrides: list[str]
+    varying: list[str]
+
+
+def main(config_name: str, run: Callable[[list[Job], bool], int], argv: Sequence[str] | None = None) -> int:
+    """Compose what `argv` asks for, call `run(jobs, is_sweep)` and return its exit code; 2 for a user's mistake.
+
+    Help, printing of the configuration and tab completion are left to Hydra.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    options, rest = parser.parse_known_args(argv)
+    try:
+        if any(argument.startswith("-") for argument in rest):
+            return delegate_to_hydra(config_name, argv)
+        jobs = Composer(config_name, options.config_dir).jobs(rest, options.multirun)
+        for job in jobs:
+            check_arguments(job.cfg)
+        return run(jobs, options.multirun)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def delegate_to_hydra(config_name: str, argv: list[str]) -> int:
+    program, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [f"cifar-{config_name}", *argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
+    try:
+        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(lambda cfg: None)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        composer = Composer(config_name)
+        raise UsageError(composer.explain(error, [text for text in argv if not text.startswith("-")])) from error
+    finally:
+        sys.argv = program
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+    return 0
+
+
+class Composer:
+    """Composes one command's configuration, and explains what Hydra has against an override.
+
+    config_dir: a folder of the user's own, searched for choices before ours.
+    """
+
+    def __init__(self, config_name: str, config_dir: str | None = None):
+        if config_dir is not None and not Path(config_dir).is_dir():
+            raise UsageError(f"--config-dir must be a folder. Got {config_dir}")
+        self.config_name = config_name
+        self.folders = [CONF, *([Path(config_dir).resolve()] if config_dir else [])]
+
+    def jobs(self, overrides: list[str], multirun: bool = False) -> list[Job]:
+        """One job, or with `multirun` one for each combination of the comma-separated values."""
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                parsed = OverridesParser.create().parse_overrides(overrides)
+                for override in parsed:
+                    refuse_hydra_setting(override)
+                swept = [override for override in parsed if multirun and override.is_sweep_override()]
+                fixed = [override.input_line for override in parsed if override not in swept]
+                return [
+                    self.job(fixed, list(varying)) for varying in itertools.product(*map(values_of, swept))
+                ]
+            except (HydraException, OmegaConfBaseException) as error:
+                message = self.explain(error, overrides)
+        raise UsageError(message)
+
+    def job(self, fixed: list[str], varying: list[str]) -> Job:
+        cfg = self.compose([*fixed, *varying])
+        choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if not group.startswith("hydra/")}
+        with open_dict(cfg):
+            del cfg["hydra"]
+            cfg.overrides, cfg.choices = [*fixed, *varying], choices
+        self.compare_types(cfg, cfg.overrides)
+        return Job(cfg, fixed, varying)
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        search_path = ",".join(f"file://{folder}" for folder in self.folders[1:])
+        search = [f"hydra.searchpath=[{search_path}]"] if search_path else []
+        return hydra.compose(self.config_name, [*search, *overrides], return_hydra_config=True)
+
+    def is_group(self, override: Override) -> bool:
+        return any((folder / override.key_or_group).is_dir() for folder in self.folders)
+
+    def compare_types(self, cfg: DictConfig, overrides: list[str]) -> None:
+        """Refuse a value of another kind than its default at once: finer checks have to wait for slow imports."""
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        default = self.compose([override.input_line for override in parsed if self.is_group(override)])
+        for override in parsed:
+            if self.is_group(override) or override.is_add() or override.is_force_add() or override.is_delete():
+                continue
+            expected, given = select(default, override.key_or_group), select(cfg, override.key_or_group)
+            if kind(expected) and kind(given) and kind(expected) != kind(given):
+                raise HydraException(
+                    f"{override.key_or_group} must be {kind(expected)}, such as {expected}. Got {override.input_line}"
+                )
+
+    def explain(self, error: Exception, overrides: list[str]) -> str:
+        """Hydra's complaint in one line, with what comes closest to the word that it does not know."""
+        text = " ".join(str(error).split())
+        if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+            group, _, choice = error.missing_cfg_file.rpartition("/")
+            return f"unknown {group} {choice!r}.{near(choice, error.options)} Choices: {', '.join(error.options)}"
+        if key := re.search(r"Could not override '([^']+)'", text):
+            return f"unknown key {key[1]}.{near(key[1], self.known_keys(overrides))} See cifar-{self.config_name} --help"
+        if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", text):
+            key, _, values = ambiguous[1].partition("=")
+            return f"several values, but no sweep. Got {ambiguous[1]}; put -m in front, or give a list: {key}=[{values}]"
+        text = text.replace(" See https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details", "")
+        return f"{text} ({' '.join(str(error.__cause__).split())})" if error.__cause__ else text
+
+    def known_keys(self, overrides: list[str]) -> list[str]:
+        """Groups and dotted keys of the configuration that the valid choices among the overrides give."""
+        choices = [text for text in overrides if re.fullmatch(r"\w+=[\w-]+", text)]
+        with contextlib.ExitStack() as stack:
+            if not hydra.core.global_hydra.GlobalHydra.instance().is_initialized():
+                stack.enter_context(hydra.initialize_config_dir(str(CONF), version_base="1.3"))
+            try:
+                cfg = self.compose(choices)
+            except HydraException:
+                cfg = self.compose([])
+        return [name for name in leaves(cfg) if not name.startswith("hydra")]
+
+
+def values_of(override: Override) -> list[str]:
+    """The overrides that one comma-separated, choice(…) or range(…) override stands for."""
+    if not override.is_discrete_sweep():
+        raise HydraException(f"an interval is no list of values to try. Got {override.input_line}; give values, or range")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def refuse_hydra_setting(override: Override) -> None:
+    if override.is_hydra_override():
+        raise HydraException(
+            f"run folders and sweeps are not Hydra's here. Got {override.input_line}; "
+            f"see output_dir, name and run_dir, and -m, which runs its jobs one after the other"
+        )
+
+
+def leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key, no value resolved."""
+    for key in node:
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+            if isinstance(node[key], DictConfig):
+                yield from leaves(node[key], f"{prefix}{key}.")
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """' Did you mean …?' with the closest of `known`; empty where nothing is close."""
+    same_name = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.75)
+    found = list(dict.fromkeys([*same_name, *close]))[:3]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
+
+
+def select(cfg: DictConfig, key: str) -> object:
+    value = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def kind(value: object) -> str | None:
+    """What a person calls this sort of value; whole and other numbers are one kind. None for null."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "settings"}
+    return next((name for cls, name in kinds.items() if isinstance(value, cls)), None)
+
+
+def check_arguments(cfg: DictConfig) -> None:
+    """Compare every `_target_` of the configuration with what it takes: its arguments' names and types.
+
+    This catches a misspelt key behind `+`, which Hydra adds without a word. It imports the targets.
+    """
+    for key in ["", *leaves(cfg)]:
+        node = OmegaConf.select(cfg, key) if key else cfg
+        if isinstance(node, DictConfig) and "_target_" in node:
+            known = arguments(node["_target_"])
+            for name in node:
+                place = f"{key}.{name}"
+                if name.startswith("_") or known is None:
+                    continue
+                if name not in known:
+                    raise UsageError(
+                        f"unknown key {place}.{near(place, [f'{key}.{other}' for other in known])} "
+                        f"{node['_target_']} takes no such argument"
+                    )
+                value = select(cfg, place) if not OmegaConf.is_missing(node, name) else None
+                if OmegaConf.is_missing(node, name):
+                    raise UsageError(f"{place} has no default. Give it: {place}=…")
+                if not fits(value, known[name]):
+                    raise UsageError(f"{place} must be {describe(known[name])}. Got {value!r}")
+
+
+def arguments(target: str) -> dict[str, object] | None:
+    """Name and type of each argument; where a class takes **kwargs, its bases' too. None: it takes any."""
+    with usage_errors():
+        function = hydra.utils.get_object(target)
+    found: dict[str, object] = {}
+    for owner in inspect.getmro(function) if inspect.isclass(function) else [function]:
+        call = owner.__init__ if inspect.isclass(owner) else owner
+        if inspect.isclass(owner) and "__init__" not in vars(owner):
+            continue
+        signature = inspect.signature(call)
+        try:
+            hints = typing.get_type_hints(call)
+        except (NameError, TypeError):  # names that exist for type checkers only
+            hints = {}
+        kinds = [parameter.kind for parameter in signature.parameters.values()]
+        named = [name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        found = {**{name: hints.get(name, typing.Any) for name in named if name != "self"}, **found}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return found
+    return None
+
+
+BASIC = (bool, int, float, str, types.NoneType)
+
+
+def fits(value: object, hint: object) -> bool:
+    """Whether a plain value can be an argument of this type. Types it does not know are given the benefit of doubt."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if hint is None or hint is types.NoneType:
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if inspect.isclass(origin) and issubclass(origin, (list, tuple, Sequence)):
+        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
+    return True
+
+
+def describe(hint: object) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(part) for part in typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    if typing.get_args(hint):
+        return f"a list, each item {describe(typing.get_args(hint)[0])}"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

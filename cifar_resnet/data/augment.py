@@ -1,0 +1,132 @@
+"""Augmentation of whole batches, on the device that holds them; every image gets its own random numbers.
+
+Batches lie channels_last in memory, so that a row of pixels is one contiguous run: cropping and flipping are then a
+single gather of pixels, and normalising is arithmetic on contiguous rows.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+PADDING_MODES = ("zero", "reflect")
+
+
+def random_offsets(num_images: int, padding: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Vertical and horizontal displacement of each image's crop, (N,) each, uniform in -padding … padding."""
+    draw = torch.randint(-padding, padding + 1, (2, num_images), generator=generator, device=generator.device)
+    return draw[0], draw[1]
+
+
+def random_flips(num_images: int, probability: float, generator: Generator) -> Tensor:
+    """Which images to mirror: (N,) bool."""
+    return torch.rand(num_images, generator=generator, device=generator.device) < probability
+
+
+def random_centres(num_images: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """A uniformly drawn pixel of each image: row and column, (N,) each."""
+    rows = torch.randint(height, (num_images,), generator=generator, device=generator.device)
+    columns = torch.randint(width, (num_images,), generator=generator, device=generator.device)
+    return rows, columns
+
+
+def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flips: Tensor, padding: int, mode: str) -> Tensor:
+    """Cut a window of the original size out of each padded image, displaced by (down, right); mirror where `flips`.
+
+    images: (N, C, H, W) of any type, channels_last; down, right: (N,) int64 in -padding … padding; flips: (N,) bool.
+    mode: what lies beyond the border: "zero" (black), or "reflect" (mirrored without repeating the edge pixel).
+    He et al. 2015, section 4.2.
+    """
+    num_images, channels, height, width = images.shape
+    rows = torch.arange(height, device=images.device) + down[:, None]
+    columns = torch.arange(width, device=images.device) + right[:, None]
+    columns = torch.where(flips[:, None], columns.flip(1), columns)
+    pixels = images.permute(0, 2, 3, 1)
+    if mode == "reflect":
+        rows = (height - 1) - ((height - 1) - rows.abs()).abs()
+        columns = (width - 1) - ((width - 1) - columns.abs()).abs()
+    elif padding:
+        pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding))
+        rows, columns = rows + padding, columns + padding
+    per_row, per_image = pixels.shape[2], pixels.shape[1] * pixels.shape[2]
+    starts = torch.arange(num_images, device=images.device)[:, None] * per_image + rows * per_row
+    index = starts[:, :, None] + columns[:, None, :]
+    window = pixels.reshape(-1, channels).index_select(0, index.flatten())
+    return window.view(num_images, height, width, channels).permute(0, 3, 1, 2)
+
+
+def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
+    """Zero a size x size square of each image, in place, around its pixel (row, column) (DeVries & Taylor 2017).
+
+    images: (N, C, H, W), normalised, so that 0 is the mean colour, channels_last; rows, columns: (N,) int64.
+    The square covers row - size // 2 … row - size // 2 + size - 1, and likewise the columns; it may leave the image.
+    """
+    num_images, channels, height, width = images.shape
+    side = torch.arange(size, device=images.device) - size // 2
+    # squares that leave the image write their edge twice instead: no mask over all the pixels
+    square_rows = (rows[:, None] + side).clamp_(0, height - 1)
+    square_columns = (columns[:, None] + side).clamp_(0, width - 1)
+    starts = torch.arange(num_images, device=images.device)[:, None] * (height * width) + square_rows * width
+    index = starts[:, :, None] + square_columns[:, None, :]
+    images.permute(0, 2, 3, 1).view(-1, channels).index_fill_(0, index.flatten(), 0)
+    return images
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(uint8 / 255 - mean) / std, channel by channel, as float32 in channels_last.
+
+    images: (N, C, H, W) uint8, channels_last; mean, std: (C,), for pixels in [0, 1].
+    """
+    num_images, channels, height, width = images.shape
+    # a row of pixels at a time: an inner loop over three channels would cost twenty times as much on a CPU
+    rows = images.permute(0, 2, 3, 1).reshape(num_images, height, width * channels).float()
+    rows.sub_((mean * 255).repeat(width)).mul_((1 / (std * 255)).repeat(width))
+    return rows.view(num_images, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Augment:
+    """Random crop, horizontal flip and cutout: what a training image goes through on each visit.
+
+    crop_padding: pixels that a crop may be displaced by, in each direction; 0 for no crop.
+    padding_mode: "zero" or "reflect".
+    cutout_size: side of the square that cutout removes, in pixels; 0 for no cutout.
+    """
+
+    def __init__(
+        self,
+        crop_padding: int = 4,
+        padding_mode: str = "zero",
+        flip_probability: float = 0.5,
+        cutout_size: int = 8,
+    ):
+        if crop_padding < 0:
+            raise ValueError(f"augment.crop_padding counts pixels. Got {crop_padding}; give 0 or more")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"unknown augment.padding_mode. Got {padding_mode!r}; give {' or '.join(PADDING_MODES)}")
+        if not 0 <= flip_probability <= 1:
+            raise ValueError(f"augment.flip_probability is a probability. Got {flip_probability}; give 0 to 1")
+        if cutout_size < 0:
+            raise ValueError(f"augment.cutout_size counts pixels. Got {cutout_size}; give 0 (no cutout) or more")
+        self.crop_padding = crop_padding
+        self.padding_mode = padding_mode
+        self.flip_probability = flip_probability
+        self.cutout_size = cutout_size
+
+    def __call__(self, images: Tensor, normalise: Callable[[Tensor], Tensor], generator: Generator) -> Tensor:
+        """uint8 (N, C, H, W) in; float32, normalised and augmented, out. Both channels_last."""
+        num_images, _, height, width = images.shape
+        if self.padding_mode == "reflect" and self.crop_padding >= min(height, width):
+            raise ValueError(
+                f"augment.crop_padding must be smaller than the image to reflect it. "
+                f"Got {self.crop_padding} for {height}x{width}; give less, or augment.padding_mode=zero"
+            )
+        if self.crop_padding or self.flip_probability:
+            down, right = random_offsets(num_images, self.crop_padding, generator)
+            flips = random_flips(num_images, self.flip_probability, generator)
+            images = crop_and_flip(images, down, right, flips, self.crop_padding, self.padding_mode)
+        images = normalise(images)
+        if self.cutout_size:
+            rows, columns = random_centres(num_images, height, width, generator)
+            images = cutout(images, rows, columns, self.cutout_size)
+        return images

@@ -1,0 +1,257 @@
+"""Where images come from: one data module per source."""
+
+import hashlib
+import json
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
+
+from cifar_resnet.data.datamodule import DataModule
+
+
+class CIFAR10(DataModule):
+    """CIFAR-10 (Krizhevsky 2009), read, checked and where need be downloaded by torchvision.
+
+    root: the folder that holds, or will hold, cifar-10-batches-py or its archive.
+    """
+
+    num_classes = 10
+    dataset = datasets.CIFAR10
+
+    def __init__(self, root: str = "data", **shared):
+        super().__init__(**shared)
+        self.root = Path(root).expanduser()
+
+    def prepare_data(self) -> None:
+        """Download the archive unless the batches, or the archive, are there with the right MD5."""
+        if self.is_complete():
+            return
+        reason = None
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f".{self.dataset.base_folder}.lock"):
+                for pause in (0, 2, 8):
+                    time.sleep(pause)
+                    if self.is_complete():
+                        return
+                    reason = self.download()
+        except OSError as error:  # a folder that cannot be written
+            reason = error
+        if reason is not None:
+            raise FileNotFoundError(
+                f"{self.dataset.__name__} is not in {self.root} and could not be downloaded ({reason}). "
+                f"Put the folder {self.dataset.base_folder} or the archive {self.dataset.filename} "
+                f"(MD5 {self.dataset.tgz_md5}) there, or give another folder: data.root=… or CIFAR_RESNET_DATA=…"
+            )
+
+    def is_complete(self) -> bool:
+        folder = self.root / self.dataset.base_folder
+        files = [*self.dataset.train_list, *self.dataset.test_list]
+        files.append([self.dataset.meta["filename"], self.dataset.meta["md5"]])
+        return all(check_integrity(folder / name, md5) for name, md5 in files)
+
+    def download(self) -> Exception | None:
+        """Fetch and unpack. A half file cannot pass for a whole one: torchvision checks MD5s before it unpacks or reads.
+
+        Returns what went wrong, if anything.
+        """
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(30)
+        try:
+            self.dataset(self.root, download=True)
+        except (OSError, RuntimeError, EOFError) as error:
+            return error
+        finally:
+            socket.setdefaulttimeout(timeout)
+        return None
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        data = self.dataset(self.root, train=train)
+        self.classes = data.classes
+        return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
+
+
+class CIFAR100(CIFAR10):
+    """CIFAR-100 (Krizhevsky 2009), with its 100 fine labels."""
+
+    num_classes = 100
+    dataset = datasets.CIFAR100
+
+
+class ImageFolder(DataModule):
+    """Your own images, in root/train/<class>/… and root/test/<class>/…, in any format that Pillow reads.
+
+    They are decoded once, into a cache in `root` that is made anew when a file changes.
+
+    image_size: side in pixels of what the network sees; images of other sizes are resized, with a warning.
+    """
+
+    def __init__(self, root: str, image_size: int = 32, **shared):
+        super().__init__(**shared)
+        if image_size < 8:
+            raise ValueError(f"data.image_size is a side in pixels. Got {image_size}; give 8 or more")
+        self.root = Path(root).expanduser()
+        self.image_size = image_size
+        for half in ("train", "test"):
+            if not (self.root / half).is_dir():
+                raise FileNotFoundError(
+                    f"data.root must hold train/<class>/… and test/<class>/…. Got {self.root}, without {half}/"
+                )
+        folders = {
+            half: sorted(p.name for p in (self.root / half).iterdir() if p.is_dir()) for half in ("train", "test")
+        }
+        unknown = sorted(set(folders["test"]) - set(folders["train"]))
+        if unknown:
+            raise ValueError(f"test/ has classes that train/ lacks. Got {', '.join(unknown)} in {self.root}")
+        if len(folders["train"]) < 2:
+            raise ValueError(
+                f"a classifier needs two classes or more. Got {len(folders['train'])} folders in {self.root / 'train'}"
+            )
+        self.classes = folders["train"]
+        self.num_classes = len(self.classes)
+
+    def prepare_data(self) -> None:
+        for half in ("train", "test"):
+            self.decode(half)
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        return self.decode("train" if train else "test")
+
+    def decode(self, half: str) -> tuple[Tensor, Tensor]:
+        """Every image of one half, from the cache where it is up to date."""
+        files = [
+            (path, label)
+            for label, name in enumerate(self.classes)
+            for path in sorted((self.root / half / name).rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        ]
+        if not files:
+            raise FileNotFoundError(f"no images. Got {self.root / half} with none in its class folders")
+        stamps = [(str(path.relative_to(self.root)), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
+        fingerprint = hashlib.sha256(json.dumps([self.image_size, stamps]).encode()).hexdigest()[:16]
+        cache = self.root / f".cifar_resnet_{half}_{self.image_size}.npz"
+        cached = read_cache(cache, fingerprint)
+        if cached is None:
+            images = np.stack(self.decode_files([path for path, _ in files]))
+            cached = {"images": images, "labels": np.array([label for _, label in files])}
+            write_cache(cache, fingerprint, cached)
+        return torch.from_numpy(cached["images"]).permute(0, 3, 1, 2), torch.from_numpy(cached["labels"])
+
+    def decode_files(self, paths: list[Path]) -> list[np.ndarray]:
+        """RGB arrays of (image_size, image_size, 3), as wide as high: others are squeezed, and counted in a warning."""
+        arrays, resized = [], 0
+        size = (self.image_size, self.image_size)
+        for path in paths:
+            try:
+                with Image.open(path) as image:
+                    image = image.convert("RGB")
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise ValueError(f"not a readable image: {path} ({error}); mend it or take it away") from error
+            if image.size != size:
+                image, resized = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3), resized + 1
+            arrays.append(np.asarray(image))
+        if resized:
+            warnings.warn(
+                f"{resized} of {len(paths)} images in {self.root} were not {size[0]}x{size[1]} and have been resized; "
+                f"data.image_size chooses the size",
+                stacklevel=2,
+            )
+        return arrays
+
+
+def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays) if str(arrays["fingerprint"]) == fingerprint else None
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, fingerprint=fingerprint, **arrays)
+        os.replace(part, path)
+    except OSError as error:
+        warnings.warn(f"no cache could be written, so images are decoded anew each time ({error})", stacklevel=2)
+        part.unlink(missing_ok=True)
+
+
+class Synthetic(DataModule):
+    """Ten classes of 32x32 colour images, drawn from a seed: for first runs and tests, without a download.
+
+    Figure and ground have random colours, so that no colour gives a class away; figures have random places, sizes and
+    tilts, so that no pixel does either.
+    """
+
+    classes = ["disk", "ring", "square", "frame", "triangle", "plus", "star", "bars", "checks", "dots"]  # noqa: RUF012
+    num_classes = len(classes)
+    image_size = 32
+
+    def __init__(self, num_train: int = 10_000, num_test: int = 2_000, image_seed: int = 0, **shared):
+        super().__init__(**shared)
+        for name, count in {"num_train": num_train, "num_test": num_test}.items():
+            if count < self.num_classes:
+                raise ValueError(f"data.{name} counts images. Got {count}; give {self.num_classes} or more")
+        self.num_train, self.num_test, self.image_seed = num_train, num_test, image_seed
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        count = self.num_train if train else self.num_test
+        generator = torch.Generator().manual_seed(2 * self.image_seed + train)
+        labels = torch.randint(self.num_classes, (count,), generator=generator)
+        parts = [draw(chunk, self.image_size, generator) for chunk in labels.split(2000)]
+        return torch.cat(parts), labels
+
+
+def draw(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """One image for each label of `Synthetic.classes`: (N, 3, size, size) uint8."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(len(labels), 1, 1, generator=generator)
+
+    radius = uniform(0.35, 0.75)
+    tilt, centre_x, centre_y = uniform(-0.35, 0.35), uniform(-0.35, 0.35), uniform(-0.35, 0.35)
+    grid = torch.linspace(-1, 1, size)
+    x, y = grid[None, None, :] - centre_x, grid[None, :, None] - centre_y
+    x, y = (x * tilt.cos() + y * tilt.sin()) / radius, (y * tilt.cos() - x * tilt.sin()) / radius
+    distance = torch.hypot(x, y)
+    square = torch.maximum(x.abs(), y.abs())
+    angle = torch.atan2(y, x)
+    waves_x, waves_y = torch.sin(x * 7), torch.sin(y * 7)
+    inside = square < 1
+    figures = torch.stack(
+        [
+            distance < 1,
+            (distance < 1) & (distance > 0.55),
+            square < 0.9,
+            (square < 0.9) & (square > 0.5),
+            (y < 0.75) & (y > 2 * x.abs() - 1),
+            (square < 1) & (torch.minimum(x.abs(), y.abs()) < 0.3),
+            distance < 0.65 + 0.35 * torch.cos(5 * angle),
+            inside & (waves_x > 0),
+            inside & (waves_x * waves_y > 0),
+            inside & (waves_x > 0.3) & (waves_y > 0.3),
+        ]
+    )
+    mask = figures[labels, torch.arange(len(labels))].float()[:, None]
+    figure, ground = torch.rand(2, len(labels), 3, 1, 1, generator=generator)
+    # colours too alike would hide the figure: push them apart along their own difference
+    difference = figure - ground
+    apart = difference / difference.norm(dim=1, keepdim=True).clamp(min=1e-3)
+    figure = ground + apart * difference.norm(dim=1, keepdim=True).clamp(min=0.45)
+    clutter = torch.rand(len(labels), 3, size // 4, size // 4, generator=generator) - 0.5
+    clutter = torch.nn.functional.interpolate(clutter, size=(size, size), mode="bilinear")
+    noise = torch.randn(len(labels), 3, size, size, generator=generator)
+    pixels = ground + mask * (figure - ground) + 0.3 * clutter + 0.06 * noise
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,109 @@
+"""What every network here shares: loss, steps, metrics and optimizer. Layers are in the modules beside this one."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+from cifar_resnet.data.datamodule import seed_of
+
+
+class Classifier(LightningModule):
+    """Base of the networks: derive, build layers in `__init__`, return logits from `forward`.
+
+    num_classes: length of a logits vector.
+    label_smoothing: share of the training target spread over all classes (Szegedy et al. 2016, section 7).
+    decay_norm_and_bias: False spares normalisation layers and biases from weight decay (Goyal et al. 2017, 5.3).
+    optimizer: called with the parameters (or groups of them); only training needs it.
+    scheduler: called with the optimizer and total_steps, stepped after each batch; None keeps the learning rate.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        label_smoothing: float = 0.0,
+        decay_norm_and_bias: bool = True,
+        optimizer: Callable[[Iterable], Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+    ):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"model.num_classes counts the classes. Got {num_classes}; give 2 or more")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"model.label_smoothing is a share of the target. Got {label_smoothing}; give 0 up to 1")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.label_smoothing = label_smoothing
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.train_acc, self.val_acc, self.test_acc = (
+            MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
+        )
+        self.config: dict | None = None  # of the run, kept in its checkpoints
+
+    def setup(self, stage: str) -> None:
+        self.to(memory_format=torch.channels_last)
+
+    def on_train_epoch_start(self) -> None:
+        # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
+        torch.manual_seed(seed_of(self.trainer.datamodule.seed, self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self.log_metrics("train", loss, logits, labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.evaluation_step("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.evaluation_step("test", batch)
+
+    def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        self.log_metrics(split, F.cross_entropy(logits, labels), logits, labels)
+
+    def log_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Means over the epoch, kept on the device: nothing here waits for the GPU."""
+        accuracy = getattr(self, f"{split}_acc")
+        accuracy.update(logits, labels)
+        options = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
+        self.log(f"{split}/loss", loss.detach(), sync_dist=True, **options)
+        self.log(f"{split}/acc", accuracy, **options)
+
+    def build_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler | None]:
+        optimizer = self.optimizer(self.parameter_groups())
+        return optimizer, self.scheduler and self.scheduler(optimizer, total_steps=total_steps)
+
+    def configure_optimizers(self) -> dict:
+        optimizer, scheduler = self.build_optimizer(int(self.trainer.estimated_stepping_batches))
+        if scheduler is None:
+            return {"optimizer": optimizer}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
+        }
+
+    def parameter_groups(self) -> list[Tensor] | list[dict]:
+        """All parameters, or those that weight decay spares as a group of their own."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if self.decay_norm_and_bias:
+            return parameters
+        return [
+            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Add, as plain values, what makes a checkpoint of use on its own, in another process or another year."""
+        checkpoint["architecture"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["config"] = self.config
+        checkpoint["data"] = self.trainer.datamodule.state()
+        checkpoint["metrics"] = {name: value.item() for name, value in self.trainer.callback_metrics.items()}

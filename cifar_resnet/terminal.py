@@ -1,0 +1,107 @@
+"""What a person reads: in the terminal, and again in the run folder's train.log."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import rich
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+log = logging.getLogger("cifar_resnet")
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints through rich's console, which keeps a progress bar below what it prints."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        rich.get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def set_up_logging() -> None:
+    """Our lines go to the terminal as they are; from Lightning only warnings, and none about our own choices."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not log.handlers:
+        log.addHandler(ConsoleHandler())
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are drawn on the device: there is nothing for workers to do
+        "Checkpoint directory .* exists and is not empty",  # that of a resumed run
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own affair with torch
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def duration(seconds: float) -> str:
+    """ "0:07", "12:30" or "1:02:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def announcement(record: dict) -> str:
+    """What is about to be trained, on what, and where it will lie."""
+    held_out = f", {record['num_val']:,} held out for validation" if record["num_val"] else ", none held out"
+    rows = {
+        "network": f"{record['network']}: {record['parameters']:,} parameters, {record['macs']:,} multiply-adds an image",
+        "data": f"{record['data']}: {record['num_train']:,} images{held_out}",
+        "device": f"{record['device']}, {record['precision']}",
+        "run folder": record["run_dir"],
+    }
+    return "\n".join(f"  {name:11} {text}" for name, text in rows.items()) + "\n"
+
+
+def summary(record: dict) -> str:
+    """What came out, how long it took, and where everything lies."""
+    metrics = record["metrics"]
+
+    def scores(split: str) -> str:
+        return f"{metrics[f'{split}/acc']:.2%} accuracy, loss {metrics[f'{split}/loss']:.4f}"
+
+    speed = f", {metrics['train/images_per_second']:,.0f} images/s" if "train/images_per_second" in metrics else ""
+    rows = {
+        "trained": f"{record['network']} on {record['data']}, {record['epochs']} epochs in {duration(record['seconds'])}{speed}",
+        "validation": f"{scores('val')}, best after epoch {record['epoch']}" if record["num_val"] else "no images held out",
+        "test": f"{scores('test')}, read once, with the weights of epoch {record['epoch']}",
+        "run folder": record["run_dir"],
+        "look next": f"tensorboard --logdir {Path(record['run_dir']).parent}",
+    }
+    return "\n".join(f"  {name:11} {text}" for name, text in rows.items())
+
+
+def sweep_table(records: list[tuple[list[str], dict | None]]) -> Table:
+    """A row for each job: what it varied, how well it did."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    keys = list(dict.fromkeys(override.partition("=")[0] for varying, _ in records for override in varying))
+    for key in keys:
+        table.add_column(key)
+    for title in ("validation", "test", "parameters", "time"):
+        table.add_column(title, justify="right")
+    table.add_column("folder")
+    for varying, record in records:
+        values = dict(override.split("=", 1) for override in varying)
+        if record is None:
+            results = ["failed", "", "", "", ""]
+        else:
+            metrics = record["metrics"]
+            val = f"{metrics['val/acc']:.2%}" if record["num_val"] else ""
+            results = [val, f"{metrics['test/acc']:.2%}", f"{record['parameters']:,}"]
+            results += [duration(record["seconds"]), Path(record["run_dir"]).name]
+        table.add_row(*(values[key] for key in keys), *results)
+    return table

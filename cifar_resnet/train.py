@@ -1,0 +1,212 @@
+"""cifar-train: fit, test the checkpoint that validation chose, and leave a run folder.
+
+    cifar-train model=resnet50 trainer.max_epochs=300
+    cifar-train -m model=resnet20,resnet56 optimizer.lr=0.05,0.1
+    cifar-train resume=outputs/train/<run folder>
+
+The same as `python -m cifar_resnet.train` and `python cifar_resnet/train.py`.
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_resnet import runs
+from cifar_resnet.command import Job, UsageError, usage_errors
+from cifar_resnet.command import main as command_main
+
+log = logging.getLogger("cifar_resnet")
+
+RESUME_MAY_CHANGE = ("resume", "data.root", "trainer.accelerator", "trainer.devices", "trainer.strategy")
+RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command_main("train", run, argv)
+
+
+def run(jobs: list[Job], is_sweep: bool) -> int:
+    """Train each job; the exit code: 0, or 1 where a job of a sweep failed."""
+    from cifar_resnet.terminal import set_up_logging, summary
+
+    set_up_logging()
+    if is_sweep:
+        return sweep(jobs)
+    job = jobs[0]
+    cfg = resumed(job) if job.cfg.resume else job.cfg
+    if cfg.resume and (record := runs.read_record(Path(cfg.resume))):
+        log.info(f"this run has finished before\n\n{summary(record)}")
+    else:
+        train(cfg)
+    return 0
+
+
+def sweep(jobs: list[Job]) -> int:
+    """One job after the other, each in its own folder; those that have finished before are not trained again."""
+    import rich
+
+    from cifar_resnet.terminal import sweep_table
+
+    if any(job.cfg.resume or job.cfg.run_dir for job in jobs):
+        raise UsageError("a sweep names and resumes its runs itself: leave out run_dir and resume")
+    varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
+    folder = runs.sweep_dir(Path(jobs[0].cfg.output_dir) / jobs[0].cfg.name, jobs[0].overrides, varying)
+    records = []
+    for number, job in enumerate(jobs, 1):
+        run_dir = folder / runs.slug(job.varying)
+        done = runs.read_record(run_dir)
+        log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
+        if not done:
+            begun = (run_dir / runs.CONFIG).is_file()
+            cfg = runs.load_config(run_dir) if begun else job.cfg
+            cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
+            try:
+                train(cfg)
+            except UsageError as error:
+                log.error(f"error: {error}")
+            except Exception:
+                log.error(traceback.format_exc())
+        records.append((job.varying, runs.read_record(run_dir)))
+    rich.print(sweep_table(records))
+    log.info(f"  compare them: tensorboard --logdir {folder}")
+    return 0 if all(record for _, record in records) else 1
+
+
+def resumed(job: Job) -> DictConfig:
+    """The configuration that the run folder holds, with what a change of machine may change."""
+    given = [override.partition("=")[0] for override in job.overrides]
+    if refused := [key for key in given if key not in RESUME_MAY_CHANGE]:
+        raise UsageError(
+            f"resume continues a run with the configuration it began with. Got {', '.join(refused)} as well; "
+            f"leave that out, or start a new run"
+        )
+    with usage_errors():
+        cfg = runs.load_config(Path(job.cfg.resume))
+    for key in given:
+        OmegaConf.update(cfg, key, OmegaConf.select(job.cfg, key))
+    cfg.run_dir = cfg.resume
+    return cfg
+
+
+def train(cfg: DictConfig) -> float:
+    """Fit, test the checkpoint that validation chose, leave the record, and return the validation accuracy.
+
+    Without validation images (data.num_val=0) the last epoch is tested, and its training accuracy returned.
+    """
+    import torch
+    from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from cifar_resnet.memory import keep_freed_memory
+    from cifar_resnet.models.size import num_macs, num_parameters
+    from cifar_resnet.terminal import announcement, log_to, summary
+
+    start = time.perf_counter()
+    keep_freed_memory()
+    with usage_errors(MisconfigurationException):
+        seed_everything(cfg.seed, workers=True, verbose=False)
+        precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
+        check(cfg, precision)
+        data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+        data.prepare_data()
+        data.load()
+        recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler}
+        model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
+        model.build_optimizer(total_steps=1)  # so that it complains now, if it does
+        size = {"parameters": num_parameters(model), "macs": num_macs(model, data.image_shape)}
+
+    run_dir = open_run_dir(cfg)
+    try:
+        with usage_errors(MisconfigurationException):
+            callbacks = instantiate(cfg.callbacks)
+            if not data.has_val:
+                callbacks.pop("best", None)
+                cfg.trainer.limit_val_batches = 0
+            loggers = list(instantiate(cfg.logger).values())
+            trainer = instantiate(cfg.trainer, precision=precision, callbacks=list(callbacks.values()), logger=loggers)
+    except UsageError:
+        if not cfg.resume:
+            runs.discard(run_dir)
+        raise
+
+    model.config = OmegaConf.to_container(cfg, resolve=True)
+    record = {
+        "name": cfg.name,
+        "run_dir": str(run_dir),
+        "network": cfg.choices.model,
+        "data": cfg.choices.data,
+        **size,
+        **data.state(),
+        "device": runs.device_name(trainer.strategy.root_device),
+        "precision": precision,
+    }
+    with log_to(run_dir / "train.log"):
+        log.info(announcement(record))
+        if cfg.compile:
+            model.compile()
+        last = run_dir / "checkpoints" / "last.ckpt"
+        chosen = run_dir / "checkpoints" / "best.ckpt" if data.has_val else last
+        trainer.fit(model, data, ckpt_path=last if cfg.resume and last.exists() else None)
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        (test,) = trainer.test(model, data, ckpt_path=chosen, verbose=False)
+
+        checkpoint = torch.load(chosen, map_location="cpu", weights_only=True)
+        metrics = checkpoint["metrics"] | test
+        record |= {
+            "selected": "best validation accuracy" if data.has_val else "last epoch",
+            "epoch": checkpoint["epoch"] + 1,
+            "epochs": epochs,
+            "steps": steps,
+            "seconds": time.perf_counter() - start,
+            "metrics": metrics,
+            "commit": runs.commit(),
+            "versions": runs.versions(),
+            "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "config": model.config,
+        }
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_hyperparams({group: model.config[group] for group in cfg.choices if group in model.config}, metrics)
+                logger.save()
+            runs.write_record(run_dir, record)
+            log.info(f"\n{summary(record)}")
+    return metrics["val/acc" if data.has_val else "train/acc"]
+
+
+def check(cfg: DictConfig, precision: str) -> None:
+    """Refuse what could only fail later."""
+    epochs = cfg.trainer.max_epochs
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {epochs}")
+    if precision == "16-mixed" and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
+        raise ValueError(
+            f"a fused optimizer under 16-mixed scales gradients itself, so they cannot be clipped. "
+            f"Got trainer.gradient_clip_val={cfg.trainer.gradient_clip_val}; add optimizer.fused=false"
+        )
+
+
+def open_run_dir(cfg: DictConfig) -> Path:
+    """The folder that this run writes to; a new one holds the configuration by the time this returns."""
+    if inherited := os.environ.get(RUN_DIR_VARIABLE) if "LOCAL_RANK" in os.environ else None:
+        cfg.run_dir = inherited
+    elif not cfg.resume:
+        with usage_errors():
+            cfg.run_dir = str(runs.create_run_dir(cfg))
+            runs.save_config(Path(cfg.run_dir), cfg)
+    os.environ[RUN_DIR_VARIABLE] = cfg.run_dir
+    return Path(cfg.run_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
