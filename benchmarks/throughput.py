@@ -170,7 +170,8 @@ def main() -> None:
     keep_freed_memory()  # as cifar-train does; it serves the other two as well
     device = runs.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}\n")
-    print(f"{'network':12}{'batch':>6}   images/s: {'ours':>8}{'bare':>8}{'conventional':>14}   ours/bare  ours/conventional")
+    speeds = f"{'ours':>8}{'bare':>8}{'conventional':>14}"
+    print(f"{'network':12}{'batch':>6}   images/s: {speeds}   ours/bare  ours/conventional")
     results = []
     for name in options.networks:
         result = measure(name, options.rounds, options.steps)

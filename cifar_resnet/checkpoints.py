@@ -11,7 +11,9 @@ from cifar_resnet.models import Classifier
 def find(path: str | Path) -> Path:
     """The checkpoint itself, or of a run folder the one that validation chose, or else the last."""
     path = Path(path)
-    candidates = [path] if path.suffix == ".ckpt" else [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    candidates = (
+        [path] if path.suffix == ".ckpt" else [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    )
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -31,7 +33,9 @@ def load(path: str | Path) -> Classifier:
         importlib.import_module(module)
     known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in Classifier.__subclasses__()}
     if name not in known:
-        raise ValueError(f"a checkpoint of an unknown network. Got {name or 'no name'} in {path}; import its module first")
+        raise ValueError(
+            f"a checkpoint of an unknown network. Got {name or 'no name'} in {path}; import its module first"
+        )
     model = known[name](**checkpoint["hyper_parameters"])
     model.load_state_dict(checkpoint["state_dict"])
     return model.eval()

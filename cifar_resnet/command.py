@@ -119,16 +119,16 @@ class Composer:
                     refuse_hydra_setting(override)
                 swept = [override for override in parsed if multirun and override.is_sweep_override()]
                 fixed = [override.input_line for override in parsed if override not in swept]
-                return [
-                    self.job(fixed, list(varying)) for varying in itertools.product(*map(values_of, swept))
-                ]
+                return [self.job(fixed, list(varying)) for varying in itertools.product(*map(values_of, swept))]
             except (HydraException, OmegaConfBaseException) as error:
                 message = self.explain(error, overrides)
         raise UsageError(message)
 
     def job(self, fixed: list[str], varying: list[str]) -> Job:
         cfg = self.compose([*fixed, *varying])
-        choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if not group.startswith("hydra/")}
+        choices = {
+            group: choice for group, choice in cfg.hydra.runtime.choices.items() if not group.startswith("hydra/")
+        }
         with open_dict(cfg):
             del cfg["hydra"]
             cfg.overrides, cfg.choices = [*fixed, *varying], choices
@@ -163,10 +163,14 @@ class Composer:
             group, _, choice = error.missing_cfg_file.rpartition("/")
             return f"unknown {group} {choice!r}.{near(choice, error.options)} Choices: {', '.join(error.options)}"
         if key := re.search(r"Could not override '([^']+)'", text):
-            return f"unknown key {key[1]}.{near(key[1], self.known_keys(overrides))} See cifar-{self.config_name} --help"
+            return (
+                f"unknown key {key[1]}.{near(key[1], self.known_keys(overrides))} See cifar-{self.config_name} --help"
+            )
         if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", text):
             key, _, values = ambiguous[1].partition("=")
-            return f"several values, but no sweep. Got {ambiguous[1]}; put -m in front, or give a list: {key}=[{values}]"
+            return (
+                f"several values, but no sweep. Got {ambiguous[1]}; put -m in front, or give a list: {key}=[{values}]"
+            )
         text = text.replace(" See https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details", "")
         return f"{text} ({' '.join(str(error.__cause__).split())})" if error.__cause__ else text
 
@@ -186,7 +190,9 @@ class Composer:
 def values_of(override: Override) -> list[str]:
     """The overrides that one comma-separated, choice(…) or range(…) override stands for."""
     if not override.is_discrete_sweep():
-        raise HydraException(f"an interval is no list of values to try. Got {override.input_line}; give values, or range")
+        raise HydraException(
+            f"an interval is no list of values to try. Got {override.input_line}; give values, or range"
+        )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
@@ -202,16 +208,18 @@ def leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted key, no value resolved."""
     for key in node:
         yield f"{prefix}{key}"
-        if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
-            if isinstance(node[key], DictConfig):
-                yield from leaves(node[key], f"{prefix}{key}.")
+        open_ended = OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)
+        if not open_ended and isinstance(node[key], DictConfig):
+            yield from leaves(node[key], f"{prefix}{key}.")
 
 
 def near(word: str, known: Sequence[str]) -> str:
-    """' Did you mean …?' with the closest of `known`; empty where nothing is close."""
-    same_name = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.75)
-    found = list(dict.fromkeys([*same_name, *close]))[:3]
+    """' Did you mean …?' with the closest of `known`, first by last names; empty where nothing is close."""
+    by_last_name: dict[str, list[str]] = {}
+    for name in known:
+        by_last_name.setdefault(name.rsplit(".", 1)[-1], []).append(name)
+    close = difflib.get_close_matches(word.rsplit(".", 1)[-1], by_last_name, n=3, cutoff=0.7)
+    found = [name for last_name in close for name in by_last_name[last_name]][:3]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 

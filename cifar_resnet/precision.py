@@ -1,7 +1,7 @@
 """Which number formats a run computes in."""
 
 import torch
-from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 PRECISIONS = ("auto", "16-mixed", "bf16-mixed", "32-true")
 
@@ -12,7 +12,7 @@ def cpu_has_bf16() -> bool:
 
 
 def device_type(accelerator: str) -> str:
-    """"cuda", "mps", "cpu" …: what Lightning's `trainer.accelerator` means on this machine."""
+    """ "cuda", "mps", "cpu" …: what Lightning's `trainer.accelerator` means on this machine."""
     if accelerator in ("auto", "gpu"):
         if CUDAAccelerator.is_available():
             return "cuda"

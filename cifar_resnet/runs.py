@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -20,7 +19,7 @@ RECORD = "result.json"
 CONFIG = "config.yaml"
 
 
-def slug(overrides: list[str], max_length: int = 60) -> str:
+def slug(overrides: list[str], max_length: int = 80) -> str:
     """What differs, as a folder's name: model=resnet20 and optimizer.lr=0.1 make "model-resnet20_lr-0.1".
 
     Only characters that neither a shell nor Hydra's override grammar takes for anything else.
@@ -38,11 +37,13 @@ def digest(texts: list[str]) -> str:
 
 
 def create_run_dir(cfg: DictConfig) -> Path:
-    """`cfg.run_dir`, or else a new <output_dir>/<name>/<time>-<what differs>, which no other run can have got as well."""
+    """`cfg.run_dir`, or else a new <output_dir>/<name>/<time>-<what differs> that no other run can have got as well."""
     if cfg.run_dir:
         path = Path(cfg.run_dir)
         if path.exists() and any(path.iterdir()):
-            raise ValueError(f"run_dir must be a new folder. Got {path}, which is not empty; to continue it, resume={path}")
+            raise ValueError(
+                f"run_dir must be a new folder. Got {path}, which is not empty; to continue it, resume={path}"
+            )
         path.mkdir(parents=True, exist_ok=True)
         return path
     parent = Path(cfg.output_dir) / cfg.name
@@ -77,7 +78,7 @@ def sweep_dir(parent: Path, fixed: list[str], sweep: list[str]) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(text)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def save_config(run_dir: Path, cfg: DictConfig) -> None:

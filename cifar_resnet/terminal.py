@@ -58,8 +58,9 @@ def duration(seconds: float) -> str:
 def announcement(record: dict) -> str:
     """What is about to be trained, on what, and where it will lie."""
     held_out = f", {record['num_val']:,} held out for validation" if record["num_val"] else ", none held out"
+    size = f"{record['parameters']:,} parameters, {record['macs']:,} multiply-adds an image"
     rows = {
-        "network": f"{record['network']}: {record['parameters']:,} parameters, {record['macs']:,} multiply-adds an image",
+        "network": f"{record['network']}: {size}",
         "data": f"{record['data']}: {record['num_train']:,} images{held_out}",
         "device": f"{record['device']}, {record['precision']}",
         "run folder": record["run_dir"],
@@ -75,9 +76,14 @@ def summary(record: dict) -> str:
         return f"{metrics[f'{split}/acc']:.2%} accuracy, loss {metrics[f'{split}/loss']:.4f}"
 
     speed = f", {metrics['train/images_per_second']:,.0f} images/s" if "train/images_per_second" in metrics else ""
+    trained = (
+        f"{record['network']} on {record['data']}, {record['epochs']} epochs in {duration(record['seconds'])}{speed}"
+    )
     rows = {
-        "trained": f"{record['network']} on {record['data']}, {record['epochs']} epochs in {duration(record['seconds'])}{speed}",
-        "validation": f"{scores('val')}, best after epoch {record['epoch']}" if record["num_val"] else "no images held out",
+        "trained": trained,
+        "validation": f"{scores('val')}, best after epoch {record['epoch']}"
+        if record["num_val"]
+        else "no images held out",
         "test": f"{scores('test')}, read once, with the weights of epoch {record['epoch']}",
         "run folder": record["run_dir"],
         "look next": f"tensorboard --logdir {Path(record['run_dir']).parent}",

@@ -177,7 +177,9 @@ def train(cfg: DictConfig) -> float:
         }
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_hyperparams({group: model.config[group] for group in cfg.choices if group in model.config}, metrics)
+                logger.log_hyperparams(
+                    {group: model.config[group] for group in cfg.choices if group in model.config}, metrics
+                )
                 logger.save()
             runs.write_record(run_dir, record)
             log.info(f"\n{summary(record)}")

@@ -24,7 +24,9 @@ class Checkpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict) -> None:
         """Lightning forgets the best score so far when a run folder has been moved; this does not."""
         old, new = str(state_dict["dirpath"]), str(self.dirpath)
-        moved = {key: value.replace(old, new, 1) if isinstance(value, str) else value for key, value in state_dict.items()}
+        moved = {
+            key: value.replace(old, new, 1) if isinstance(value, str) else value for key, value in state_dict.items()
+        }
         moved["best_k_models"] = {
             path.replace(old, new, 1): score for path, score in state_dict.get("best_k_models", {}).items()
         }

@@ -1,7 +1,6 @@
 """What each epoch measured: its speed, and one row of a table."""
 
 import csv
-import os
 import time
 from pathlib import Path
 
@@ -69,4 +68,4 @@ class MetricsCSV(Callback):
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in self.rows for name in row)))
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(part, self.path)
+        part.replace(self.path)

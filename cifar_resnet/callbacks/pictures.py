@@ -20,7 +20,9 @@ class AugmentedBatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero:
             return
-        mean, std = (torch.tensor(values)[:, None, None] for values in (trainer.datamodule.mean, trainer.datamodule.std))
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (trainer.datamodule.mean, trainer.datamodule.std)
+        )
         images = batch[0][: self.num_images].float().cpu() * std + mean
         grid = make_grid(images.clamp(0, 1), nrow=max(1, round(len(images) ** 0.5)))
         save_image(grid, self.path)

@@ -97,4 +97,3 @@ class Progress(ProgressBar):
         if self.bar:
             self.bar.stop()
             self.bar = None
-

@@ -190,9 +190,7 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.batches = ShuffledBatches(
-            len(self.train), self.batch_size, self.seed, rank, world_size, self.train.device
-        )
+        self.batches = ShuffledBatches(len(self.train), self.batch_size, self.seed, rank, world_size, self.train.device)
         if not len(self.batches):
             raise ValueError(
                 f"too few training images for one batch on every device. Got {len(self.train)} for {world_size} "

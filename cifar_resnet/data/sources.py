@@ -6,6 +6,7 @@ import os
 import socket
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,9 @@ class CIFAR10(DataModule):
         return all(check_integrity(folder / name, md5) for name, md5 in files)
 
     def download(self) -> Exception | None:
-        """Fetch and unpack. A half file cannot pass for a whole one: torchvision checks MD5s before it unpacks or reads.
+        """Fetch and unpack; returns what went wrong, if anything.
 
-        Returns what went wrong, if anything.
+        Half a file cannot pass for a whole one: torchvision checks MD5s before it unpacks and before it reads.
         """
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(30)
@@ -173,7 +174,7 @@ def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path) as arrays:
             return dict(arrays) if str(arrays["fingerprint"]) == fingerprint else None
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none, or a damaged one
         return None
 
 
@@ -182,7 +183,7 @@ def write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> 
     try:
         with part.open("wb") as file:
             np.savez(file, fingerprint=fingerprint, **arrays)
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         warnings.warn(f"no cache could be written, so images are decoded anew each time ({error})", stacklevel=2)
         part.unlink(missing_ok=True)

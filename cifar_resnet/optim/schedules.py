@@ -35,9 +35,7 @@ def with_warmup(shape: Callable[[float], float], total_steps: int, warmup_fracti
     return factor
 
 
-def cosine(
-    optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0, end_factor: float = 0.0
-) -> LambdaLR:
+def cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0, end_factor: float = 0.0) -> LambdaLR:
     """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017, without restarts)."""
     check_fractions(warmup_fraction=warmup_fraction, end_factor=end_factor)
 

@@ -1,0 +1,93 @@
+"""Augmentation against slow references, one image at a time."""
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as reference
+
+from cifar_resnet.data.augment import Augment, crop_and_flip, cutout, normalise, random_centres, random_offsets
+
+MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
+
+
+def random_images(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
+    images = torch.randint(256, (count, 3, height, width), dtype=torch.uint8)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("mode", "reference_mode"), [("zero", "constant"), ("reflect", "reflect")])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (9, 14)])
+def test_crop_and_flip_equals_torchvision_on_each_image(mode, reference_mode, height, width):
+    images = random_images(60, height, width)
+    down, right = torch.randint(-4, 5, (2, 60))
+    flips = torch.rand(60) < 0.5
+    result = crop_and_flip(images, down, right, flips, padding=4, mode=mode)
+    for index, image in enumerate(images):
+        padded = reference.pad(image, [4, 4, 4, 4], padding_mode=reference_mode)
+        expected = reference.crop(padded, 4 + int(down[index]), 4 + int(right[index]), height, width)
+        if flips[index]:
+            expected = reference.horizontal_flip(expected)
+        assert torch.equal(result[index], expected)
+
+
+def test_cutout_zeroes_the_square_around_each_centre():
+    images = torch.rand(80, 3, 32, 32).contiguous(memory_format=torch.channels_last) + 1
+    rows, columns = torch.randint(32, (2, 80))
+    for size in (1, 7, 8, 40):
+        expected = images.clone()
+        for image, row, column in zip(expected, rows.tolist(), columns.tolist(), strict=True):
+            top, left = row - size // 2, column - size // 2
+            image[:, max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)] = 0
+        assert torch.equal(cutout(images.clone(), rows, columns, size), expected)
+
+
+def test_normalise_equals_torchvision():
+    images = random_images(10)
+    expected = reference.normalize(images.float() / 255, MEAN.tolist(), STD.tolist())
+    torch.testing.assert_close(normalise(images, MEAN, STD), expected)
+
+
+def test_every_image_gets_its_own_numbers():
+    images = random_images(1).expand(500, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(1)
+    augmented = Augment()(images, lambda batch: normalise(batch, MEAN, STD), generator)
+    assert len(augmented.unique(dim=0)) > 490
+
+
+def test_offsets_and_centres_are_uniform():
+    generator = torch.Generator().manual_seed(0)
+    down, right = random_offsets(90_000, 4, generator)
+    rows, columns = random_centres(90_000, 30, 20, generator)
+    for draws, low, high in ((down, -4, 4), (right, -4, 4), (rows, 0, 29), (columns, 0, 19)):
+        shares = torch.bincount(draws - low).float() / len(draws)
+        assert len(shares) == high - low + 1
+        assert (shares - 1 / len(shares)).abs().max() < 0.005
+    assert torch.corrcoef(torch.stack([down.float(), right.float()]))[0, 1].abs() < 0.01
+
+
+@pytest.mark.parametrize(("option", "expected"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_flip_probability(option, expected):
+    images = random_images(1).expand(4000, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    augment = Augment(crop_padding=0, flip_probability=option, cutout_size=0)
+    augmented = augment(images, torch.Tensor.float, torch.Generator().manual_seed(0))
+    flipped = (augmented == images[0].flip(-1)).all((1, 2, 3)).float().mean()
+    assert abs(flipped - expected) < 0.03
+
+
+def test_no_augmentation_leaves_images_as_they_are():
+    images = random_images(5)
+    augment = Augment(crop_padding=0, flip_probability=0.0, cutout_size=0)
+    assert torch.equal(augment(images, torch.Tensor.float, torch.Generator()), images.float())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"crop_padding": -1}, {"padding_mode": "wrap"}, {"flip_probability": 1.5}, {"cutout_size": -8}],
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}.*Got"):
+        Augment(**options)
+
+
+def test_reflection_wider_than_the_image_is_refused():
+    with pytest.raises(ValueError, match=r"Got 9 for 8x8"):
+        Augment(crop_padding=9, padding_mode="reflect")(random_images(2, 8, 8), torch.Tensor.float, torch.Generator())

@@ -1,0 +1,82 @@
+"""Schedules against torch's own, and by their defining points."""
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+
+from cifar_resnet.optim import constant, cosine, multistep, one_cycle
+
+STEPS = 40
+
+
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+
+
+def rates(make, **options) -> list[float]:
+    """The learning rate at each step, and after the last."""
+    sgd = optimizer()
+    scheduler = make(sgd, **options)
+    found = []
+    for _ in range(STEPS):
+        found.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        scheduler.step()
+    return [*found, sgd.param_groups[0]["lr"]]
+
+
+def test_cosine_equals_torchs():
+    expected = rates(CosineAnnealingLR, T_max=STEPS, eta_min=0.02)
+    assert rates(cosine, total_steps=STEPS, end_factor=0.1) == pytest.approx(expected)
+
+
+def test_multistep_equals_torchs():
+    expected = rates(MultiStepLR, milestones=[20, 30], gamma=0.2)
+    assert rates(multistep, total_steps=STEPS, milestones=[0.5, 0.75], factor=0.2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("shape", "strategy"), [("cosine", "cos"), ("linear", "linear")])
+def test_one_cycle_equals_torchs(shape, strategy):
+    options = {"max_lr": 0.2, "pct_start": 0.25, "div_factor": 10, "final_div_factor": 2, "cycle_momentum": False}
+    # torch's cycle of n steps has its last rate at step n - 1 and its peak at pct_start * n - 1: 41 and 11/41 fit ours
+    expected = rates(OneCycleLR, total_steps=STEPS + 1, anneal_strategy=strategy, **(options | {"pct_start": 11 / 41}))
+    found = rates(one_cycle, total_steps=STEPS, peak_fraction=0.25, start_factor=0.1, end_factor=0.05, shape=shape)
+    assert found == pytest.approx(expected)
+
+
+def test_constant_after_a_linear_warmup():
+    assert rates(constant, total_steps=STEPS, warmup_fraction=0.1) == pytest.approx([0.05, 0.1, 0.15] + [0.2] * 38)
+
+
+@pytest.mark.parametrize("make", [cosine, multistep])
+def test_warmup_rises_to_the_learning_rate(make):
+    found = rates(make, total_steps=STEPS, warmup_fraction=0.25)
+    assert found[:10] == pytest.approx([0.02 * step for step in range(1, 11)])
+    assert max(found) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("make", [cosine, one_cycle, multistep, constant])
+def test_a_longer_training_stretches_the_shape(make):
+    """Every second rate of twice as many steps is the rate of the shorter training."""
+
+    def factors(total_steps):
+        scheduler = make(optimizer(), total_steps=total_steps)
+        return [scheduler.lr_lambdas[0](step) for step in range(total_steps)]
+
+    assert factors(2 * STEPS)[::2] == pytest.approx(factors(STEPS))
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (cosine, {"warmup_fraction": 5}),
+        (cosine, {"end_factor": -1}),
+        (one_cycle, {"peak_fraction": 1.5}),
+        (one_cycle, {"shape": "square"}),
+        (multistep, {"milestones": [100, 150]}),
+        (constant, {"warmup_fraction": -0.1}),
+    ],
+)
+def test_impossible_shapes_are_refused(make, options):
+    with pytest.raises(ValueError, match=r"Got .*; give"):
+        make(optimizer(), total_steps=STEPS, **options)

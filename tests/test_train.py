@@ -1,0 +1,341 @@
+"""Whole runs: what they leave behind, and that resuming one changes nothing."""
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cifar_resnet import checkpoints, runs
+from cifar_resnet.data import Augment, Synthetic
+from cifar_resnet.models import Classifier, ResNet
+
+
+def record_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def last_of(run_dir: Path) -> dict:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_equal(a, b, where="checkpoint"):
+    """Plain data and tensors, equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """Have training die at the start of an epoch, counted from 0, until called with None."""
+    on_train_epoch_start = Classifier.on_train_epoch_start
+
+    def at(epoch):
+        def start(self):
+            if self.current_epoch == epoch:
+                raise RuntimeError("the power went out")
+            on_train_epoch_start(self)
+
+        monkeypatch.setattr(Classifier, "on_train_epoch_start", start)
+
+    return at
+
+
+def test_a_run_leaves_everything_in_its_folder(cifar_train, run_dirs, capsys):
+    assert cifar_train("trainer.max_epochs=2", "name=demo", "optimizer.lr=0.05") == 0
+    (run_dir,) = run_dirs()
+    assert run_dir.parent == Path.cwd() / "outputs" / "demo"
+    assert "lr-0.05" in run_dir.name
+    names = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
+    files = {"config.yaml", "result.json", "metrics.csv", "train.log", "augmented_batch.png"}
+    assert files | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
+
+    record = record_of(run_dir)
+    assert record["network"] == "resnet_cifar"
+    assert record["epochs"] == 2
+    assert record["steps"] == 2 * 5
+    assert (record["num_train"], record["num_val"]) == (200, 40)
+    assert record["config"]["optimizer"]["lr"] == 0.05
+    assert record["parameters"] == sum(p.numel() for p in checkpoints.load(run_dir).parameters())
+    assert {"val/acc", "val/loss", "test/acc", "test/loss", "train/images_per_second"} <= record["metrics"].keys()
+    assert {"commit", "versions", "device", "precision", "macs", "seconds", "split_hash"} <= record.keys()
+
+    rows = rows_of(run_dir)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["lr"]) == 0.0
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "train/images_per_second"} <= rows[0].keys()
+
+    output = capsys.readouterr().out
+    assert f"{record['metrics']['test/acc']:.2%} accuracy" in output
+    assert str(run_dir.relative_to(Path.cwd())) in output
+    assert "look next" in (run_dir / "train.log").read_text()
+
+
+def test_tensorboard_shows_curves_picture_and_hyperparameters(cifar_train, run_dirs):
+    assert cifar_train("trainer.max_epochs=2", "trainer.log_every_n_steps=1") == 0
+    (run_dir,) = run_dirs()
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    tags = events.Tags()
+    curves = {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/images_per_second", "test/acc"}
+    assert curves <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("lr")] == list(range(10))
+    assert tags["images"] == ["augmented_batch"]
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_a_checkpoint_loads_by_its_path_in_a_fresh_process(cifar_train, run_dirs):
+    cifar_train("model.dropout=0.1")
+    (run_dir,) = run_dirs()
+    program = """
+import sys, torch
+from cifar_resnet.checkpoints import load
+model = load(sys.argv[1])
+checkpoint = torch.load(sys.argv[1], weights_only=True)
+assert checkpoint["data"]["classes"][0] == "disk" and len(checkpoint["data"]["mean"]) == 3
+assert checkpoint["data"]["split_hash"] and checkpoint["config"]["model"]["widths"] == [4, 8, 8]
+assert not model.training
+torch.save(model(torch.ones(2, 3, 32, 32)), "logits.pt")
+"""
+    path = run_dir / "checkpoints" / "best.ckpt"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    expected = ResNet.load_from_checkpoint(path, weights_only=True, map_location="cpu").eval()(torch.ones(2, 3, 32, 32))
+    assert torch.equal(torch.load("logits.pt"), expected)
+
+
+def test_the_checkpoint_that_validation_chose_is_tested_and_the_test_set_read_once(cifar_train, run_dirs, monkeypatch):
+    """A schedule that ruins the network at the end: the best epoch is not the last."""
+    reads = []
+    read = Synthetic.read
+    monkeypatch.setattr(Synthetic, "read", lambda self, train: reads.append(train) or read(self, train))
+    overrides = ["trainer.max_epochs=4", "scheduler=one_cycle", "scheduler.peak_fraction=1.0", "optimizer.lr=30"]
+    assert cifar_train(*overrides, "scheduler.start_factor=0.001") == 0
+    assert reads == [True, False]
+    (run_dir,) = run_dirs()
+    accuracies = [float(row["val/acc"]) for row in rows_of(run_dir)]
+    record = record_of(run_dir)
+    assert record["epoch"] == accuracies.index(max(accuracies)) + 1 < 4
+    assert record["metrics"]["val/acc"] == max(accuracies)
+
+    data = Synthetic(num_train=240, num_test=50)
+    images, labels = data.read(train=False)
+    best = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
+    mean, std = (torch.tensor(best["data"][key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        logits = checkpoints.load(run_dir)((images / 255 - mean) / std)
+    assert record["metrics"]["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert record["metrics"]["test/loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_without_validation_images_the_last_epoch_is_kept(cifar_train, run_dirs):
+    assert cifar_train("data.num_val=0", "trainer.max_epochs=2") == 0
+    (run_dir,) = run_dirs()
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["last.ckpt"]
+    record = record_of(run_dir)
+    assert (record["selected"], record["epoch"], record["num_train"]) == ("last epoch", 2, 240)
+    assert "val/acc" not in record["metrics"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=sgd", "scheduler=cosine"),
+        ("optimizer=adam", "scheduler=one_cycle", "precision=bf16-mixed"),
+        ("optimizer=adamw", "scheduler=multistep", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"),
+    ],
+)
+def test_two_epochs_and_two_more_equal_four_to_the_last_bit(cifar_train, run_dirs, crash, overrides):
+    overrides = [*overrides, "trainer.max_epochs=4", "model.dropout=0.2"]
+    assert cifar_train(*overrides) == 0
+    crash(2)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train(*overrides)
+    whole, resumed = run_dirs()
+    assert not (resumed / "result.json").exists()
+    crash(None)
+    from cifar_resnet import train
+
+    assert train.main([f"resume={resumed.relative_to(Path.cwd())}"]) == 0
+    assert len(run_dirs()) == 2
+    a, b = last_of(whole), last_of(resumed)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        assert_equal(a[key], b[key], key)
+    speed = "train/images_per_second"
+    drop_speed = [[{k: v for k, v in row.items() if k != speed} for row in rows_of(run)] for run in (whole, resumed)]
+    assert drop_speed[0] == drop_speed[1]
+    metrics = [{k: v for k, v in record_of(run)["metrics"].items() if k != speed} for run in (whole, resumed)]
+    assert metrics[0] == metrics[1]
+    assert record_of(whole)["epoch"] == record_of(resumed)["epoch"]
+
+
+def test_a_moved_run_resumes_with_its_best_score(cifar_train, run_dirs, crash):
+    crash(2)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train("trainer.max_epochs=3", "optimizer.lr=1e-9")  # no epoch improves on the first
+    (run_dir,) = run_dirs()
+    moved = Path("elsewhere")
+    run_dir.rename(moved)
+    crash(None)
+    from cifar_resnet import train
+
+    assert train.main([f"resume={moved}"]) == 0
+    accuracies = [float(row["val/acc"]) for row in rows_of(moved)]
+    assert record_of(moved)["epoch"] == accuracies.index(max(accuracies)) + 1
+
+
+def test_a_finished_run_is_not_trained_again(cifar_train, run_dirs, capsys):
+    cifar_train()
+    (run_dir,) = run_dirs()
+    before = last_of(run_dir)
+    capsys.readouterr()
+    from cifar_resnet import train
+
+    assert train.main([f"resume={run_dir}"]) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert_equal(last_of(run_dir)["state_dict"], before["state_dict"])
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
+    cfg = OmegaConf.create({"run_dir": None, "output_dir": str(tmp_path), "name": "x", "overrides": ["a.b=1"]})
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: runs.create_run_dir(cfg), range(40)))
+    assert len(set(folders)) == 40
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_sweep_makes_one_named_folder_per_job_and_is_not_run_twice(cifar_train, run_dirs, capsys, monkeypatch):
+    command = ("-m", "model.depth=8,14", "optimizer.lr=0.05,0.1,0.2")
+    assert cifar_train(*command) == 0
+    folders = run_dirs()
+    expected = {f"depth-{depth}_lr-{rate}" for depth in (8, 14) for rate in (0.05, 0.1, 0.2)}
+    assert {folder.name for folder in folders} == expected
+    assert len({folder.parent for folder in folders}) == 1
+    for folder in folders:
+        model, optimizer = record_of(folder)["config"]["model"], record_of(folder)["config"]["optimizer"]
+        assert folder.name == f"depth-{model['depth']}_lr-{optimizer['lr']}"
+    table = capsys.readouterr().out
+    assert table.count("depth-14_lr-") >= 3
+
+    (folders[3] / "result.json").unlink()
+    trained = []
+    setup = Classifier.setup
+    monkeypatch.setattr(Classifier, "setup", lambda self, stage: trained.append(stage) or setup(self, stage))
+    assert cifar_train(*command) == 0
+    assert trained == ["fit", "test"]
+    assert len(run_dirs()) == 6
+
+
+def test_a_job_that_fails_does_not_stop_the_sweep(cifar_train, run_dirs, capsys):
+    assert cifar_train("-m", "optimizer.lr=-1,0.1") == 1
+    assert [path.name for path in run_dirs()] == ["lr-0.1"]
+    output = capsys.readouterr().out
+    assert "Invalid learning rate: -1" in output
+    assert "failed" in output
+
+
+def test_early_stopping_ends_a_run_early(cifar_train, run_dirs):
+    overrides = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=9"]
+    assert cifar_train(*overrides, "optimizer.lr=1e-9", "callbacks.early_stopping.min_delta=0.5") == 0
+    assert record_of(run_dirs()[0])["epochs"] == 2
+
+
+def test_max_epochs_alone_rescales_the_schedule(cifar_train, run_dirs):
+    cifar_train("trainer.max_epochs=3", "scheduler=one_cycle")
+    assert float(rows_of(run_dirs()[0])[-1]["lr"]) == pytest.approx(0, abs=1e-9)
+
+
+def test_label_smoothing_changes_the_training_loss_only(cifar_train, run_dirs):
+    still = ("optimizer.lr=1e-12", "augment=none")
+    cifar_train(*still)
+    cifar_train(*still, "model.label_smoothing=0.5")
+    plain, smooth = (record_of(run)["metrics"] for run in run_dirs())
+    assert smooth["train/loss"] != pytest.approx(plain["train/loss"], rel=1e-3)
+    assert smooth["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-4)
+
+
+def test_compile_leaves_checkpoint_keys_alone(cifar_train, run_dirs, monkeypatch):
+    compiled = []
+    real_compile = torch.nn.Module.compile
+    monkeypatch.setattr(
+        Classifier, "compile", lambda self: compiled.append(1) or real_compile(self, backend="eager"), raising=False
+    )
+    cifar_train()
+    cifar_train("compile=true")
+    assert compiled == [1]
+    plain, other = (last_of(run)["state_dict"] for run in run_dirs())
+    assert plain.keys() == other.keys()
+    checkpoints.load(run_dirs()[1])
+
+
+def test_the_network_computes_in_channels_last_from_uint8_on_the_device(cifar_train, monkeypatch):
+    seen = []
+    forward = ResNet.forward
+
+    def spy(self, images):
+        if self.training:
+            weights_last = self.stages[0][0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+            images_last = images.is_contiguous(memory_format=torch.channels_last)
+            seen.append((weights_last, images_last, self.trainer.datamodule.train.tensors[0].dtype))
+        return forward(self, images)
+
+    monkeypatch.setattr(ResNet, "forward", spy)
+    cifar_train()
+    assert set(seen) == {(True, True, torch.uint8)}
+
+
+def test_augmentation_runs_in_training_only(cifar_train, monkeypatch):
+    stages = []
+    call = Augment.__call__
+
+    def spy(self, images, *arguments):
+        stages.append(len(images))
+        return call(self, images, *arguments)
+
+    monkeypatch.setattr(Augment, "__call__", spy)
+    cifar_train("trainer.max_epochs=2")
+    assert stages == [40] * 10  # 2 epochs of 5 batches; none of the 40 validation or 50 test images
+
+
+def test_two_processes_train_one_network(tmp_path, run_dirs):
+    """DDP on two CPU processes: one folder, and ranks that see different images."""
+    from conftest import TINY
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cifar_resnet.train", *TINY, "data.batch_size=20"]
+    command += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = run_dirs()
+    record = record_of(run_dir)
+    assert record["steps"] == 2 * 5
+    assert len(rows_of(run_dir)) == 2
+
+
+def test_log_handlers_do_not_pile_up(cifar_train):
+    cifar_train()
+    before = len(logging.getLogger("cifar_resnet").handlers)
+    cifar_train()
+    assert len(logging.getLogger("cifar_resnet").handlers) == before
