@@ -218,7 +218,7 @@ def near(word: str, known: Sequence[str]) -> str:
     by_last_name: dict[str, list[str]] = {}
     for name in known:
         by_last_name.setdefault(name.rsplit(".", 1)[-1], []).append(name)
-    close = difflib.get_close_matches(word.rsplit(".", 1)[-1], by_last_name, n=3, cutoff=0.7)
+    close = difflib.get_close_matches(word.rsplit(".", 1)[-1], by_last_name, n=3, cutoff=0.66)
     found = [name for last_name in close for name in by_last_name[last_name]][:3]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 

@@ -31,6 +31,7 @@ def set_up_logging() -> None:
     for message in (
         ".*does not have many workers.*",  # batches are drawn on the device: there is nothing for workers to do
         "Checkpoint directory .* exists and is not empty",  # that of a resumed run
+        "The number of training batches .* is smaller than the logging interval.*",  # epochs are logged all the same
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own affair with torch
     ):
         warnings.filterwarnings("ignore", message=message)

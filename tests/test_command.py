@@ -9,7 +9,8 @@ import pytest
 from cifar_resnet import runs, train
 from cifar_resnet.command import Composer, fits
 
-SMALL = ("data=synthetic", "data.num_train=240", "model=resnet_cifar", "trainer.accelerator=cpu")
+SMALL = ("data=synthetic", "data.num_train=240", "data.num_val=40", "data.batch_size=40", "model=resnet_cifar")
+SMALL = (*SMALL, "trainer.accelerator=cpu")
 MISTAKES = {
     # unknown keys
     "trainer.max_epoch=5": "unknown key trainer.max_epoch. Did you mean trainer.max_epochs?",
@@ -43,7 +44,6 @@ MISTAKES = {
     "scheduler.end_factor=2": "scheduler.end_factor is a fraction. Got 2",
     "callbacks.augmented_batch.num_images=0": "num_images must be positive. Got 0",
     "trainer.accelerator=abacus": "abacus",
-    "~data.num_train data=image_folder": "data.root must hold train/<class>/",
     # grammar
     "optimizer.lr=0.1,0.2": "put -m in front, or give a list: optimizer.lr=[0.1,0.2]",
     "optimizer.lr": "optimizer.lr",
@@ -53,7 +53,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("mistake", "answer"), MISTAKES.items())
 def test_a_mistake_gets_one_clear_line_exit_code_2_and_no_folder(capsys, mistake, answer):
-    assert train.main([*SMALL, *mistake.split()]) == 2
+    assert train.main([*SMALL, mistake]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
@@ -65,6 +65,11 @@ def test_the_jobs_of_a_sweep_are_checked_before_the_first_starts(cifar_train, ca
     assert cifar_train("-m", "optimizer.lr=0.1,fast") == 2
     assert "optimizer.lr must be a number" in capsys.readouterr().err
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_image_folder_without_images_is_refused(capsys):
+    assert train.main(["data=image_folder", "data.root=nowhere"]) == 2
+    assert "data.root must hold train/<class>/" in capsys.readouterr().err
 
 
 def test_resume_needs_a_run_folder(capsys):

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,7 @@ def test_a_run_leaves_everything_in_its_folder(cifar_train, run_dirs, capsys):
     assert cifar_train("trainer.max_epochs=2", "name=demo", "optimizer.lr=0.05") == 0
     (run_dir,) = run_dirs()
     assert run_dir.parent == Path.cwd() / "outputs" / "demo"
-    assert "lr-0.05" in run_dir.name
+    assert re.match(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-data-synthetic_num_train-240", run_dir.name)
     names = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
     files = {"config.yaml", "result.json", "metrics.csv", "train.log", "augmented_batch.png"}
     assert files | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
@@ -101,7 +102,7 @@ def test_tensorboard_shows_curves_picture_and_hyperparameters(cifar_train, run_d
     tags = events.Tags()
     curves = {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/images_per_second", "test/acc"}
     assert curves <= set(tags["scalars"])
-    assert [event.step for event in events.Scalars("lr")] == list(range(10))
+    assert {event.step for event in events.Scalars("lr")} == set(range(10))
     assert tags["images"] == ["augmented_batch"]
     assert "_hparams_/session_start_info" in events.summary_metadata
 
@@ -272,8 +273,8 @@ def test_label_smoothing_changes_the_training_loss_only(cifar_train, run_dirs):
     cifar_train(*still)
     cifar_train(*still, "model.label_smoothing=0.5")
     plain, smooth = (record_of(run)["metrics"] for run in run_dirs())
-    assert smooth["train/loss"] != pytest.approx(plain["train/loss"], rel=1e-3)
-    assert smooth["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-4)
+    assert abs(smooth["train/loss"] - plain["train/loss"]) > 1e-4
+    assert smooth["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-6)
 
 
 def test_compile_leaves_checkpoint_keys_alone(cifar_train, run_dirs, monkeypatch):

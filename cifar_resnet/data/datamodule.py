@@ -92,6 +92,11 @@ def rows(images: Tensor, labels: Tensor) -> Rows:
     return Rows(images.contiguous(memory_format=torch.channels_last), labels)
 
 
+def loader(images: Rows, batches: Sampler[Tensor]) -> DataLoader:
+    # a DataLoader draws a seed for workers, even without any: from its own generator, or dropout would differ on resume
+    return DataLoader(images, sampler=batches, batch_size=None, generator=Generator())
+
+
 class DataModule(LightningDataModule, ABC):
     """Images that live as uint8 on the training device, batches drawn from them by index, augmented there.
 
@@ -196,12 +201,12 @@ class DataModule(LightningDataModule, ABC):
                 f"too few training images for one batch on every device. Got {len(self.train)} for {world_size} "
                 f"batches of {self.batch_size}; lower data.batch_size or trainer.devices"
             )
-        return DataLoader(self.train, sampler=self.batches, batch_size=None)
+        return loader(self.train, self.batches)
 
     def eval_dataloader(self, images: Rows) -> DataLoader:
         # every rank sees all of them: shares would count some images twice where they do not divide evenly
         sampler = OrderedBatches(len(images), self.eval_batch_size, images.device)
-        return DataLoader(images, sampler=sampler, batch_size=None)
+        return loader(images, sampler)
 
     def val_dataloader(self) -> DataLoader:
         return self.eval_dataloader(self.val)
