@@ -32,6 +32,14 @@ def slug(overrides: list[str], max_length: int = 80) -> str:
     return text if len(text) <= max_length else f"{text[: max_length - 7]}-{digest(overrides)}"
 
 
+def distinct_slugs(jobs: list[list[str]]) -> list[str]:
+    """A slug for each job of a sweep; where two jobs would share one, all get a digest as well."""
+    slugs = [slug(overrides) for overrides in jobs]
+    if len(set(slugs)) == len({tuple(overrides) for overrides in jobs}):
+        return slugs
+    return [f"{name}-{digest(overrides)}" for name, overrides in zip(slugs, jobs, strict=True)]
+
+
 def digest(texts: list[str]) -> str:
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:6]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,13 @@ class ConsoleHandler(logging.Handler):
 
 
 def set_up_logging() -> None:
-    """Our lines go to the terminal as they are; from Lightning only warnings, and none about our own choices."""
+    """Our lines go to the terminal as they are; from Lightning only warnings, and none about our own choices.
+
+    Of several processes that train one network, only the first speaks.
+    """
     log.setLevel(logging.INFO)
     log.propagate = False
-    if not log.handlers:
+    if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
         log.addHandler(ConsoleHandler())
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -39,6 +43,9 @@ def set_up_logging() -> None:
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield
+        return
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
@@ -76,16 +83,12 @@ def summary(record: dict) -> str:
     def scores(split: str) -> str:
         return f"{metrics[f'{split}/acc']:.2%} accuracy, loss {metrics[f'{split}/loss']:.4f}"
 
-    speed = f", {metrics['train/images_per_second']:,.0f} images/s" if "train/images_per_second" in metrics else ""
-    trained = (
-        f"{record['network']} on {record['data']}, {record['epochs']} epochs in {duration(record['seconds'])}{speed}"
-    )
+    network, epochs, epoch = record["network"], record["epochs"], record["epoch"]
+    time, speed = duration(record["train_seconds"]), record["images_per_second"]
     rows = {
-        "trained": trained,
-        "validation": f"{scores('val')}, best after epoch {record['epoch']}"
-        if record["num_val"]
-        else "no images held out",
-        "test": f"{scores('test')}, read once, with the weights of epoch {record['epoch']}",
+        "trained": f"{network} on {record['data']}, {epochs} epochs in {time}, {speed:,.0f} images/s",
+        "validation": f"{scores('val')}, after epoch {epoch}" if record["num_val"] else "no images held out",
+        "test": f"{scores('test')}, after epoch {epoch}, the {record['selected']}",
         "run folder": record["run_dir"],
         "look next": f"tensorboard --logdir {Path(record['run_dir']).parent}",
     }
@@ -109,6 +112,6 @@ def sweep_table(records: list[tuple[list[str], dict | None]]) -> Table:
             metrics = record["metrics"]
             val = f"{metrics['val/acc']:.2%}" if record["num_val"] else ""
             results = [val, f"{metrics['test/acc']:.2%}", f"{record['parameters']:,}"]
-            results += [duration(record["seconds"]), Path(record["run_dir"]).name]
+            results += [duration(record["train_seconds"]), Path(record["run_dir"]).name]
         table.add_row(*(values[key] for key in keys), *results)
     return table

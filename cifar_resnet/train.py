@@ -60,11 +60,14 @@ def sweep(jobs: list[Job]) -> int:
 
     if any(job.cfg.resume or job.cfg.run_dir for job in jobs):
         raise UsageError("a sweep names and resumes its runs itself: leave out run_dir and resume")
+    if any(job.cfg.trainer.devices != 1 for job in jobs):
+        raise UsageError("a sweep trains on one device at a time. Leave out trainer.devices, or train without -m")
     varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
     folder = runs.sweep_dir(Path(jobs[0].cfg.output_dir) / jobs[0].cfg.name, jobs[0].overrides, varying)
+    names = runs.distinct_slugs([job.varying for job in jobs])
     records = []
-    for number, job in enumerate(jobs, 1):
-        run_dir = folder / runs.slug(job.varying)
+    for number, (job, name) in enumerate(zip(jobs, names, strict=True), 1):
+        run_dir = folder / name
         done = runs.read_record(run_dir)
         log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
         if not done:
@@ -78,7 +81,7 @@ def sweep(jobs: list[Job]) -> int:
             except Exception:
                 log.error(traceback.format_exc())
         records.append((job.varying, runs.read_record(run_dir)))
-    rich.print(sweep_table(records))
+    rich.get_console().print(sweep_table(records), soft_wrap=True)
     log.info(f"  compare them: tensorboard --logdir {folder}")
     return 0 if all(record for _, record in records) else 1
 
@@ -108,6 +111,7 @@ def train(cfg: DictConfig) -> float:
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from cifar_resnet.callbacks import Throughput
     from cifar_resnet.memory import keep_freed_memory
     from cifar_resnet.models.size import num_macs, num_parameters
     from cifar_resnet.terminal import announcement, log_to, summary
@@ -129,12 +133,16 @@ def train(cfg: DictConfig) -> float:
     run_dir = open_run_dir(cfg)
     try:
         with usage_errors(MisconfigurationException):
-            callbacks = instantiate(cfg.callbacks)
+            callbacks = dict(instantiate(cfg.callbacks))
+            throughput = Throughput()
             if not data.has_val:
                 callbacks.pop("best", None)
                 cfg.trainer.limit_val_batches = 0
+            if not {"best", "last"} & callbacks.keys():
+                raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
             loggers = list(instantiate(cfg.logger).values())
-            trainer = instantiate(cfg.trainer, precision=precision, callbacks=list(callbacks.values()), logger=loggers)
+            watchers = [throughput, *callbacks.values()]
+            trainer = instantiate(cfg.trainer, precision=precision, callbacks=watchers, logger=loggers)
     except UsageError:
         if not cfg.resume:
             runs.discard(run_dir)
@@ -156,19 +164,25 @@ def train(cfg: DictConfig) -> float:
         if cfg.compile:
             model.compile()
         last = run_dir / "checkpoints" / "last.ckpt"
-        chosen = run_dir / "checkpoints" / "best.ckpt" if data.has_val else last
-        trainer.fit(model, data, ckpt_path=last if cfg.resume and last.exists() else None)
+        chosen = run_dir / "checkpoints" / "best.ckpt" if "best" in callbacks else last
+        try:
+            trainer.fit(model, data, ckpt_path=last if cfg.resume and last.exists() else None)
+        except BaseException:
+            log.info(f"\nstopped before its end; to continue: cifar-train resume={run_dir}")
+            raise
         epochs, steps = trainer.current_epoch, trainer.global_step
         (test,) = trainer.test(model, data, ckpt_path=chosen, verbose=False)
 
         checkpoint = torch.load(chosen, map_location="cpu", weights_only=True)
         metrics = checkpoint["metrics"] | test
         record |= {
-            "selected": "best validation accuracy" if data.has_val else "last epoch",
+            "selected": "best on validation" if "best" in callbacks else "last",
             "epoch": checkpoint["epoch"] + 1,
             "epochs": epochs,
             "steps": steps,
             "seconds": time.perf_counter() - start,
+            "train_seconds": throughput.seconds,
+            "images_per_second": throughput.images / throughput.seconds,
             "metrics": metrics,
             "commit": runs.commit(),
             "versions": runs.versions(),
@@ -176,10 +190,9 @@ def train(cfg: DictConfig) -> float:
             "config": model.config,
         }
         if trainer.is_global_zero:
+            groups = {group: model.config[group] for group in cfg.choices if group in model.config}
             for logger in trainer.loggers:
-                logger.log_hyperparams(
-                    {group: model.config[group] for group in cfg.choices if group in model.config}, metrics
-                )
+                logger.log_hyperparams(groups, metrics)
                 logger.save()
             runs.write_record(run_dir, record)
             log.info(f"\n{summary(record)}")

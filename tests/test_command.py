@@ -162,6 +162,16 @@ def test_folder_names_say_what_differs(overrides, expected):
     assert runs.slug(overrides) == expected
 
 
+def test_jobs_whose_names_would_be_alike_are_told_apart():
+    assert len(set(runs.distinct_slugs([["name=a/b"], ["name=a-b"], ["name=c"]]))) == 3
+    assert runs.distinct_slugs([["optimizer.lr=0.1"], ["optimizer.lr=0.1"]]) == ["lr-0.1", "lr-0.1"]
+
+
+def test_a_sweep_over_several_devices_is_refused(cifar_train, capsys):
+    assert cifar_train("-m", "optimizer.lr=0.1,0.2", "trainer.devices=2") == 2
+    assert "a sweep trains on one device at a time" in capsys.readouterr().err
+
+
 def test_long_folder_names_are_cut_and_stay_distinct():
     names = {runs.slug([f"model.widths=[{','.join(['128'] * 40)},{last}]"]) for last in range(5)}
     assert len(names) == 5

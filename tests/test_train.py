@@ -156,7 +156,7 @@ def test_without_validation_images_the_last_epoch_is_kept(cifar_train, run_dirs)
     (run_dir,) = run_dirs()
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["last.ckpt"]
     record = record_of(run_dir)
-    assert (record["selected"], record["epoch"], record["num_train"]) == ("last epoch", 2, 240)
+    assert (record["selected"], record["epoch"], record["num_train"]) == ("last", 2, 240)
     assert "val/acc" not in record["metrics"]
 
 
@@ -168,13 +168,14 @@ def test_without_validation_images_the_last_epoch_is_kept(cifar_train, run_dirs)
         ("optimizer=adamw", "scheduler=multistep", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"),
     ],
 )
-def test_two_epochs_and_two_more_equal_four_to_the_last_bit(cifar_train, run_dirs, crash, overrides):
+def test_two_epochs_and_two_more_equal_four_to_the_last_bit(cifar_train, run_dirs, crash, overrides, capsys):
     overrides = [*overrides, "trainer.max_epochs=4", "model.dropout=0.2"]
     assert cifar_train(*overrides) == 0
     crash(2)
     with pytest.raises(RuntimeError, match="power"):
         cifar_train(*overrides)
     whole, resumed = run_dirs()
+    assert f"to continue: cifar-train resume={resumed.relative_to(Path.cwd())}" in capsys.readouterr().out
     assert not (resumed / "result.json").exists()
     crash(None)
     from cifar_resnet import train
