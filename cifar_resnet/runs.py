@@ -27,9 +27,13 @@ def slug(overrides: list[str], max_length: int = 80) -> str:
     parts = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        parts.append("-".join([key.rsplit(".", 1)[-1], *re.findall(r"[A-Za-z0-9.]+", value)]))
-    text = re.sub(r"[^A-Za-z0-9._-]", "", "_".join(parts))
-    return text if len(text) <= max_length else f"{text[: max_length - 7]}-{digest(overrides)}"
+        part = "-".join([key.rsplit(".", 1)[-1], *re.findall(r"[A-Za-z0-9.]+", value)])
+        parts.append(re.sub(r"[^A-Za-z0-9._-]", "", part))
+    text = "_".join(parts)
+    while len(text) > max_length and parts:  # whole parts: half a number would be another number
+        parts.pop()
+        text = "_".join([*parts, digest(overrides)])
+    return text
 
 
 def distinct_slugs(jobs: list[list[str]]) -> list[str]:
