@@ -28,6 +28,11 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())  # installed, or a clone
 
 
+HYDRA_FLAGS = {
+    "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version",
+}  # fmt: skip
+
+
 class UsageError(Exception):
     """A user's mistake: its text says what was wrong, what was given and what to do instead."""
 
@@ -67,11 +72,14 @@ def main(config_name: str, run: Callable[[list[Job], bool], int], argv: Sequence
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("--config-dir")
     options, rest = parser.parse_known_args(argv)
+    flags = [argument for argument in rest if argument.startswith("-")]
     try:
-        if any(argument.startswith("-") for argument in rest):
+        if set(flags) & HYDRA_FLAGS:
             return delegate_to_hydra(config_name, argv)
+        if flags:
+            raise UsageError(f"unknown option {flags[0]}. See cifar-{config_name} --help")
         jobs = Composer(config_name, options.config_dir).jobs(rest, options.multirun)
         for job in jobs:
             check_arguments(job.cfg)
@@ -79,6 +87,9 @@ def main(config_name: str, run: Callable[[list[Job], bool], int], argv: Sequence
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def delegate_to_hydra(config_name: str, argv: list[str]) -> int:
@@ -114,7 +125,7 @@ class Composer:
         """One job, or with `multirun` one for each combination of the comma-separated values."""
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             try:
-                parsed = OverridesParser.create().parse_overrides(overrides)
+                parsed = parse(overrides)
                 for override in parsed:
                     refuse_hydra_setting(override)
                 swept = [override for override in parsed if multirun and override.is_sweep_override()]
@@ -145,16 +156,28 @@ class Composer:
 
     def compare_types(self, cfg: DictConfig, overrides: list[str]) -> None:
         """Refuse a value of another kind than its default at once: finer checks have to wait for slow imports."""
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = parse(overrides)
         default = self.compose([override.input_line for override in parsed if self.is_group(override)])
         for override in parsed:
-            if self.is_group(override) or override.is_add() or override.is_force_add() or override.is_delete():
+            if self.is_group(override) or override.is_delete():
+                continue
+            if override.is_add() or override.is_force_add():
+                self.refuse_stray_addition(cfg, override)
                 continue
             expected, given = select(default, override.key_or_group), select(cfg, override.key_or_group)
             if kind(expected) and kind(given) and kind(expected) != kind(given):
                 raise HydraException(
                     f"{override.key_or_group} must be {kind(expected)}, such as {expected}. Got {override.input_line}"
                 )
+
+    def refuse_stray_addition(self, cfg: DictConfig, override: Override) -> None:
+        """A key behind + must be an argument of something, or be something itself: a callback, a logger."""
+        parent, _, _ = override.key_or_group.rpartition(".")
+        owner = OmegaConf.select(cfg, parent) if parent else cfg
+        added = OmegaConf.select(cfg, override.key_or_group)
+        if "_target_" not in owner and not (isinstance(added, DictConfig) and "_target_" in added):
+            known = [name for name in leaves(cfg) if name != override.key_or_group]
+            raise HydraException(f"unknown key {override.key_or_group}.{near(override.key_or_group, known)}")
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Hydra's complaint in one line, with what comes closest to the word that it does not know."""
@@ -185,6 +208,11 @@ class Composer:
             except HydraException:
                 cfg = self.compose([])
         return [name for name in leaves(cfg) if not name.startswith("hydra")]
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    loader = hydra.core.global_hydra.GlobalHydra.instance().config_loader()
+    return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
 
 
 def values_of(override: Override) -> list[str]:

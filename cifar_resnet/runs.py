@@ -94,7 +94,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def save_config(run_dir: Path, cfg: DictConfig) -> None:
-    write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(cfg))  # ${run_dir} stays: the folder may move
 
 
 def load_config(run_dir: Path) -> DictConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import rich
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 log = logging.getLogger("cifar_resnet")
@@ -93,6 +94,13 @@ def summary(record: dict) -> str:
         "look next": f"tensorboard --logdir {Path(record['run_dir']).parent}",
     }
     return "\n".join(f"  {name:11} {text}" for name, text in rows.items())
+
+
+def print_sweep(records: list[tuple[list[str], dict | None]]) -> None:
+    console = rich.get_console()
+    if not console.is_terminal:  # a file has no right edge
+        console = Console(width=200)
+    console.print(sweep_table(records))
 
 
 def sweep_table(records: list[tuple[list[str], dict | None]]) -> Table:

@@ -54,9 +54,7 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
 
 def sweep(jobs: list[Job]) -> int:
     """One job after the other, each in its own folder; those that have finished before are not trained again."""
-    import rich
-
-    from cifar_resnet.terminal import sweep_table
+    from cifar_resnet.terminal import print_sweep
 
     if any(job.cfg.resume or job.cfg.run_dir for job in jobs):
         raise UsageError("a sweep names and resumes its runs itself: leave out run_dir and resume")
@@ -81,7 +79,7 @@ def sweep(jobs: list[Job]) -> int:
             except Exception:
                 log.error(traceback.format_exc())
         records.append((job.varying, runs.read_record(run_dir)))
-    rich.get_console().print(sweep_table(records), soft_wrap=True)
+    print_sweep(records)
     log.info(f"  compare them: tensorboard --logdir {folder}")
     return 0 if all(record for _, record in records) else 1
 
@@ -109,6 +107,7 @@ def train(cfg: DictConfig) -> float:
     """
     import torch
     from lightning.pytorch import seed_everything
+    from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from cifar_resnet.callbacks import Throughput
@@ -138,6 +137,8 @@ def train(cfg: DictConfig) -> float:
             if not data.has_val:
                 callbacks.pop("best", None)
                 cfg.trainer.limit_val_batches = 0
+            elif "best" in callbacks:
+                check_validation(cfg)
             if not {"best", "last"} & callbacks.keys():
                 raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
             loggers = list(instantiate(cfg.logger).values())
@@ -190,11 +191,12 @@ def train(cfg: DictConfig) -> float:
             "config": model.config,
         }
         if trainer.is_global_zero:
+            runs.write_record(run_dir, record)
             groups = {group: model.config[group] for group in cfg.choices if group in model.config}
             for logger in trainer.loggers:
-                logger.log_hyperparams(groups, metrics)
+                scores = [metrics] if isinstance(logger, TensorBoardLogger) else []
+                logger.log_hyperparams(groups, *scores)
                 logger.save()
-            runs.write_record(run_dir, record)
             log.info(f"\n{summary(record)}")
     return metrics["val/acc" if data.has_val else "train/acc"]
 
@@ -204,10 +206,23 @@ def check(cfg: DictConfig, precision: str) -> None:
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {epochs}")
+    if cfg.trainer.deterministic:
+        cfg.trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time
     if precision == "16-mixed" and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
         raise ValueError(
             f"a fused optimizer under 16-mixed scales gradients itself, so they cannot be clipped. "
             f"Got trainer.gradient_clip_val={cfg.trainer.gradient_clip_val}; add optimizer.fused=false"
+        )
+
+
+def check_validation(cfg: DictConfig) -> None:
+    trainer = cfg.trainer
+    if trainer.limit_val_batches == 0 or (trainer.check_val_every_n_epoch or 1) > trainer.max_epochs:
+        raise ValueError(
+            f"no epoch would be validated, so none could be chosen. Got "
+            f"trainer.limit_val_batches={trainer.limit_val_batches}, "
+            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} for {trainer.max_epochs} epochs; "
+            f"to train on every image and keep the last epoch, give data.num_val=0"
         )
 
 

@@ -27,6 +27,11 @@ MISTAKES = {
     "+model.droput=0.5": "unknown key model.droput. Did you mean model.dropout",
     "+optimizer.nesterof=true": "unknown key optimizer.nesterof. Did you mean optimizer.nesterov",
     "+augment.cutot_size=8": "Did you mean augment.cutout_size",
+    "+sed=3": "unknown key sed. Did you mean",
+    "+trainr.max_epochs=5": "unknown key trainr.max_epochs. Did you mean trainer.max_epochs",
+    # options
+    "--multi": "unknown option --multi",
+    "--run": "unknown option --run",
     # wrong types
     "trainer.max_epochs=many": "trainer.max_epochs must be a number, such as 200. Got trainer.max_epochs=many",
     "optimizer.lr=fast": "optimizer.lr must be a number",
@@ -44,6 +49,9 @@ MISTAKES = {
     "scheduler.end_factor=2": "scheduler.end_factor is a fraction. Got 2",
     "callbacks.augmented_batch.num_images=0": "num_images must be positive. Got 0",
     "trainer.accelerator=abacus": "abacus",
+    "trainer.limit_val_batches=0": "no epoch would be validated",
+    "trainer.check_val_every_n_epoch=500": "no epoch would be validated",
+    "model.blocks=[1,1,1]": "model.blocks and model.depth exclude each other",
     # grammar
     "optimizer.lr=0.1,0.2": "put -m in front, or give a list: optimizer.lr=[0.1,0.2]",
     "optimizer.lr": "optimizer.lr",
@@ -93,7 +101,15 @@ def test_a_run_does_not_write_into_a_folder_in_use(cifar_train, capsys):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["model=resnet50", "--cfg", "job"]])
 def test_helping_and_composing_import_no_torch(arguments):
-    program = f"import sys\nfrom cifar_resnet.train import main\nmain({arguments})\nassert 'torch' not in sys.modules"
+    program = f"""
+import sys
+from cifar_resnet.train import main
+try:
+    main({arguments})
+except SystemExit:  # Hydra's way of ending --help
+    pass
+assert 'torch' not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resnet50" in done.stdout or "resnet18" in done.stdout or "widths" in done.stdout
@@ -118,6 +134,13 @@ def test_help_shows_groups_choices_and_examples(capsys):
     text = capsys.readouterr().out
     for expected in ("optimizer: adam, adamw, sgd", "resnet152", "16-mixed", "cifar-train -m model=", "resume="):
         assert expected in text
+
+
+def test_help_into_a_pipe_that_closes_early_says_nothing():
+    program = "from cifar_resnet.train import main; main(['--help'])"
+    done = subprocess.run(f'"{sys.executable}" -c "{program}" | head -1', shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("cifar-train:")
+    assert done.stderr == ""
 
 
 def test_the_same_command_in_three_forms(tmp_path):

@@ -27,10 +27,9 @@ def trained_small(line: str, run_dir: Path | None) -> list[str]:
         return arguments
     kept = [argument for argument in arguments if not argument.startswith(DATA) or argument == "data.num_val=0"]
     depths = [argument for argument in kept if argument.startswith("model.depth=")]
-    tiny = [setting for setting in TINY if setting.split("=")[0] not in {text.split("=")[0] for text in kept}]
-    return [*kept, *(["model.depth=8,14"] if depths else []), *tiny] if not depths else [
-        *(argument for argument in kept if argument not in depths), *tiny, "model.depth=8,14"
-    ]  # fmt: skip
+    given = {text.split("=")[0] for text in kept if text not in depths}
+    tiny = [setting for setting in TINY if setting.split("=")[0] not in given]
+    return [*(text for text in kept if text not in depths), *tiny, *(["model.depth=8,14"] if depths else [])]
 
 
 @pytest.mark.parametrize("line", TRAININGS)

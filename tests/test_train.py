@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, and that resuming one changes nothing."""
 
 import csv
+import io
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import rich
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -205,7 +207,10 @@ def test_a_moved_run_resumes_with_its_best_score(cifar_train, run_dirs, crash):
 
     assert train.main([f"resume={moved}"]) == 0
     accuracies = [float(row["val/acc"]) for row in rows_of(moved)]
+    assert len(accuracies) == 3
     assert record_of(moved)["epoch"] == accuracies.index(max(accuracies)) + 1
+    assert last_of(moved)["epoch"] == 2
+    assert not run_dir.exists()
 
 
 def test_a_finished_run_is_not_trained_again(cifar_train, run_dirs, capsys):
@@ -322,7 +327,7 @@ def test_augmentation_runs_in_training_only(cifar_train, monkeypatch):
 
 
 def test_two_processes_train_one_network(tmp_path, run_dirs):
-    """DDP on two CPU processes: one folder, and ranks that see different images."""
+    """DDP on two CPU processes: one folder, half the batches each."""
     from conftest import TINY
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -334,6 +339,23 @@ def test_two_processes_train_one_network(tmp_path, run_dirs):
     record = record_of(run_dir)
     assert record["steps"] == 2 * 5
     assert len(rows_of(run_dir)) == 2
+
+
+def test_a_terminal_shows_a_bar_with_speed_and_time_left(cifar_train):
+    screen = io.StringIO()
+    rich.reconfigure(force_terminal=True, width=100, file=screen)
+    try:
+        assert cifar_train("trainer.max_epochs=2") == 0
+    finally:
+        rich.reconfigure()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert re.search(r"epoch 2/2 .*\d+%  [\d,]+ images/s +\d:\d\d:\d\d", shown)
+
+
+def test_a_logger_without_scores_for_hyperparameters_loses_no_result(cifar_train, run_dirs):
+    csv_logger = "+logger.csv={_target_:lightning.pytorch.loggers.CSVLogger,save_dir:logs}"
+    assert cifar_train(csv_logger) == 0
+    assert record_of(run_dirs()[0])["epochs"] == 1
 
 
 def test_log_handlers_do_not_pile_up(cifar_train):

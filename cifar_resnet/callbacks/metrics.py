@@ -16,18 +16,23 @@ class Throughput(Callback):
         self.seconds = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch_images = 0
+        self.epoch_images, self.latest = 0, None
         self.start = self.now(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         self.epoch_images += len(batch[1]) * trainer.world_size
         if trainer.is_last_batch:
-            seconds = self.now(trainer) - self.start
-            self.images += self.epoch_images
-            self.seconds += seconds
-            self.latest = self.epoch_images / seconds
+            self.measure(trainer)
+
+    def measure(self, trainer: Trainer) -> None:
+        seconds = self.now(trainer) - self.start
+        self.images += self.epoch_images
+        self.seconds += seconds
+        self.latest = self.epoch_images / seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.latest is None:  # max_steps or max_time cut the epoch short
+            self.measure(trainer)
         pl_module.log("train/images_per_second", self.latest)
 
     def now(self, trainer: Trainer) -> float:

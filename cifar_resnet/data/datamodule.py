@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from cifar_resnet.data.augment import Augment, normalise
 
 
-def seed_of(*numbers: int) -> int:
-    """One 64-bit seed from several numbers, such as (seed, epoch, rank); near numbers give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+def seed_for(purpose: str, *numbers: int) -> int:
+    """A 64-bit seed for one purpose from numbers such as (seed, epoch, rank); others get unrelated ones."""
+    return int(np.random.SeedSequence([*purpose.encode(), *numbers]).generate_state(1, np.uint64)[0])
 
 
 def stratified_split(labels: Tensor, num_val: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -54,8 +54,8 @@ class ShuffledBatches(Sampler[Tensor]):
         return self.num_images // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        self.generator.manual_seed(seed_of(self.seed, self.epoch, self.rank))
-        shuffle = Generator().manual_seed(seed_of(self.seed, self.epoch))
+        self.generator.manual_seed(seed_for("augmentation", self.seed, self.epoch, self.rank))
+        shuffle = Generator().manual_seed(seed_for("order", self.seed, self.epoch))
         order = torch.randperm(self.num_images, generator=shuffle)
         batches = order[: len(self) * self.batch_size * self.world_size].view(-1, self.world_size, self.batch_size)
         yield from batches[:, self.rank].to(self.device)
@@ -175,10 +175,11 @@ class DataModule(LightningDataModule, ABC):
         return len(self.val) > 0
 
     def setup(self, stage: str) -> None:
-        """Bring what the stage needs onto the device; test images stay unread until stage "test"."""
+        """Bring what the stage needs onto the device: test images only in stage "test"."""
         device = self.trainer.strategy.root_device
         self.load()
         self.train, self.val = self.train.to(device), self.val.to(device)
+        self.constants = torch.tensor([self.mean, self.std], device=device)  # here, once: a copy waits for the GPU
         if stage == "test" and self.test is None:
             self.test = rows(*self.read(train=False)).to(device)
 
@@ -215,8 +216,7 @@ class DataModule(LightningDataModule, ABC):
         return self.eval_dataloader(self.test)
 
     def normalise(self, images: Tensor) -> Tensor:
-        constants = torch.tensor([self.mean, self.std], device=images.device)
-        return normalise(images, *constants)
+        return normalise(images, *self.constants)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """uint8 in, normalised float32 out; augmented in training only."""

@@ -43,9 +43,11 @@ class CIFAR10(DataModule):
             with FileLock(self.root / f".{self.dataset.base_folder}.lock"):
                 for pause in (0, 2, 8):
                     time.sleep(pause)
-                    if self.is_complete():
+                    if self.is_complete():  # another process may have been quicker
                         return
                     reason = self.download()
+                    if reason is None:
+                        return
         except OSError as error:  # a folder that cannot be written
             reason = error
         if reason is not None:
@@ -143,13 +145,20 @@ class ImageFolder(DataModule):
         cache = self.root / f".cifar_resnet_{half}_{self.image_size}.npz"
         cached = read_cache(cache, fingerprint)
         if cached is None:
-            images = np.stack(self.decode_files([path for path, _ in files]))
-            cached = {"images": images, "labels": np.array([label for _, label in files])}
+            arrays, resized = self.decode_files([path for path, _ in files])
+            labels = np.array([label for _, label in files])
+            cached = {"images": np.stack(arrays), "labels": labels, "resized": np.array(resized)}
             write_cache(cache, fingerprint, cached)
+        if cached["resized"]:
+            warnings.warn(
+                f"{cached['resized']} of {len(files)} images in {self.root / half} were not "
+                f"{self.image_size}x{self.image_size} and have been resized; data.image_size chooses the size",
+                stacklevel=2,
+            )
         return torch.from_numpy(cached["images"]).permute(0, 3, 1, 2), torch.from_numpy(cached["labels"])
 
-    def decode_files(self, paths: list[Path]) -> list[np.ndarray]:
-        """RGB arrays of (image_size, image_size, 3), as wide as high: others are squeezed, and counted in a warning."""
+    def decode_files(self, paths: list[Path]) -> tuple[list[np.ndarray], int]:
+        """RGB arrays of (image_size, image_size, 3), and how many images had another size and have been squeezed."""
         arrays, resized = [], 0
         size = (self.image_size, self.image_size)
         for path in paths:
@@ -161,13 +170,7 @@ class ImageFolder(DataModule):
             if image.size != size:
                 image, resized = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3), resized + 1
             arrays.append(np.asarray(image))
-        if resized:
-            warnings.warn(
-                f"{resized} of {len(paths)} images in {self.root} were not {size[0]}x{size[1]} and have been resized; "
-                f"data.image_size chooses the size",
-                stacklevel=2,
-            )
-        return arrays
+        return arrays, resized
 
 
 def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:

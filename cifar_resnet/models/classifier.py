@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
-from cifar_resnet.data.datamodule import seed_of
+from cifar_resnet.data.datamodule import seed_for
 
 
 class Classifier(LightningModule):
@@ -50,7 +50,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
-        torch.manual_seed(seed_of(self.trainer.datamodule.seed, self.current_epoch, self.global_rank))
+        torch.manual_seed(seed_for("network", self.trainer.datamodule.seed, self.current_epoch, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch

@@ -124,6 +124,10 @@ class ResNet(Classifier):
             raise ValueError(f"model.dropout is a probability. Got {dropout}; give 0 up to 1")
         make_block = BLOCKS[block]
         num_stages = len(widths)
+        if blocks is not None and depth is not None:
+            raise ValueError(
+                f"model.blocks and model.depth exclude each other. Got {blocks} and {depth}; make one null"
+            )
         blocks = blocks_of_depth(depth, num_stages, make_block.num_convs) if blocks is None else blocks
         stem_width = stem_width or widths[0]
         expansion = expansion or make_block.expansion
