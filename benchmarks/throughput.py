@@ -6,7 +6,8 @@
 ours          the Trainer, data module, augmentation, optimizer, schedule and metrics of `cifar-train model=…`; the
               training epoch alone, as the run's own images/s
 bare          the same network, precision and memory format on one fixed batch in memory: forward, backward, step
-conventional  fp32, NCHW, per-image torchvision transforms in a DataLoader with 2 workers, plain loop
+conventional  fp32, NCHW, per-image torchvision transforms in a DataLoader with 2 workers, plain loop, as a script of
+              its own would run it: in another process, whose memory is left to the C library's defaults
 
 The three take turns within each round, so that whatever else the machine does meets all of them; ratios are taken
 within rounds, and their median printed. Nothing else should run meanwhile.
@@ -14,9 +15,11 @@ within rounds, and their median printed. Nothing else should run meanwhile.
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +136,30 @@ class Conventional:
         return count / (time.perf_counter() - start)
 
 
+def serve_conventional(connection: Connection, network: str, batch_size: int, images: int) -> None:
+    contestant = Conventional(Ours(network, batch_size, images), batch_size)
+    while connection.recv() == "go":
+        connection.send(contestant.images_per_second())
+
+
+class InAProcessOfItsOwn:
+    """The conventional pipeline as a script of its own would run it: without `keep_freed_memory`."""
+
+    def __init__(self, *arguments):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve_conventional, args=(theirs, *arguments))
+        self.process.start()
+
+    def images_per_second(self) -> float:
+        self.connection.send("go")
+        return self.connection.recv()
+
+    def close(self) -> None:
+        self.connection.send("end")
+        self.process.join()
+
+
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -141,11 +168,13 @@ def synchronize() -> None:
 def measure(name: str, rounds: int, steps: int) -> dict:
     network, _, batch_size = name.partition("@")
     batch_size = int(batch_size)
-    ours = Ours(network, batch_size, images=batch_size * steps)
-    contestants = {"ours": ours, "bare": Bare(ours, batch_size, steps), "conventional": Conventional(ours, batch_size)}
+    images = batch_size * steps
+    ours, conventional = Ours(network, batch_size, images), InAProcessOfItsOwn(network, batch_size, images)
+    contestants = {"ours": ours, "bare": Bare(ours, batch_size, steps), "conventional": conventional}
     for contestant in contestants.values():
         contestant.images_per_second()  # warm-up
     speeds = [{key: one.images_per_second() for key, one in contestants.items()} for _ in range(rounds)]
+    conventional.close()
     medians = {key: statistics.median(speed[key] for speed in speeds) for key in contestants}
     ratios = {key: [speed["ours"] / speed[key] for speed in speeds] for key in ("bare", "conventional")}
     return {
@@ -167,7 +196,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     set_up_logging()
-    keep_freed_memory()  # as cifar-train does; it serves the other two as well
+    keep_freed_memory()  # as cifar-train does; it serves the bare loop as well
     device = runs.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}\n")
     speeds = f"{'ours':>8}{'bare':>8}{'conventional':>14}"
