@@ -171,7 +171,12 @@ def train(cfg: DictConfig) -> float:
         except BaseException:
             log.info(f"\nstopped before its end; to continue: cifar-train resume={run_dir}")
             raise
-        epochs, steps = trainer.current_epoch, trainer.global_step
+        trained = {  # before testing, which restores what these were when the checkpoint was written
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "train_seconds": throughput.seconds,
+            "images_per_second": throughput.images / throughput.seconds,
+        }
         (test,) = trainer.test(model, data, ckpt_path=chosen, verbose=False)
 
         checkpoint = torch.load(chosen, map_location="cpu", weights_only=True)
@@ -179,11 +184,8 @@ def train(cfg: DictConfig) -> float:
         record |= {
             "selected": "best on validation" if "best" in callbacks else "last",
             "epoch": checkpoint["epoch"] + 1,
-            "epochs": epochs,
-            "steps": steps,
+            **trained,
             "seconds": time.perf_counter() - start,
-            "train_seconds": throughput.seconds,
-            "images_per_second": throughput.images / throughput.seconds,
             "metrics": metrics,
             "commit": runs.commit(),
             "versions": runs.versions(),

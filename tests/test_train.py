@@ -141,6 +141,8 @@ def test_the_checkpoint_that_validation_chose_is_tested_and_the_test_set_read_on
     record = record_of(run_dir)
     assert record["epoch"] == accuracies.index(max(accuracies)) + 1 < 4
     assert record["metrics"]["val/acc"] == max(accuracies)
+    images = record["train_seconds"] * record["images_per_second"]
+    assert images == pytest.approx(4 * 200)  # all epochs, not those up to the best
 
     data = Synthetic(num_train=240, num_test=50)
     images, labels = data.read(train=False)
