@@ -20,13 +20,17 @@ def find(path: str | Path) -> Path:
     raise FileNotFoundError(f"no checkpoint. Got {path}; give a .ckpt file, or a run folder with checkpoints/ in it")
 
 
+def read(path: str | Path) -> dict:
+    """What the checkpoint holds, on the CPU. Read with weights_only=True, so that no code in the file runs."""
+    return torch.load(find(path), map_location="cpu", weights_only=True)
+
+
 def load(path: str | Path) -> Classifier:
     """The trained network, in eval mode, on the CPU.
 
-    path: a .ckpt file or a run folder. Read with weights_only=True, so that no code in the file runs. A network from
-    outside cifar_resnet must have been imported before.
+    path: a .ckpt file or a run folder. A network from outside cifar_resnet must have been imported before.
     """
-    checkpoint = torch.load(find(path), map_location="cpu", weights_only=True)
+    checkpoint = read(path)
     name = checkpoint.get("architecture", "")
     module, _, _ = name.rpartition(".")
     if module.startswith("cifar_resnet.models."):

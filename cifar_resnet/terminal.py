@@ -12,6 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from cifar_resnet.design import Design
+from cifar_resnet.models.size import Part
+
 log = logging.getLogger("cifar_resnet")
 
 
@@ -96,11 +99,41 @@ def summary(record: dict) -> str:
     return "\n".join(f"  {name:11} {text}" for name, text in rows.items())
 
 
-def print_sweep(records: list[tuple[list[str], dict | None]]) -> None:
+def print_table(table: Table) -> None:
     console = rich.get_console()
     if not console.is_terminal:  # a file has no right edge
         console = Console(width=200)
-    console.print(sweep_table(records))
+    console.print(table)
+
+
+def size_table(parts: list[Part]) -> Table:
+    """A row for each part of a network, and their sum."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    parameters, macs = sum(part.parameters for part in parts), sum(part.macs for part in parts)
+    table.add_column("", footer="total")
+    table.add_column("output", justify="right")
+    table.add_column("parameters", f"{parameters:,}", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("multiply-adds", f"{macs:,}", justify="right")
+    table.add_column("share", justify="right")
+    for part in parts:
+        shape = " x ".join(str(side) for side in part.output_shape)
+        shares = f"{part.parameters / parameters:.1%}", f"{part.macs / max(1, macs):.1%}"
+        table.add_row(part.name, shape, f"{part.parameters:,}", shares[0], f"{part.macs:,}", shares[1])
+    return table
+
+
+def design_table(designs: list[Design], max_params: float) -> Table:
+    """A row for each network that cifar-design proposes."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("experiment", "widths", "blocks"):
+        table.add_column(title)
+    for title in ("parameters", "of the limit", "multiply-adds"):
+        table.add_column(title, justify="right")
+    for name, settings, parameters, macs in designs:
+        widths, blocks = str(settings["widths"]), str(settings["blocks"])
+        table.add_row(name, widths, blocks, f"{parameters:,}", f"{parameters / max_params:.1%}", f"{macs:,}")
+    return table
 
 
 def sweep_table(records: list[tuple[list[str], dict | None]]) -> Table:

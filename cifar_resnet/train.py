@@ -41,6 +41,10 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
     from cifar_resnet.terminal import set_up_logging, summary
 
     set_up_logging()
+    if jobs[0].cfg.dry_run:
+        for job in jobs:
+            describe(job)
+        return 0
     if is_sweep:
         return sweep(jobs)
     job = jobs[0]
@@ -52,9 +56,25 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
     return 0
 
 
+def describe(job: Job) -> None:
+    """Print the network, stage by stage; nothing is read, allocated or written."""
+    import torch
+
+    from cifar_resnet.models.size import parts
+    from cifar_resnet.terminal import print_table, size_table
+
+    cfg = job.cfg
+    with usage_errors(), torch.device("meta"):
+        data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+        model = instantiate(cfg.model, num_classes=data.num_classes, _convert_="all")
+        log.info(" ".join([cfg.choices.model, *job.varying]))
+        print_table(size_table(parts(model, data.image_shape)))
+        model.check_budget()
+
+
 def sweep(jobs: list[Job]) -> int:
     """One job after the other, each in its own folder; those that have finished before are not trained again."""
-    from cifar_resnet.terminal import print_sweep
+    from cifar_resnet.terminal import print_table, sweep_table
 
     if any(job.cfg.resume or job.cfg.run_dir for job in jobs):
         raise UsageError("a sweep names and resumes its runs itself: leave out run_dir and resume")
@@ -79,7 +99,7 @@ def sweep(jobs: list[Job]) -> int:
             except Exception:
                 log.error(traceback.format_exc())
         records.append((job.varying, runs.read_record(run_dir)))
-    print_sweep(records)
+    print_table(sweep_table(records))
     log.info(f"  compare them: tensorboard --logdir {folder}")
     return 0 if all(record for _, record in records) else 1
 
@@ -122,17 +142,22 @@ def train(cfg: DictConfig) -> float:
         precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
         check(cfg, precision)
         data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+        recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler}
+        if cfg.distill.teacher:
+            recipe["distillation"] = cfg.distill
+        model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
+        model.check_budget()
+        model.build_optimizer(total_steps=1)  # so that it complains now, if it does
         data.prepare_data()
         data.load()
-        recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler}
-        model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
-        model.build_optimizer(total_steps=1)  # so that it complains now, if it does
         size = {"parameters": num_parameters(model), "macs": num_macs(model, data.image_shape)}
 
     run_dir = open_run_dir(cfg)
     try:
         with usage_errors(MisconfigurationException):
             callbacks = dict(instantiate(cfg.callbacks))
+            if "averaging" in cfg:
+                callbacks["averaging"] = instantiate(cfg.averaging)
             throughput = Throughput()
             if not data.has_val:
                 callbacks.pop("best", None)

@@ -1,3 +1,5 @@
+import csv
+import json
 import os
 from pathlib import Path
 
@@ -5,6 +7,8 @@ import pytest
 import torch
 
 from cifar_resnet import train
+from cifar_resnet.data import Synthetic
+from cifar_resnet.models import Classifier
 
 TINY = (
     "data=synthetic", "data.num_train=240", "data.num_val=40", "data.num_test=50", "data.batch_size=40",
@@ -49,3 +53,61 @@ def cifar10_root() -> Path:
     if not (root / "cifar-10-batches-py" / "test_batch").exists():
         pytest.skip(f"needs CIFAR-10 in {root}")
     return root
+
+
+@pytest.fixture
+def test_images():
+    """The test images of `TINY`, normalised as a run's checkpoint says, and their labels."""
+
+    def read(run_dir: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = Synthetic(num_train=240, num_test=50).read(train=False)
+        data = last_of(run_dir)["data"]
+        mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
+        return (images / 255 - mean) / std, labels
+
+    return read
+
+
+def record_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def last_of(run_dir: Path) -> dict:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_equal(a, b, where="checkpoint"):
+    """Plain data and tensors, equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """Have training die at the start of an epoch, counted from 0, until called with None."""
+    on_train_epoch_start = Classifier.on_train_epoch_start
+
+    def at(epoch):
+        def start(self):
+            if self.current_epoch == epoch:
+                raise RuntimeError("the power went out")
+            on_train_epoch_start(self)
+
+        monkeypatch.setattr(Classifier, "on_train_epoch_start", start)
+
+    return at

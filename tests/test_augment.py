@@ -1,10 +1,11 @@
 """Augmentation against slow references, one image at a time."""
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from cifar_resnet.data.augment import Augment, crop_and_flip, cutout, normalise, random_centres, random_offsets
+from cifar_resnet.data.augment import Augment, Draws, crop_and_flip, cutout, normalise, random_centres, random_offsets
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 
@@ -12,6 +13,11 @@ MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 def random_images(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
     images = torch.randint(256, (count, 3, height, width), dtype=torch.uint8)
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def draws(num_images: int, seed: int = 0) -> Draws:
+    generator = torch.Generator().manual_seed(seed)
+    return Draws(generator, np.random.default_rng(seed), torch.rand(num_images, generator=generator) < 0.5)
 
 
 @pytest.mark.parametrize(("mode", "reference_mode"), [("zero", "constant"), ("reflect", "reflect")])
@@ -48,8 +54,7 @@ def test_normalise_equals_torchvision():
 
 def test_every_image_gets_its_own_numbers():
     images = random_images(1).expand(500, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    generator = torch.Generator().manual_seed(1)
-    augmented = Augment()(images, lambda batch: normalise(batch, MEAN, STD), generator)
+    augmented, _ = Augment()(images, lambda batch: normalise(batch, MEAN, STD), draws(500))
     assert len(augmented.unique(dim=0)) > 490
 
 
@@ -68,7 +73,7 @@ def test_offsets_and_centres_are_uniform():
 def test_flip_probability(option, expected):
     images = random_images(1).expand(4000, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     augment = Augment(crop_padding=0, flip_probability=option, cutout_size=0)
-    augmented = augment(images, torch.Tensor.float, torch.Generator().manual_seed(0))
+    augmented, _ = augment(images, torch.Tensor.float, draws(4000))
     flipped = (augmented == images[0].flip(-1)).all((1, 2, 3)).float().mean()
     assert abs(flipped - expected) < 0.03
 
@@ -76,12 +81,24 @@ def test_flip_probability(option, expected):
 def test_no_augmentation_leaves_images_as_they_are():
     images = random_images(5)
     augment = Augment(crop_padding=0, flip_probability=0.0, cutout_size=0)
-    assert torch.equal(augment(images, torch.Tensor.float, torch.Generator()), images.float())
+    augmented, parts = augment(images, torch.Tensor.float, draws(5))
+    assert torch.equal(augmented, images.float())
+    assert parts is None
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"crop_padding": -1}, {"padding_mode": "wrap"}, {"flip_probability": 1.5}, {"cutout_size": -8}],
+    [
+        {"crop_padding": -1},
+        {"padding_mode": "wrap"},
+        {"flip": "never"},
+        {"flip_probability": 1.5},
+        {"cutout_size": -8},
+        {"cutout_probability": -0.1},
+        {"policy": "fast"},
+        {"mixing": "blend"},
+        {"mixing": "mixup", "mixing_alpha": -1.0},
+    ],
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}.*Got"):
@@ -90,4 +107,39 @@ def test_impossible_options_are_refused(options):
 
 def test_reflection_wider_than_the_image_is_refused():
     with pytest.raises(ValueError, match=r"Got 9 for 8x8"):
-        Augment(crop_padding=9, padding_mode="reflect")(random_images(2, 8, 8), torch.Tensor.float, torch.Generator())
+        Augment(crop_padding=9, padding_mode="reflect")(random_images(2, 8, 8), torch.Tensor.float, draws(2))
+
+
+def test_alternating_flips_follow_their_turns():
+    images, turn = random_images(50), draws(50)
+    augment = Augment(crop_padding=0, flip="alternating", cutout_size=0)
+    first, _ = augment(images, torch.Tensor.float, turn)
+    second, _ = augment(images, torch.Tensor.float, turn._replace(turns=~turn.turns))
+    assert torch.equal(first, second.flip(-1))
+    assert torch.equal(first[turn.turns], images[turn.turns].flip(-1).float())
+
+
+def test_cutout_probability():
+    images = random_images(4000, 16, 16)
+    augment = Augment(crop_padding=0, flip_probability=0.0, cutout_size=4, cutout_probability=0.3)
+    augmented, _ = augment(images, lambda batch: batch.float() + 1, draws(4000))
+    cut = (augmented == 0).flatten(1).any(1)
+    assert abs(cut.float().mean() - 0.3) < 0.03
+    assert torch.equal(augmented[~cut], images[~cut].float() + 1)
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
+def test_policies_change_most_images(policy):
+    images = random_images(1, 32, 32).expand(300, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    augment = Augment(crop_padding=0, flip_probability=0.0, policy=policy, cutout_size=0)
+    augmented, _ = augment(images, torch.Tensor.float, draws(300))
+    assert len(augmented.unique(dim=0)) > 20
+    again, _ = augment(images, torch.Tensor.float, draws(300))
+    assert torch.equal(augmented, again)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "ricap"])
+def test_mixing_says_what_it_mixed(kind):
+    augmented, parts = Augment(mixing=kind)(random_images(20), torch.Tensor.float, draws(20))
+    assert augmented.shape == (20, 3, 32, 32)
+    torch.testing.assert_close(parts.shares.sum(0), torch.ones(20))

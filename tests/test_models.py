@@ -7,8 +7,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from cifar_resnet.command import Composer
-from cifar_resnet.models import ResNet
-from cifar_resnet.models.size import num_macs, num_parameters
+from cifar_resnet.models import PyramidNet, ResNet
+from cifar_resnet.models.size import num_macs, num_parameters, parts
 
 # ../shared/architectures.md: confirmed there with real modules. Option A where nothing is said of the shortcut
 COUNTS = {
@@ -24,19 +24,13 @@ COUNTS = {
     "model=resnet56 model.shortcut=conv": (855_770, None),
     "model=resnet110 model.shortcut=conv": (1_730_714, None),
     "model=resnet_cifar model.depth=32": (464_154, None),
-    # the slim and rescaled ResNets, by overrides alone
-    "model=resnet34 model.widths=[40,80,144,176] model.dropout=0.5": (4_348_082, 366_106_336),
-    "model=resnet50 model.widths=[40,80,144,176] model.dropout=0.5": (4_815_794, 407_300_992),
-    "model=resnet50 model.widths=[32,64,128,256] model.expansion=2": (4_196_906, 232_625_152),
-    "model=resnet18 model.widths=[128,256] model.blocks=[3,3] model.stem_stride=2 model.shortcut_kernel_sizes=3": (
-        4_435_082,
-        453_872_128,
-    ),
-    "model=resnet18 model.widths=[128,256] model.blocks=[3,3] model.stem_stride=2": (4_172_938, 437_094_912),
-    "model=resnet18 model.widths=[128,256] model.blocks=[3,3] model.stem_stride=2 model.shortcut_kernel_sizes=5": (
-        4_959_370,
-        487_426_560,
-    ),
+    "model=slim_resnet34": (4_348_082, 366_106_336),
+    "model=slim_resnet50": (4_815_794, 407_300_992),
+    "model=slim_resnet26": (4_196_906, 232_625_152),
+    "model=rescaled_resnet18": (4_435_082, 453_872_128),
+    "model=rescaled_resnet18 model.shortcut_kernel_sizes=1": (4_172_938, 437_094_912),
+    "model=rescaled_resnet18 model.shortcut_kernel_sizes=5": (4_959_370, 487_426_560),
+    "model=custom_resnet": (6_573_130, 379_261_952),
 }
 
 
@@ -68,6 +62,77 @@ def test_resnets_equal_torchvisions_with_the_cifar_stem(name):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-3, atol=1e-3)
+
+
+# the papers' tables, in millions
+@pytest.mark.parametrize(
+    ("overrides", "millions", "digits"),
+    [
+        ("model=preact_resnet_cifar", 1.7, 1),
+        ("model=wide_resnet", 11.0, 1),
+        ("model=wide_resnet28_10", 36.5, 1),
+        ("model=wide_resnet model.depth=40 model.widen_factor=4", 8.9, 0),
+        ("model=wide_resnet model.depth=40 model.widen_factor=2", 2.2, 1),
+        ("model=pyramidnet", 1.7, 0),
+        ("model=pyramidnet model.alpha=84", 3.8, 0),
+        ("model=pyramidnet model.alpha=270", 28.3, 0),
+        ("model=pyramidnet272", 26.0, 0),
+    ],
+)
+def test_parameters_as_in_the_papers(overrides, millions, digits):
+    with torch.device("meta"):
+        count = num_parameters(build(overrides)) / 1e6
+    assert abs(count - millions) < 0.3 if digits == 0 else round(count, digits) == millions
+
+
+def test_preactivated_blocks_equal_the_paper():
+    """Figure 1b of He et al. 2016, written out, for a block with a convolution in its shortcut and one without."""
+    model = ResNet(block="preact_basic", widths=[4, 6], blocks=[1, 2]).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 4, 8, 8)
+    strided, plain = model.stages[1]
+    for block, features in ((strided, x), (plain, torch.randn(2, 6, 4, 4))):
+        active = torch.relu(block.bn1(features))
+        branch = block.conv2(torch.relu(block.bn2(block.conv1(active))))
+        shortcut = block.shortcut(active) if block is strided else features
+        torch.testing.assert_close(block(features), branch + shortcut)
+    images = torch.randn(2, 3, 8, 8)
+    head = torch.relu(model.norm(model.stages(model.conv1(images)))).mean((2, 3))
+    torch.testing.assert_close(model(images), model.fc(head))
+
+
+def test_pyramidnets_widths_rise_evenly():
+    model = PyramidNet(depth=20, alpha=90)
+    assert [b.convs[-1].num_features for s in model.stages for b in s] == [26, 36, 46, 56, 66, 76, 86, 96, 106]
+    features = torch.randn(2, 36, 8, 8)
+    block = model.stages[0][2]
+    out = block(features)
+    torch.testing.assert_close(out[:, :36], block.convs(block.bn(features))[:, :36] + features)
+    down = model.stages[1][0]
+    pooled = torch.nn.functional.avg_pool2d(torch.ones(2, 46, 8, 8), 2)
+    assert down.shortcut(torch.ones(2, 46, 8, 8))[:, :46].equal(pooled)
+
+
+def test_parts_sum_to_the_whole():
+    model = build("model=resnet20")
+    table = parts(model, (3, 32, 32))
+    assert [part.name for part in table] == ["conv1", "bn1", "stages.0", "stages.1", "stages.2", "fc"]
+    assert [part.output_shape for part in table][2:5] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert sum(part.parameters for part in table) == 269_722
+    assert table[0].macs == 16 * 3 * 9 * 32 * 32
+    assert table[-1].macs == 640
+
+
+def test_budget_says_by_how_much():
+    model = ResNet(widths=[4], blocks=[1], max_params=100)
+    with pytest.raises(
+        ValueError, match=rf"Got {num_parameters(model):,} parameters, {num_parameters(model) - 100:,} too"
+    ):
+        model.check_budget()
+    ResNet(widths=[4], blocks=[1], max_params=num_parameters(model)).check_budget()
 
 
 def test_pad_shortcut_subsamples_and_adds_empty_channels():
@@ -103,6 +168,10 @@ def test_pool_size_keeps_a_map_of_that_side():
     ("options", "message"),
     [
         ({"block": "dense"}, "Got 'dense'; give basic or bottleneck"),
+        ({"widths": [16, 32, 64], "depth": 26, "widen_factor": 2}, r"must be 6n \+ 4.*Got 26; the nearest is"),
+        ({"widths": [16], "blocks": [1], "block": "preact_basic", "zero_init_last_norm": True}, "needs a norm"),
+        ({"widths": [16], "blocks": [1], "shake_drop": 1.5}, "model.shake_drop is a probability. Got 1.5"),
+        ({"widths": [16], "blocks": [1], "max_params": 0}, "Got 0"),
         ({"shortcut": "none"}, "Got 'none'; give conv or pad"),
         ({"widths": [16, 32, 64], "depth": 21}, r"must be 6n \+ 2.*Got 21; the nearest is 20"),
         ({"widths": [16, 32, 64], "depth": 2}, "the nearest is 8"),

@@ -1,8 +1,6 @@
 """Whole runs: what they leave behind, and that resuming one changes nothing."""
 
-import csv
 import io
-import json
 import logging
 import os
 import re
@@ -14,57 +12,14 @@ from pathlib import Path
 import pytest
 import rich
 import torch
+from conftest import assert_equal, last_of, record_of, rows_of
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_resnet import checkpoints, runs
 from cifar_resnet.data import Augment, Synthetic
 from cifar_resnet.models import Classifier, ResNet
-
-
-def record_of(run_dir: Path) -> dict:
-    return json.loads((run_dir / "result.json").read_text())
-
-
-def rows_of(run_dir: Path) -> list[dict]:
-    with (run_dir / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def last_of(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_equal(a, b, where="checkpoint"):
-    """Plain data and tensors, equal to the last bit."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
-
-
-@pytest.fixture
-def crash(monkeypatch):
-    """Have training die at the start of an epoch, counted from 0, until called with None."""
-    on_train_epoch_start = Classifier.on_train_epoch_start
-
-    def at(epoch):
-        def start(self):
-            if self.current_epoch == epoch:
-                raise RuntimeError("the power went out")
-            on_train_epoch_start(self)
-
-        monkeypatch.setattr(Classifier, "on_train_epoch_start", start)
-
-    return at
+from cifar_resnet.models.regularisers import DropBlock
 
 
 def test_a_run_leaves_everything_in_its_folder(cifar_train, run_dirs, capsys):
@@ -128,7 +83,9 @@ torch.save(model(torch.ones(2, 3, 32, 32)), "logits.pt")
     assert torch.equal(torch.load("logits.pt"), expected)
 
 
-def test_the_checkpoint_that_validation_chose_is_tested_and_the_test_set_read_once(cifar_train, run_dirs, monkeypatch):
+def test_the_checkpoint_that_validation_chose_is_tested_and_the_test_set_read_once(
+    cifar_train, run_dirs, test_images, monkeypatch
+):
     """A schedule that ruins the network at the end: the best epoch is not the last."""
     reads = []
     read = Synthetic.read
@@ -144,12 +101,9 @@ def test_the_checkpoint_that_validation_chose_is_tested_and_the_test_set_read_on
     images = record["train_seconds"] * record["images_per_second"]
     assert images == pytest.approx(4 * 200)  # all epochs, not those up to the best
 
-    data = Synthetic(num_train=240, num_test=50)
-    images, labels = data.read(train=False)
-    best = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
-    mean, std = (torch.tensor(best["data"][key])[:, None, None] for key in ("mean", "std"))
+    images, labels = test_images(run_dir)
     with torch.no_grad():
-        logits = checkpoints.load(run_dir)((images / 255 - mean) / std)
+        logits = checkpoints.load(run_dir)(images)
     assert record["metrics"]["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     assert record["metrics"]["test/loss"] == pytest.approx(loss, rel=1e-4)
@@ -167,7 +121,7 @@ def test_without_validation_images_the_last_epoch_is_kept(cifar_train, run_dirs)
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer=sgd", "scheduler=cosine"),
+        ("optimizer=sgd", "scheduler=cosine", "augment=randaugment", "augment.mixing=cutmix", "model.drop_block=0.1"),
         ("optimizer=adam", "scheduler=one_cycle", "precision=bf16-mixed"),
         ("optimizer=adamw", "scheduler=multistep", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"),
     ],
@@ -283,6 +237,70 @@ def test_label_smoothing_changes_the_training_loss_only(cifar_train, run_dirs):
     plain, smooth = (record_of(run)["metrics"] for run in run_dirs())
     assert abs(smooth["train/loss"] - plain["train/loss"]) > 1e-4
     assert smooth["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-6)
+
+
+def test_a_dry_run_prints_the_network_and_leaves_nothing(cifar_train, capsys):
+    assert cifar_train("dry_run=true", "model.depth=8,14", "-m") == 0
+    output = capsys.readouterr().out
+    assert "model.depth=8" in output
+    assert "stages.2" in output
+    assert "8 x 8 x 8" in output
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_network_over_its_budget_is_refused_before_data_is_read(cifar_train, monkeypatch, capsys):
+    monkeypatch.setattr(Synthetic, "read", lambda self, train: pytest.fail("read"))
+    assert cifar_train("model.max_params=100") == 2
+    assert "too large for model.max_params=100" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("augment", ["mixup", "cutmix", "ricap"])
+def test_accuracy_on_mixed_images_is_of_the_class_they_show_most_of(cifar_train, run_dirs, augment, monkeypatch):
+    """A classifier that reads the target off a perfect oracle scores 100%, whatever is mixed."""
+    step = ResNet.training_step
+
+    def oracle(self, batch, batch_idx):
+        images, targets = batch
+        assert targets.shape == (40, 10)
+        forward, self.forward = self.forward, lambda _: forward(images) * 0 + targets * 100
+        try:
+            return step(self, batch, batch_idx)
+        finally:
+            self.forward = forward
+
+    monkeypatch.setattr(ResNet, "training_step", oracle)
+    assert cifar_train(f"augment={augment}") == 0
+    assert record_of(run_dirs()[0])["metrics"]["train/acc"] == 1
+
+
+def test_drop_block_rises_over_the_training(cifar_train, monkeypatch):
+    progress = []
+    forward = DropBlock.forward
+
+    def watched(self, features):
+        if self.training:
+            progress.append(self.progress.item())
+        return forward(self, features)
+
+    monkeypatch.setattr(DropBlock, "forward", watched)
+    assert cifar_train("model.drop_block=0.2", "trainer.max_epochs=2") == 0
+    assert progress == pytest.approx([step / 10 for step in range(10) for _ in range(2)])
+
+
+def test_alternating_flips_mirror_each_image_in_every_other_epoch(cifar_train, monkeypatch):
+    turns = {}
+    call = Augment.__call__
+
+    def watched(self, images, normalise, draws):
+        for image, turn in zip(images, draws.turns.tolist(), strict=True):
+            turns.setdefault(image.numpy().tobytes(), []).append(turn)
+        return call(self, images, normalise, draws)
+
+    monkeypatch.setattr(Augment, "__call__", watched)
+    assert cifar_train("augment.flip=alternating", "trainer.max_epochs=3") == 0
+    assert all(seen in ([True, False, True], [False, True, False]) for seen in turns.values())
+    assert 60 < sum(seen[0] for seen in turns.values()) < 140  # of 200
 
 
 def test_compile_leaves_checkpoint_keys_alone(cifar_train, run_dirs, monkeypatch):

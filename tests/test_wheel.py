@@ -17,7 +17,9 @@ def test_the_wheel_carries_the_configuration(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
         entry_points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert "cifar-train = cifar_resnet.train:main" in archive.read(entry_points).decode()
+        commands = archive.read(entry_points).decode()
+        assert "cifar-train = cifar_resnet.train:main" in commands
+        assert "cifar-design = cifar_resnet.design:main" in commands
     program = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import cifar_resnet.train as train; "
         "assert 'site' in train.__file__, train.__file__; sys.exit(train.main())"

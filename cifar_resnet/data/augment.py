@@ -5,12 +5,18 @@ single gather of pixels, and normalising is arithmetic on contiguous rows.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cifar_resnet.data.mixing import Mixing, Parts
+from cifar_resnet.data.policies import AutoAugment, RandAugment, TrivialAugment, apply
+
 PADDING_MODES = ("zero", "reflect")
+FLIPS = ("random", "alternating")
 
 
 def random_offsets(num_images: int, padding: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -56,10 +62,11 @@ def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flips: Tensor, pa
     return window.view(num_images, height, width, channels).permute(0, 3, 1, 2)
 
 
-def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
+def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int, spared: Tensor | None = None) -> Tensor:
     """Zero a size x size square of each image, in place, around its pixel (row, column) (DeVries & Taylor 2017).
 
-    images: (N, C, H, W), normalised, so that 0 is the mean colour, channels_last; rows, columns: (N,) int64.
+    images: (N, C, H, W), normalised, so that 0 is the mean colour, channels_last; rows, columns: (N,) int64;
+    spared: (N,) bool, the images to leave as they are.
     The square covers row - size // 2 … row - size // 2 + size - 1, and likewise the columns; it may leave the image.
     """
     num_images, channels, height, width = images.shape
@@ -69,7 +76,12 @@ def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
     square_columns = (columns[:, None] + side).clamp_(0, width - 1)
     starts = torch.arange(num_images, device=images.device)[:, None] * (height * width) + square_rows * width
     index = starts[:, :, None] + square_columns[:, None, :]
-    images.permute(0, 2, 3, 1).view(-1, channels).index_fill_(0, index.flatten(), 0)
+    pixels = images.permute(0, 2, 3, 1).view(-1, channels)
+    if spared is None:
+        pixels.index_fill_(0, index.flatten(), 0)
+    else:  # written back times 0 or 1: to pick the others out would make a GPU wait for their number
+        square = pixels.index_select(0, index.flatten()).view(num_images, -1) * spared[:, None]
+        pixels.index_copy_(0, index.flatten(), square.view(-1, channels))
     return images
 
 
@@ -85,48 +97,101 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return rows.view(num_images, height, width, channels).permute(0, 3, 1, 2)
 
 
+POLICIES = ("autoaugment", "randaugment", "trivialaugment")
+
+
+class Draws(NamedTuple):
+    """Where the random numbers of one batch come from: from the seed, the epoch and the rank.
+
+    generator: on the images' device; host: for what has to be known before the device can work;
+    turns: (N,) bool, the images to mirror on this visit if flips alternate.
+    """
+
+    generator: Generator
+    host: np.random.Generator
+    turns: Tensor
+
+
 class Augment:
-    """Random crop, horizontal flip and cutout: what a training image goes through on each visit.
+    """What a training image goes through on each visit: random crop, flip, a policy, cutout, mixing with others.
 
     crop_padding: pixels that a crop may be displaced by, in each direction; 0 for no crop.
     padding_mode: "zero" or "reflect".
+    flip: "random" draws on each visit; "alternating" draws once for each image, and mirrors it in every other epoch
+        after that (Jordan 2024, arXiv 2404.00498, section 3.6).
+    flip_probability: of a random flip.
+    policy: "autoaugment", "randaugment", "trivialaugment" or None (policies.py).
+    num_ops, magnitude: RandAugment's.
     cutout_size: side of the square that cutout removes, in pixels; 0 for no cutout.
+    cutout_probability: of an image to be cut.
+    mixing: "mixup", "cutmix", "ricap" or None (mixing.py).
+    mixing_alpha: of the Beta distribution of the shares; None for the paper's.
+    mixing_probability: of an image to be mixed.
     """
 
     def __init__(
         self,
         crop_padding: int = 4,
         padding_mode: str = "zero",
+        flip: str = "random",
         flip_probability: float = 0.5,
+        policy: str | None = None,
+        num_ops: int = 2,
+        magnitude: int = 9,
         cutout_size: int = 8,
+        cutout_probability: float = 1.0,
+        mixing: str | None = None,
+        mixing_alpha: float | None = None,
+        mixing_probability: float = 1.0,
     ):
         if crop_padding < 0:
             raise ValueError(f"augment.crop_padding counts pixels. Got {crop_padding}; give 0 or more")
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"unknown augment.padding_mode. Got {padding_mode!r}; give {' or '.join(PADDING_MODES)}")
-        if not 0 <= flip_probability <= 1:
-            raise ValueError(f"augment.flip_probability is a probability. Got {flip_probability}; give 0 to 1")
+        if flip not in FLIPS:
+            raise ValueError(f"unknown augment.flip. Got {flip!r}; give {' or '.join(FLIPS)}")
+        for name, value in {"flip_probability": flip_probability, "cutout_probability": cutout_probability}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"augment.{name} is a probability. Got {value}; give 0 to 1")
+        if policy is not None and policy not in POLICIES:
+            raise ValueError(f"unknown augment.policy. Got {policy!r}; give {', '.join(POLICIES)} or null")
         if cutout_size < 0:
             raise ValueError(f"augment.cutout_size counts pixels. Got {cutout_size}; give 0 (no cutout) or more")
         self.crop_padding = crop_padding
         self.padding_mode = padding_mode
+        self.flip = flip
         self.flip_probability = flip_probability
+        randaugment = RandAugment(num_ops, magnitude)
+        policies = {"autoaugment": AutoAugment(), "randaugment": randaugment, "trivialaugment": TrivialAugment()}
+        self.policy = policies.get(policy)
         self.cutout_size = cutout_size
+        self.cutout_probability = cutout_probability
+        self.mixing = None if mixing is None else Mixing(mixing, mixing_alpha, mixing_probability)
 
-    def __call__(self, images: Tensor, normalise: Callable[[Tensor], Tensor], generator: Generator) -> Tensor:
-        """uint8 (N, C, H, W) in; float32, normalised and augmented, out. Both channels_last."""
+    def __call__(
+        self, images: Tensor, normalise: Callable[[Tensor], Tensor], draws: Draws
+    ) -> tuple[Tensor, Parts | None]:
+        """uint8 (N, C, H, W) in; float32, normalised and augmented, out, and how they were mixed. All channels_last."""
         num_images, _, height, width = images.shape
+        generator = draws.generator
         if self.padding_mode == "reflect" and self.crop_padding >= min(height, width):
             raise ValueError(
                 f"augment.crop_padding must be smaller than the image to reflect it. "
                 f"Got {self.crop_padding} for {height}x{width}; give less, or augment.padding_mode=zero"
             )
-        if self.crop_padding or self.flip_probability:
+        alternating = self.flip == "alternating"
+        if self.crop_padding or self.flip_probability or alternating:
             down, right = random_offsets(num_images, self.crop_padding, generator)
-            flips = random_flips(num_images, self.flip_probability, generator)
+            flips = draws.turns if alternating else random_flips(num_images, self.flip_probability, generator)
             images = crop_and_flip(images, down, right, flips, self.crop_padding, self.padding_mode)
+        if self.policy:
+            for choice in self.policy(num_images, width, draws.host):
+                images = apply(images, choice)
         images = normalise(images)
         if self.cutout_size:
             rows, columns = random_centres(num_images, height, width, generator)
-            images = cutout(images, rows, columns, self.cutout_size)
-        return images
+            spared = None
+            if self.cutout_probability < 1:
+                spared = torch.rand(num_images, generator=generator, device=images.device) >= self.cutout_probability
+            images = cutout(images, rows, columns, self.cutout_size, spared)
+        return self.mixing(images, draws.host) if self.mixing else (images, None)

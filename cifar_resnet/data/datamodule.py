@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from cifar_resnet.data.augment import Augment, normalise
+from cifar_resnet.data.augment import Augment, Draws, normalise
 
 
 def seed_for(purpose: str, *numbers: int) -> int:
@@ -55,6 +55,7 @@ class ShuffledBatches(Sampler[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         self.generator.manual_seed(seed_for("augmentation", self.seed, self.epoch, self.rank))
+        self.host = np.random.default_rng(seed_for("policies", self.seed, self.epoch, self.rank))
         shuffle = Generator().manual_seed(seed_for("order", self.seed, self.epoch))
         order = torch.randperm(self.num_images, generator=shuffle)
         batches = order[: len(self) * self.batch_size * self.world_size].view(-1, self.world_size, self.batch_size)
@@ -100,7 +101,8 @@ def loader(images: Rows, batches: Sampler[Tensor]) -> DataLoader:
 class DataModule(LightningDataModule, ABC):
     """Images that live as uint8 on the training device, batches drawn from them by index, augmented there.
 
-    A source (CIFAR10, ImageFolder, …) derives from this and gives `num_classes`, `read` and, by then, `classes`.
+    A source (CIFAR10, ImageFolder, …) derives from this and gives `num_classes`, `image_size`, `read` and, by then,
+    `classes`.
 
     batch_size: training images per step and device.
     num_val: training images held out for validation: a number, or a share of them below 1; 0 trains on all.
@@ -111,6 +113,7 @@ class DataModule(LightningDataModule, ABC):
     """
 
     num_classes: int
+    image_size: int  # height and width, in pixels
     classes: list[str]  # in the order of their labels; known once images have been read
 
     def __init__(
@@ -168,7 +171,7 @@ class DataModule(LightningDataModule, ABC):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.train.tensors[0].shape[1:])
+        return 3, self.image_size, self.image_size
 
     @property
     def has_val(self) -> bool:
@@ -180,6 +183,8 @@ class DataModule(LightningDataModule, ABC):
         self.load()
         self.train, self.val = self.train.to(device), self.val.to(device)
         self.constants = torch.tensor([self.mean, self.std], device=device)  # here, once: a copy waits for the GPU
+        coins = torch.rand(len(self.train), generator=Generator().manual_seed(seed_for("flips", self.seed)))
+        self.mirrored_first = (coins < 0.5).to(device)
         if stage == "test" and self.test is None:
             self.test = rows(*self.read(train=False)).to(device)
 
@@ -202,7 +207,8 @@ class DataModule(LightningDataModule, ABC):
                 f"too few training images for one batch on every device. Got {len(self.train)} for {world_size} "
                 f"batches of {self.batch_size}; lower data.batch_size or trainer.devices"
             )
-        return loader(self.train, self.batches)
+        numbered = Rows(*self.train.tensors, torch.arange(len(self.train), device=self.train.device))
+        return loader(numbered, self.batches)
 
     def eval_dataloader(self, images: Rows) -> DataLoader:
         # every rank sees all of them: shares would count some images twice where they do not divide evenly
@@ -218,11 +224,17 @@ class DataModule(LightningDataModule, ABC):
     def normalise(self, images: Tensor) -> Tensor:
         return normalise(images, *self.constants)
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """uint8 in, normalised float32 out; augmented in training only."""
-        images, labels = batch
+    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """uint8 in, normalised float32 out; augmented in training only.
+
+        Where images are mixed, their labels become probabilities: (N, num_classes) float32.
+        """
+        images, labels, *numbers = batch
         if self.trainer.training:
-            return self.augment(images, self.normalise, self.batches.generator), labels
+            turns = self.mirrored_first[numbers[0]] ^ bool(self.batches.epoch % 2)
+            draws = Draws(self.batches.generator, self.batches.host, turns)
+            images, parts = self.augment(images, self.normalise, draws)
+            return images, labels if parts is None else parts.probabilities(labels, self.num_classes)
         return self.normalise(images), labels
 
     def state(self) -> dict:

@@ -27,6 +27,7 @@ class CIFAR10(DataModule):
     """
 
     num_classes = 10
+    image_size = 32
     dataset = datasets.CIFAR10
 
     def __init__(self, root: str = "data", **shared):

@@ -1,4 +1,7 @@
 from cifar_resnet.models.classifier import Classifier
+from cifar_resnet.models.custom_resnet import CustomResNet
+from cifar_resnet.models.distillation import Distillation
+from cifar_resnet.models.pyramidnet import PyramidNet
 from cifar_resnet.models.resnet import ResNet
 
-__all__ = ["Classifier", "ResNet"]
+__all__ = ["Classifier", "CustomResNet", "Distillation", "PyramidNet", "ResNet"]

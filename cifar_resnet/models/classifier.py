@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_resnet.data.datamodule import seed_for
+from cifar_resnet.models.distillation import Distillation
+from cifar_resnet.models.size import num_parameters
 
 
 class Classifier(LightningModule):
@@ -19,8 +21,10 @@ class Classifier(LightningModule):
     num_classes: length of a logits vector.
     label_smoothing: share of the training target spread over all classes (Szegedy et al. 2016, section 7).
     decay_norm_and_bias: False spares normalisation layers and biases from weight decay (Goyal et al. 2017, 5.3).
+    max_params: `check_budget` refuses a network of more trainable parameters; None for no limit.
     optimizer: called with the parameters (or groups of them); only training needs it.
     scheduler: called with the optimizer and total_steps, stepped after each batch; None keeps the learning rate.
+    distillation: teachers whose answers the training loss follows as well.
     """
 
     def __init__(
@@ -28,35 +32,60 @@ class Classifier(LightningModule):
         num_classes: int = 10,
         label_smoothing: float = 0.0,
         decay_norm_and_bias: bool = True,
+        max_params: int | float | None = None,
         optimizer: Callable[[Iterable], Optimizer] | None = None,
         scheduler: Callable[..., LRScheduler] | None = None,
+        distillation: Distillation | None = None,
     ):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"model.num_classes counts the classes. Got {num_classes}; give 2 or more")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"model.label_smoothing is a share of the target. Got {label_smoothing}; give 0 up to 1")
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        if max_params is not None and max_params < 1:
+            raise ValueError(f"model.max_params counts parameters. Got {max_params}; give 1 or more, or null")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation"], logger=False)
         self.label_smoothing = label_smoothing
         self.decay_norm_and_bias = decay_norm_and_bias
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.max_params = max_params
+        self.optimizer, self.scheduler, self.distillation = optimizer, scheduler, distillation
         self.train_acc, self.val_acc, self.test_acc = (
             MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
         )
         self.config: dict | None = None  # of the run, kept in its checkpoints
 
+    def check_budget(self) -> None:
+        count = num_parameters(self)
+        if self.max_params is not None and count > self.max_params:
+            raise ValueError(
+                f"the network is too large for model.max_params={self.max_params:,.0f}. Got {count:,} parameters, "
+                f"{count - self.max_params:,.0f} too many; give it fewer or narrower blocks, or see cifar-design"
+            )
+
     def setup(self, stage: str) -> None:
         self.to(memory_format=torch.channels_last)
+        if self.distillation and stage == "fit":
+            self.distillation.setup(self.trainer.strategy.root_device, self.trainer.datamodule.state())
+
+    def on_fit_start(self) -> None:
+        self.with_progress = [module for module in self.modules() if hasattr(module, "progress")]
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        for module in self.with_progress:
+            module.progress.fill_(self.trainer.global_step / self.total_steps)
 
     def on_train_epoch_start(self) -> None:
         # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
         torch.manual_seed(seed_for("network", self.trainer.datamodule.seed, self.current_epoch, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
+        images, labels = batch  # mixed images come with probabilities, (N, num_classes), for labels
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        self.log_metrics("train", loss, logits, labels)
+        if self.distillation:
+            loss = self.distillation(images, logits, loss)
+        # a mixed image counts as the class that it shows most of: so a perfect network still scores 100%
+        self.log_metrics("train", loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -83,7 +112,8 @@ class Classifier(LightningModule):
         return optimizer, self.scheduler and self.scheduler(optimizer, total_steps=total_steps)
 
     def configure_optimizers(self) -> dict:
-        optimizer, scheduler = self.build_optimizer(int(self.trainer.estimated_stepping_batches))
+        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = self.build_optimizer(self.total_steps)
         if scheduler is None:
             return {"optimizer": optimizer}
         return {

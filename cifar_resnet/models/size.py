@@ -1,8 +1,19 @@
 """How large a network is."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+
+class Part(NamedTuple):
+    """One line of a network's table. output_shape: (C, H, W), or (C,); macs: for one image."""
+
+    name: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -12,10 +23,36 @@ def num_parameters(model: nn.Module) -> int:
 
 def num_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-adds of convolutions and linear layers for one image of shape (C, H, W): FLOPs / 2."""
-    image = torch.zeros(1, *image_shape, device=next(model.parameters()).device)
+    return sum(part.macs for part in parts(model, image_shape))
+
+
+def parts(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
+    """The network's direct children that have parameters, in the order of the forward pass; stages one by one."""
+    watched = {}
+    for name, child in model.named_children():
+        inside = child.named_children() if isinstance(child, nn.Sequential) else [(None, child)]
+        watched |= {name if inner is None else f"{name}.{inner}": module for inner, module in inside}
+    found: list[Part] = []
+    counter = FlopCounterMode(display=False)
+    counted = 0
+
+    def note(module: nn.Module, _, output: torch.Tensor) -> None:
+        nonlocal counted
+        total = counter.get_total_flops() // 2
+        name = next(name for name, candidate in watched.items() if candidate is module)
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        if parameters:
+            found.append(Part(name, tuple(output.shape[1:]), parameters, total - counted))
+            counted = total
+
+    hooks = [module.register_forward_hook(note) for module in watched.values()]
     was_training = model.training
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    model.train(was_training)
-    return counter.get_total_flops() // 2
+    try:
+        with torch.no_grad(), counter:
+            model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return found

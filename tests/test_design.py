@@ -1,0 +1,86 @@
+"""cifar-design: what it prints is what one gets."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from cifar_resnet import design, train
+from cifar_resnet.command import Composer
+from cifar_resnet.models.size import num_macs, num_parameters
+
+SMALL_GRID = ("stages=[2,3]", "blocks_per_stage=[1,2]", "stem_strides=[1,2]")
+
+
+def proposals(overrides: list[str] | tuple[str, ...]) -> list[design.Design]:
+    (job,) = Composer("design").jobs(list(overrides))
+    return design.design(job.cfg)
+
+
+def test_every_proposal_has_the_size_it_claims_and_fits(capsys):
+    assert design.main(["max_params=3e5", "max_macs=3e7", *SMALL_GRID]) == 0
+    output = capsys.readouterr().out
+    rows = re.findall(r"^ (\w+_s\d) .* ([\d,]+) +[\d.]+% +([\d,]+) $", output, re.MULTILINE)
+    assert len(rows) == 8  # two blocks, two numbers of stages, two depths
+    for name, parameters, macs in rows:
+        (job,) = Composer("train", "designs").jobs([f"experiment={name}"])
+        with torch.device("meta"):
+            model = instantiate(job.cfg.model, num_classes=10, _convert_="all")
+            assert f"{num_parameters(model):,}" == parameters
+            assert f"{num_macs(model, (3, 32, 32)):,}" == macs
+        assert num_parameters(model) <= 3e5
+        assert num_macs(model, (3, 32, 32)) <= 3e7
+
+
+@pytest.mark.parametrize("limits", [["max_params=2e5"], ["max_params=1e7", "max_macs=2e7"]])
+def test_one_step_wider_would_not_fit(limits):
+    for proposal in proposals([*limits, *SMALL_GRID]):
+        wider = {
+            **proposal.settings,
+            "widths": [w // proposal.settings["widths"][0] for w in proposal.settings["widths"]],
+        }
+        wider["widths"] = [(proposal.settings["widths"][0] + 8) * scale for scale in wider["widths"]]
+        from cifar_resnet.models import ResNet
+
+        with torch.device("meta"):
+            model = ResNet(**wider)
+            too_many = num_parameters(model) > float(limits[0].split("=")[1])
+            too_slow = len(limits) > 1 and num_macs(model, (3, 32, 32)) > 2e7
+        assert too_many or too_slow
+
+
+def test_nearest_to_the_limit_first_and_no_two_alike():
+    found = proposals(["max_params=1e6", "num_designs=5", *SMALL_GRID])
+    assert len(found) == 5
+    assert [each.parameters for each in found] == sorted((each.parameters for each in found), reverse=True)
+    assert len({(each.settings["block"], tuple(each.settings["blocks"])) for each in found}) == 5
+
+
+def test_the_sweep_that_it_prints_runs(capsys):
+    assert design.main(["max_params=5e4", "num_designs=2", "output_dir=small", *SMALL_GRID]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar-train -m")]
+    tiny = ["data=synthetic", "data.num_train=60", "data.num_val=20", "data.num_test=20", "data.batch_size=20"]
+    assert train.main([*line.split()[1:], *tiny, "trainer.max_epochs=1"]) == 0
+    assert len(list(Path("outputs/small").glob("sweep-*/*/result.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ([], "max_params has no default"),
+        (["max_params=-5"], "max_params must be a positive number. Got -5"),
+        (["max_params=5"], "no network of this grid is so small. Got max_params=5"),
+        (["max_params=1e6", "stages=[]"], "stages must be a list of positive whole numbers"),
+        (["max_params=1e6", "blocks=[dense]"], "unknown model.block. Got 'dense'"),
+        (["max_parms=1e6"], "Did you mean max_params or max_macs?"),
+        (["max_params=1e6", "-m"], "leave out -m"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_writes_nothing(capsys, arguments, answer):
+    assert design.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert answer in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(Path.cwd().iterdir()) == []

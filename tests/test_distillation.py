@@ -1,0 +1,95 @@
+"""Distillation: its loss against a closed form, and a teacher that stays out of the student."""
+
+import pytest
+import torch
+from conftest import last_of, record_of
+from torch.nn.functional import cross_entropy
+
+from cifar_resnet import checkpoints
+from cifar_resnet.models import Distillation
+
+
+@pytest.fixture
+def teachers(cifar_train, run_dirs) -> list[str]:
+    """Two run folders of networks larger than the student."""
+    for seed in (0, 1):
+        assert cifar_train("model.widths=[8,8,16]", f"seed={seed}", "name=teacher") == 0
+    return [str(run_dir) for run_dir in run_dirs()]
+
+
+def test_the_loss_is_hintons(teachers):
+    distillation = Distillation(teachers, temperature=3.0, weight=0.7)
+    data = checkpoints.read(teachers[0])["data"]
+    distillation.setup(torch.device("cpu"), data)
+    images, labels = torch.randn(6, 3, 32, 32), torch.randint(10, (6,))
+    logits = torch.randn(6, 10, requires_grad=True)
+    loss = distillation(images, logits, cross_entropy(logits, labels))
+    with torch.no_grad():
+        taught = sum((checkpoints.load(path)(images) / 3).softmax(1) for path in teachers) / 2
+    student = (logits / 3).softmax(1)
+    divergence = (taught * (taught / student).log()).sum(1).mean()
+    torch.testing.assert_close(loss, 0.3 * cross_entropy(logits, labels) + 0.7 * 9 * divergence)
+
+
+def test_a_teacher_sees_images_normalised_as_it_learned_them(teachers):
+    distillation = Distillation(teachers[0])
+    data = checkpoints.read(teachers[0])["data"]
+    pixels = torch.rand(4, 3, 32, 32)
+
+    def normalised(mean, std):
+        return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+    distillation.setup(torch.device("cpu"), data)
+    expected = distillation.probabilities(normalised(data["mean"], data["std"]))
+    other = data | {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.3]}
+    distillation.setup(torch.device("cpu"), other)
+    torch.testing.assert_close(distillation.probabilities(normalised(other["mean"], other["std"])), expected)
+
+
+def test_a_student_is_trained_and_its_teachers_are_not(cifar_train, run_dirs, teachers):
+    before = [checkpoints.read(path)["state_dict"] for path in teachers]
+    assert cifar_train("name=student") == 0
+    assert cifar_train("name=student", f"distill.teacher=[{','.join(teachers)}]", "distill.weight=0.5") == 0
+    plain, student = (run_dir for run_dir in run_dirs() if run_dir.parent.name == "student")
+    assert record_of(plain)["parameters"] == record_of(student)["parameters"]
+    assert last_of(plain)["state_dict"].keys() == last_of(student)["state_dict"].keys()
+    assert not torch.equal(last_of(plain)["state_dict"]["fc.weight"], last_of(student)["state_dict"]["fc.weight"])
+    for path, state in zip(teachers, before, strict=True):
+        after = checkpoints.read(path)["state_dict"]
+        assert all(torch.equal(after[name], value) for name, value in state.items())
+
+
+def test_a_teacher_stays_in_eval_mode_while_its_student_trains(cifar_train, teachers, monkeypatch):
+    modes = []
+    probabilities = Distillation.probabilities
+
+    def watched(self, images):
+        result = probabilities(self, images)
+        modes.append([network.training for network in self.networks])
+        assert not result.requires_grad
+        return result
+
+    monkeypatch.setattr(Distillation, "probabilities", watched)
+    assert cifar_train(f"distill.teacher={teachers[0]}") == 0
+    assert modes == [[False]] * 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "answer"),
+    [
+        ("distill.teacher=nowhere", "no checkpoint. Got nowhere"),
+        ("distill.temperature=0", "distill.temperature divides logits. Got 0"),
+        ("distill.weight=2", "distill.weight is a share. Got 2"),
+    ],
+)
+def test_mistakes_get_one_line(cifar_train, teachers, capsys, setting, answer):
+    settings = [setting] if "teacher" in setting else [f"distill.teacher={teachers[0]}", setting]
+    assert cifar_train(*settings) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_classes_is_refused(teachers):
+    distillation = Distillation(teachers[0])
+    data = checkpoints.read(teachers[0])["data"] | {"classes": ["cat", "dog"]}
+    with pytest.raises(ValueError, match="must know the student's classes"):
+        distillation.setup(torch.device("cpu"), data)
