@@ -42,10 +42,10 @@ DEFAULT = ["resnet18@128", "resnet20@512"]
 
 
 class Ours:
-    def __init__(self, network: str, batch_size: int, images: int):
+    def __init__(self, network: str, batch_size: int, images: int, *more: str):
         overrides = [f"model={network}", "data=synthetic", f"data.batch_size={batch_size}", f"data.num_train={images}"]
         overrides += ["data.num_val=0", "data.num_test=10", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
-        overrides += ["run_dir=unused"]
+        overrides += ["run_dir=unused", *more]
         self.cfg = Composer("train").jobs(overrides)[0].cfg
         self.precision = instantiate(self.cfg.precision, accelerator=self.cfg.trainer.accelerator)
         self.data = instantiate(self.cfg.data, augment=self.cfg.augment, _convert_="all")

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from cifar_resnet import design, train
 from cifar_resnet.command import Composer
+from cifar_resnet.models import ResNet
 from cifar_resnet.models.size import num_macs, num_parameters
 
 SMALL_GRID = ("stages=[2,3]", "blocks_per_stage=[1,2]", "stem_strides=[1,2]")
@@ -37,15 +38,10 @@ def test_every_proposal_has_the_size_it_claims_and_fits(capsys):
 @pytest.mark.parametrize("limits", [["max_params=2e5"], ["max_params=1e7", "max_macs=2e7"]])
 def test_one_step_wider_would_not_fit(limits):
     for proposal in proposals([*limits, *SMALL_GRID]):
-        wider = {
-            **proposal.settings,
-            "widths": [w // proposal.settings["widths"][0] for w in proposal.settings["widths"]],
-        }
-        wider["widths"] = [(proposal.settings["widths"][0] + 8) * scale for scale in wider["widths"]]
-        from cifar_resnet.models import ResNet
-
+        narrowest, *_ = proposal.settings["widths"]
+        wider = [width * (narrowest + 8) // narrowest for width in proposal.settings["widths"]]
         with torch.device("meta"):
-            model = ResNet(**wider)
+            model = ResNet(**{**proposal.settings, "widths": wider})
             too_many = num_parameters(model) > float(limits[0].split("=")[1])
             too_slow = len(limits) > 1 and num_macs(model, (3, 32, 32)) > 2e7
         assert too_many or too_slow

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from cifar_resnet import train
+from cifar_resnet import design, train
 
 ROOT = Path(train.__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 TRAININGS = [line for line in COMMANDS if line.startswith("cifar-train")]
+DESIGNS = [line for line in COMMANDS if line.startswith("cifar-design")]
 DATA = ("data=", "data.root=", "data.image_size=", "data.num_val=", "data.batch_size=", "trainer.max_epochs=", "model=")
 
 
@@ -34,7 +35,7 @@ def trained_small(line: str, run_dir: Path | None) -> list[str]:
 
 @pytest.mark.parametrize("line", TRAININGS)
 def test_cifar_train_lines_run(line, cifar_train, run_dirs):
-    if "resume=" in line:
+    if "<run folder>" in line:
         cifar_train()
     before = run_dirs()
     try:
@@ -44,13 +45,20 @@ def test_cifar_train_lines_run(line, cifar_train, run_dirs):
     assert code == 0
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in TRAININGS])
+@pytest.mark.parametrize("line", DESIGNS)
+def test_cifar_design_lines_run(line):
+    assert design.main([*shlex.split(line)[1:], "blocks_per_stage=[2]"]) == 0
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in (*TRAININGS, *DESIGNS)])
 def test_other_lines_name_what_exists(line):
     words = shlex.split(line)
     if words[0] == "make":
         subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     elif words[0] == "tensorboard":
         assert Path(sys.executable).with_name("tensorboard").exists() or shutil.which("tensorboard")
+    elif words[0] == "python":
+        assert subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True).returncode == 0
     else:
         assert words == ["source", ".venv/bin/activate"]
 
