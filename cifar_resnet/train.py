@@ -169,6 +169,7 @@ def train(cfg: DictConfig) -> float:
             loggers = list(instantiate(cfg.logger).values())
             watchers = [throughput, *callbacks.values()]
             trainer = instantiate(cfg.trainer, precision=precision, callbacks=watchers, logger=loggers)
+            model.check(trainer)
     except UsageError:
         if not cfg.resume:
             runs.discard(run_dir)
@@ -235,11 +236,8 @@ def check(cfg: DictConfig, precision: str) -> None:
         raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {epochs}")
     if cfg.trainer.deterministic:
         cfg.trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time
-    if precision == "16-mixed" and cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
-        raise ValueError(
-            f"a fused optimizer under 16-mixed scales gradients itself, so they cannot be clipped. "
-            f"Got trainer.gradient_clip_val={cfg.trainer.gradient_clip_val}; add optimizer.fused=false"
-        )
+    if cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
+        cfg.optimizer.fused = False  # Lightning does not clip for an optimizer that could scale gradients itself
 
 
 def check_validation(cfg: DictConfig) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR
 
-from cifar_resnet.optim import constant, cosine, multistep, one_cycle
+from cifar_resnet.optim import constant, cosine, linear, multistep, one_cycle
 
 STEPS = 40
 
@@ -30,6 +30,21 @@ def test_cosine_equals_torchs():
     assert rates(cosine, total_steps=STEPS, end_factor=0.1) == pytest.approx(expected)
 
 
+def test_linear_equals_torchs():
+    expected = rates(LinearLR, start_factor=1.0, end_factor=0.1, total_iters=STEPS)
+    assert rates(linear, total_steps=STEPS, end_factor=0.1) == pytest.approx(expected)
+
+
+def test_one_cycle_in_rates_and_epochs_equals_one_cycle_in_factors():
+    """0.0017 up to 0.017 at epoch 5 of 20 and back, as a project put it."""
+    words = {"max_lr": 0.017, "min_lr": 0.0017, "peak_epoch": 5, "epochs": 20, "shape": "linear"}
+    found = rates(one_cycle, total_steps=STEPS, **words)
+    assert [found[0], found[10], found[40]] == pytest.approx([0.0017, 0.017, 0.0017])
+    assert found[5] == pytest.approx((0.0017 + 0.017) / 2)
+    factors = {"peak_fraction": 0.25, "start_factor": 0.1, "end_factor": 0.1, "shape": "linear"}
+    assert found == pytest.approx([rate * 0.017 / 0.2 for rate in rates(one_cycle, total_steps=STEPS, **factors)])
+
+
 def test_multistep_equals_torchs():
     expected = rates(MultiStepLR, milestones=[20, 30], gamma=0.2)
     assert rates(multistep, total_steps=STEPS, milestones=[0.5, 0.75], factor=0.2) == pytest.approx(expected)
@@ -48,14 +63,14 @@ def test_constant_after_a_linear_warmup():
     assert rates(constant, total_steps=STEPS, warmup_fraction=0.1) == pytest.approx([0.05, 0.1, 0.15] + [0.2] * 38)
 
 
-@pytest.mark.parametrize("make", [cosine, multistep])
+@pytest.mark.parametrize("make", [cosine, linear, multistep])
 def test_warmup_rises_to_the_learning_rate(make):
     found = rates(make, total_steps=STEPS, warmup_fraction=0.25)
     assert found[:10] == pytest.approx([0.02 * step for step in range(1, 11)])
     assert max(found) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("make", [cosine, one_cycle, multistep, constant])
+@pytest.mark.parametrize("make", [cosine, linear, one_cycle, multistep, constant])
 def test_a_longer_training_stretches_the_shape(make):
     """Every second rate of twice as many steps is the rate of the shorter training."""
 
@@ -73,6 +88,10 @@ def test_a_longer_training_stretches_the_shape(make):
         (cosine, {"end_factor": -1}),
         (one_cycle, {"peak_fraction": 1.5}),
         (one_cycle, {"shape": "square"}),
+        (one_cycle, {"max_lr": -1.0}),
+        (one_cycle, {"max_lr": 0.1, "min_lr": 0.2}),
+        (one_cycle, {"peak_epoch": 9, "epochs": 5}),
+        (linear, {"end_factor": 2}),
         (multistep, {"milestones": [100, 150]}),
         (constant, {"warmup_fraction": -0.1}),
     ],

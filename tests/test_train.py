@@ -123,6 +123,8 @@ def test_without_validation_images_the_last_epoch_is_kept(cifar_train, run_dirs)
     [
         ("optimizer=sgd", "scheduler=cosine", "augment=randaugment", "augment.mixing=cutmix", "model.drop_block=0.1"),
         ("optimizer=adam", "scheduler=one_cycle", "precision=bf16-mixed"),
+        ("optimizer=sam", "scheduler=linear", "precision=bf16-mixed"),
+        ("optimizer=muon", "scheduler=constant", "trainer.gradient_clip_val=1"),
         ("optimizer=adamw", "scheduler=multistep", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"),
     ],
 )

@@ -1,11 +1,12 @@
 """What every network here shares: loss, steps, metrics and optimizer. Layers are in the modules beside this one."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
@@ -13,6 +14,41 @@ from torchmetrics.classification import MulticlassAccuracy
 from cifar_resnet.data.datamodule import seed_for
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.size import num_parameters
+from cifar_resnet.optim import SAM
+
+
+class Noise:
+    """The random state of a moment, to come back to: `with` repeats what was drawn from then on."""
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Noise":
+        noise = cls()
+        noise.device, noise.cpu = device, torch.get_rng_state()
+        noise.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return noise
+
+    def __enter__(self) -> None:
+        self.fork = torch.random.fork_rng([self.device] if self.cuda is not None else [])
+        self.fork.__enter__()
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+    def __exit__(self, *exception) -> None:
+        self.fork.__exit__(*exception)
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm still normalises by the batch, but its running statistics stay."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class Classifier(LightningModule):
@@ -62,6 +98,15 @@ class Classifier(LightningModule):
                 f"{count - self.max_params:,.0f} too many; give it fewer or narrower blocks, or see cifar-design"
             )
 
+    def check(self, trainer: Trainer) -> None:
+        """Refuse what the optimizer cannot do under this trainer."""
+        optimizer, _ = self.build_optimizer(total_steps=1)
+        if isinstance(optimizer, SAM) and trainer.world_size > 1:
+            raise ValueError(
+                f"SAM trains on one device: each would look for a worst point of its own. "
+                f"Got {trainer.world_size} devices; give trainer.devices=1, or another optimizer"
+            )
+
     def setup(self, stage: str) -> None:
         self.to(memory_format=torch.channels_last)
         if self.distillation and stage == "fit":
@@ -80,13 +125,64 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch  # mixed images come with probabilities, (N, num_classes), for labels
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        if self.distillation:
-            loss = self.distillation(images, logits, loss)
+        if self.is_sharpness_aware:
+            self.first_pass = batch, Noise.of(images.device)
+        loss, logits = self.loss(images, labels)
         # a mixed image counts as the class that it shows most of: so a perfect network still scores 100%
         self.log_metrics("train", loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
         return loss
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What training minimises, and the logits."""
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return self.distillation(images, logits, loss) if self.distillation else loss, logits
+
+    @property
+    def is_sharpness_aware(self) -> bool:
+        return isinstance(self.optimizers(use_pl_optimizer=False), SAM)
+
+    def backward(self, loss: Tensor) -> None:
+        if self.is_sharpness_aware:
+            self.sharpness_aware_backward(loss)
+        else:
+            loss.backward()
+
+    def sharpness_aware_backward(self, loss: Tensor) -> None:
+        """Leave the gradients of SAM: those at the worst point near the weights, for the same batch.
+
+        Here, and not in the optimizer's step, because clipping, loss scaling, accumulation and the count of steps then
+        see one backward pass. Both passes see the same pixels and the same noise (dropout's masks), and only the first
+        moves BatchNorm's statistics. With accumulation each batch looks for its own worst point (m-sharpness, section
+        4.1 of the paper).
+        """
+        optimizer, plugin = self.optimizers(use_pl_optimizer=False), self.trainer.precision_plugin
+        parameters = optimizer.parameters()
+        accumulated = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        norm = optimizer.perturb()
+        for parameter in parameters:
+            parameter.grad = None
+        (images, labels), noise = self.first_pass
+        try:
+            with noise, frozen_statistics(self), plugin.train_step_context():
+                loss, _ = self.loss(images, labels)
+            loss = loss / self.trainer.accumulate_grad_batches
+            scaler = getattr(plugin, "scaler", None)
+            (scaler.scale(loss) if scaler else loss).backward()
+        finally:
+            optimizer.restore()
+        # a step that began with gradients that were not finite must not pass for a good one: 0 keeps, nan spoils
+        verdict = (norm - norm).detach()
+        for parameter, before in zip(parameters, accumulated, strict=True):
+            if parameter.grad is not None:
+                parameter.grad += verdict
+                if before is not None:
+                    parameter.grad += before
+            else:
+                parameter.grad = before
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.evaluation_step("val", batch)

@@ -45,6 +45,16 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0,
     return LambdaLR(optimizer, with_warmup(shape, total_steps, warmup_fraction))
 
 
+def linear(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0, end_factor: float = 0.0) -> LambdaLR:
+    """A straight line from the learning rate down to `end_factor` of it."""
+    check_fractions(warmup_fraction=warmup_fraction, end_factor=end_factor)
+
+    def shape(progress: float) -> float:
+        return end_factor + (1 - end_factor) * (1 - progress)
+
+    return LambdaLR(optimizer, with_warmup(shape, total_steps, warmup_fraction))
+
+
 def one_cycle(
     optimizer: Optimizer,
     total_steps: int,
@@ -52,22 +62,42 @@ def one_cycle(
     start_factor: float = 0.04,
     end_factor: float = 0.0,
     shape: str = "cosine",
+    max_lr: float | None = None,
+    min_lr: float | None = None,
+    peak_epoch: float | None = None,
+    epochs: int | None = None,
 ) -> LambdaLR:
     """From `start_factor` up to the learning rate at `peak_fraction`, and down to `end_factor` (Smith & Topin 2018).
 
     shape: both ways "cosine", or "linear".
+    The same in other words, each of which goes before what it replaces: max_lr, the learning rate at the peak, for the
+    optimizer's; min_lr, where it starts and ends, for the factors; peak_epoch, of `epochs`, for peak_fraction.
     """
     check_fractions(peak_fraction=peak_fraction, start_factor=start_factor, end_factor=end_factor)
     descents = {"cosine": half_cosine, "linear": lambda progress: 1 - progress}
     if shape not in descents:
         raise ValueError(f"unknown scheduler.shape. Got {shape!r}; give {' or '.join(descents)}")
     descent = descents[shape]
+    lr = optimizer.param_groups[0]["lr"]
+    if max_lr is not None and not max_lr > 0:
+        raise ValueError(f"scheduler.max_lr is a learning rate. Got {max_lr}; give more than 0, or null")
+    peak = lr if max_lr is None else max_lr
+    if min_lr is not None:
+        if not 0 <= min_lr <= peak:
+            raise ValueError(f"scheduler.min_lr lies below the peak. Got {min_lr}, and {peak} at the peak")
+        start_factor = end_factor = min_lr / peak
+    if peak_epoch is not None:
+        if not 0 <= peak_epoch <= (epochs or 0):
+            raise ValueError(f"scheduler.peak_epoch is one of the training's. Got {peak_epoch} of {epochs} epochs")
+        peak_fraction = peak_epoch / epochs
 
     def factor(step: int) -> float:
         progress = min(step / total_steps, 1.0)
         if progress < peak_fraction:
-            return start_factor + (1 - start_factor) * (1 - descent(progress / peak_fraction))
-        return end_factor + (1 - end_factor) * descent((progress - peak_fraction) / (1 - peak_fraction or 1.0))
+            rise = 1 - descent(progress / peak_fraction)
+            return peak / lr * (start_factor + (1 - start_factor) * rise)
+        fall = descent((progress - peak_fraction) / (1 - peak_fraction or 1.0))
+        return peak / lr * (end_factor + (1 - end_factor) * fall)
 
     return LambdaLR(optimizer, factor)
 

@@ -1,0 +1,109 @@
+"""Muon for the filters of convolutions, SGD for everything else, as one optimizer (Jordan et al. 2024)."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular values towards 1
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly: singular values come to lie around 1.
+
+    matrices: (B, rows, columns). In bfloat16, by `steps` Newton-Schulz iterations.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(Optimizer):
+    """Momentum, orthogonalised, for weights of four dimensions; SGD with the same momentum for all others.
+
+    A filter is a row: weights (out, in, k, k) are flattened to (out, in * k * k), as torch.optim.Muon wants them.
+
+    lr, weight_decay: of the filters. The decay is decoupled: lr * weight_decay of each weight goes at each step.
+    momentum, nesterov: of both.
+    other_lr, other_weight_decay: of SGD; other_lr follows the schedule in the same proportion to lr.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 0.02,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        other_lr: float = 0.1,
+        other_weight_decay: float = 5e-4,
+    ):
+        for name, value in {"lr": lr, "weight_decay": weight_decay, "other_lr": other_lr}.items():
+            if value < 0:
+                raise ValueError(f"optimizer.{name} must not be negative. Got {value}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"optimizer.momentum is a share. Got {momentum}; give 0 up to 1")
+        groups = []
+        for group in [group if isinstance(group, dict) else {"params": [group]} for group in params]:
+            filters = [parameter for parameter in group["params"] if parameter.ndim == 4]
+            others = [parameter for parameter in group["params"] if parameter.ndim != 4]
+            if filters:
+                groups.append({**group, "params": filters, "muon": True})
+            if others:
+                decay = min(other_weight_decay, group.get("weight_decay", other_weight_decay))
+                groups.append({"params": others, "muon": False, "lr": other_lr, "weight_decay": decay})
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.momentum, self.nesterov = momentum, nesterov
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["muon"]:
+                self.step_filters(parameters, group["lr"], group["weight_decay"])
+            elif parameters:
+                self.step_others(parameters, group["lr"], group["weight_decay"])
+        return loss
+
+    def momenta(self, parameters: list[Tensor]) -> list[Tensor]:
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+
+    def step_filters(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for parameter in parameters:
+            by_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, alike in by_shape.items():  # matrices of one shape are multiplied at once
+            gradients, momenta = [parameter.grad for parameter in alike], self.momenta(alike)
+            torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+            updates = torch._foreach_lerp(gradients, momenta, self.momentum) if self.nesterov else momenta
+            flat = torch.stack([update.flatten(1) for update in updates])
+            # a tall matrix's update is smaller than its size deserves
+            scale = max(1.0, flat.shape[1] / flat.shape[2]) ** 0.5
+            directions = orthogonalise(flat).view(len(alike), *shape).unbind()
+            torch._foreach_mul_(alike, 1 - lr * weight_decay)
+            torch._foreach_add_(alike, directions, alpha=-lr * scale)
+
+    def step_others(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        gradients = [parameter.grad for parameter in parameters]
+        if weight_decay:
+            gradients = torch._foreach_add(gradients, parameters, alpha=weight_decay)
+        momenta = self.momenta(parameters)
+        torch._foreach_mul_(momenta, self.momentum)
+        torch._foreach_add_(momenta, gradients)
+        updates = torch._foreach_add(gradients, momenta, alpha=self.momentum) if self.nesterov else momenta
+        torch._foreach_add_(parameters, updates, alpha=-lr)
