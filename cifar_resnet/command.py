@@ -64,8 +64,36 @@ class Job:
     varying: list[str]
 
 
+@dataclass
+class Interval:
+    """Numbers to search through: whole ones where both ends are. log: by ratio, not by difference."""
+
+    low: float
+    high: float
+    log: bool
+
+
+@dataclass
+class Choice:
+    values: list
+
+
 def main(config_name: str, run: Callable[[list[Job], bool], int], argv: Sequence[str] | None = None) -> int:
-    """Compose what `argv` asks for, call `run(jobs, is_sweep)` and return its exit code; 2 for a user's mistake.
+    """Compose what `argv` asks for, call `run(jobs, is_sweep)` and return its exit code; 2 for a user's mistake."""
+
+    def compose_and_run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
+        jobs = composer.jobs(overrides, is_sweep)
+        for job in jobs:
+            check_arguments(job.cfg)
+        return run(jobs, is_sweep)
+
+    return interpret(config_name, compose_and_run, argv)
+
+
+def interpret(
+    config_name: str, run: Callable[["Composer", list[str], bool], int], argv: Sequence[str] | None = None
+) -> int:
+    """Call `run(composer, overrides, is_sweep)` and return its exit code; 2 for a user's mistake.
 
     Help, printing of the configuration and tab completion are left to Hydra.
     """
@@ -79,11 +107,8 @@ def main(config_name: str, run: Callable[[list[Job], bool], int], argv: Sequence
         if set(flags) & HYDRA_FLAGS:
             return delegate_to_hydra(config_name, argv)
         if flags:
-            raise UsageError(f"unknown option {flags[0]}. See cifar-{config_name} --help")
-        jobs = Composer(config_name, options.config_dir).jobs(rest, options.multirun)
-        for job in jobs:
-            check_arguments(job.cfg)
-        return run(jobs, options.multirun)
+            raise UsageError(f"unknown option {flags[0]}. See {program(config_name)} --help")
+        return run(Composer(config_name, options.config_dir), rest, options.multirun)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -92,9 +117,13 @@ def main(config_name: str, run: Callable[[list[Job], bool], int], argv: Sequence
         return 0
 
 
+def program(config_name: str) -> str:
+    return f"cifar-{config_name.replace('_', '-')}"
+
+
 def delegate_to_hydra(config_name: str, argv: list[str]) -> int:
-    program, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [f"cifar-{config_name}", *argv]
+    saved_argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [program(config_name), *argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     try:
         hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(lambda cfg: None)()
@@ -102,7 +131,7 @@ def delegate_to_hydra(config_name: str, argv: list[str]) -> int:
         composer = Composer(config_name)
         raise UsageError(composer.explain(error, [text for text in argv if not text.startswith("-")])) from error
     finally:
-        sys.argv = program
+        sys.argv = saved_argv
         os.environ.pop("HYDRA_FULL_ERROR")
         if full_error is not None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
@@ -134,6 +163,16 @@ class Composer:
             except (HydraException, OmegaConfBaseException) as error:
                 message = self.explain(error, overrides)
         raise UsageError(message)
+
+    def space(self, overrides: list[str]) -> tuple[list[str], dict[str, Interval | Choice]]:
+        """Those overrides that give one value, and by key what the others search through."""
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                parsed = parse(overrides)
+                searched = {each.get_key_element(): domain_of(each) for each in parsed if each.is_sweep_override()}
+            except (HydraException, OmegaConfBaseException) as error:
+                raise UsageError(self.explain(error, overrides)) from error
+        return [each.input_line for each in parsed if not each.is_sweep_override()], searched
 
     def job(self, fixed: list[str], varying: list[str]) -> Job:
         cfg = self.compose([*fixed, *varying])
@@ -186,9 +225,8 @@ class Composer:
             group, _, choice = error.missing_cfg_file.rpartition("/")
             return f"unknown {group} {choice!r}.{near(choice, error.options)} Choices: {', '.join(error.options)}"
         if key := re.search(r"Could not override '([^']+)'", text):
-            return (
-                f"unknown key {key[1]}.{near(key[1], self.known_keys(overrides))} See cifar-{self.config_name} --help"
-            )
+            close = near(key[1], self.known_keys(overrides))
+            return f"unknown key {key[1]}.{close} See {program(self.config_name)} --help"
         if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", text):
             key, _, values = ambiguous[1].partition("=")
             return (
@@ -222,6 +260,16 @@ def values_of(override: Override) -> list[str]:
             f"an interval is no list of values to try. Got {override.input_line}; give values, or range"
         )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def domain_of(override: Override) -> Interval | Choice:
+    if not override.is_interval_sweep():
+        return Choice([value.partition("=")[2] for value in values_of(override)])
+    sweep = override.value()
+    low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+    if not (low < high and (low > 0 or not log)):
+        raise HydraException(f"an interval goes from a smaller to a larger number. Got {override.input_line}")
+    return Interval(low, high, log)
 
 
 def refuse_hydra_setting(override: Override) -> None:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich
 from rich.box import SIMPLE_HEAD
@@ -14,6 +15,9 @@ from rich.table import Table
 
 from cifar_resnet.design import Design
 from cifar_resnet.models.size import Part
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 log = logging.getLogger("cifar_resnet")
 
@@ -92,7 +96,9 @@ def summary(record: dict) -> str:
     rows = {
         "trained": f"{network} on {record['data']}, {epochs} epochs in {time}, {speed:,.0f} images/s",
         "validation": f"{scores('val')}, after epoch {epoch}" if record["num_val"] else "no images held out",
-        "test": f"{scores('test')}, after epoch {epoch}, the {record['selected']}",
+        "test": f"{scores('test')}, after epoch {epoch}, the {record['selected']}"
+        if "test/acc" in metrics
+        else "left alone",
         "run folder": record["run_dir"],
         "look next": f"tensorboard --logdir {Path(record['run_dir']).parent}",
     }
@@ -136,6 +142,25 @@ def design_table(designs: list[Design], max_params: float) -> Table:
     return table
 
 
+def search_table(trials: list["FrozenTrial"], keys: list[str], per_round: int | None) -> Table:
+    """A row for each trial of a search. per_round: trials in a round, where there are rounds."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("trial", *(["round"] if per_round else []), *keys, "validation", ""):
+        table.add_column(title, justify="right")
+    for trial in trials:
+        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, keys)]
+        accuracy = "" if trial.value is None else f"{trial.value:.2%}"
+        state = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}[trial.state.name]
+        table.add_row(
+            str(trial.number + 1),
+            *([str(trial.number // per_round + 1)] if per_round else []),
+            *values,
+            accuracy,
+            state,
+        )
+    return table
+
+
 def sweep_table(records: list[tuple[list[str], dict | None]]) -> Table:
     """A row for each job: what it varied, how well it did."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -152,7 +177,8 @@ def sweep_table(records: list[tuple[list[str], dict | None]]) -> Table:
         else:
             metrics = record["metrics"]
             val = f"{metrics['val/acc']:.2%}" if record["num_val"] else ""
-            results = [val, f"{metrics['test/acc']:.2%}", f"{record['parameters']:,}"]
+            test = f"{metrics['test/acc']:.2%}" if "test/acc" in metrics else ""
+            results = [val, test, f"{record['parameters']:,}"]
             results += [duration(record["train_seconds"]), Path(record["run_dir"]).name]
         table.add_row(*(values[key] for key in keys), *results)
     return table

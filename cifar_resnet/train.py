@@ -12,9 +12,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,6 +26,13 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet import runs
 from cifar_resnet.command import Job, UsageError, usage_errors
 from cifar_resnet.command import main as command_main
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+    from cifar_resnet.data import DataModule
+    from cifar_resnet.find_lr import RangeTest
+    from cifar_resnet.models import Classifier
 
 log = logging.getLogger("cifar_resnet")
 
@@ -88,20 +96,24 @@ def sweep(jobs: list[Job]) -> int:
         run_dir = folder / name
         done = runs.read_record(run_dir)
         log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
-        if not done:
-            begun = (run_dir / runs.CONFIG).is_file()
-            cfg = runs.load_config(run_dir) if begun else job.cfg
-            cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
-            try:
-                train(cfg)
-            except UsageError as error:
-                log.error(f"error: {error}")
-            except Exception:
-                log.error(traceback.format_exc())
-        records.append((job.varying, runs.read_record(run_dir)))
+        records.append((job.varying, done or train_in(run_dir, job.cfg)))
     print_table(sweep_table(records))
     log.info(f"  compare them: tensorboard --logdir {folder}")
     return 0 if all(record for _, record in records) else 1
+
+
+def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> dict | None:
+    """Train in this folder, from where it stopped if it was begun before; the record, or None where it failed."""
+    begun = (run_dir / runs.CONFIG).is_file()
+    cfg = runs.load_config(run_dir) if begun else cfg
+    cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
+    try:
+        train(cfg, watchers)
+    except UsageError as error:
+        log.error(f"error: {error}")
+    except Exception:
+        log.error(traceback.format_exc())
+    return runs.read_record(run_dir)
 
 
 def resumed(job: Job) -> DictConfig:
@@ -120,27 +132,18 @@ def resumed(job: Job) -> DictConfig:
     return cfg
 
 
-def train(cfg: DictConfig) -> float:
-    """Fit, test the checkpoint that validation chose, leave the record, and return the validation accuracy.
-
-    Without validation images (data.num_val=0) the last epoch is tested, and its training accuracy returned.
-    """
-    import torch
+def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
+    """The data, read and split, the network with its optimizer and schedule, and the precision to train it in."""
     from lightning.pytorch import seed_everything
-    from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from cifar_resnet.callbacks import Throughput
     from cifar_resnet.memory import keep_freed_memory
-    from cifar_resnet.models.size import num_macs, num_parameters
-    from cifar_resnet.terminal import announcement, log_to, summary
 
-    start = time.perf_counter()
     keep_freed_memory()
     with usage_errors(MisconfigurationException):
         seed_everything(cfg.seed, workers=True, verbose=False)
         precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
-        check(cfg, precision)
+        check(cfg)
         data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
         recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler}
         if cfg.distill.teacher:
@@ -150,7 +153,27 @@ def train(cfg: DictConfig) -> float:
         model.build_optimizer(total_steps=1)  # so that it complains now, if it does
         data.prepare_data()
         data.load()
-        size = {"parameters": num_parameters(model), "macs": num_macs(model, data.image_shape)}
+    return data, model, precision
+
+
+def train(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
+    """Fit, test the checkpoint that validation chose, leave the record, and return the validation accuracy.
+
+    Without validation images (data.num_val=0) the last epoch is tested, and its training accuracy returned.
+    watchers: callbacks beside those of the configuration.
+    """
+    import torch
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from cifar_resnet.callbacks import Throughput
+    from cifar_resnet.models.size import num_macs, num_parameters
+    from cifar_resnet.terminal import announcement, log_to, summary
+
+    start = time.perf_counter()
+    found = find_max_lr(cfg) if cfg.scheduler.get("max_lr") == "auto" else None
+    data, model, precision = build(cfg)
+    size = {"parameters": num_parameters(model), "macs": num_macs(model, data.image_shape)}
 
     run_dir = open_run_dir(cfg)
     try:
@@ -167,8 +190,8 @@ def train(cfg: DictConfig) -> float:
             if not {"best", "last"} & callbacks.keys():
                 raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
             loggers = list(instantiate(cfg.logger).values())
-            watchers = [throughput, *callbacks.values()]
-            trainer = instantiate(cfg.trainer, precision=precision, callbacks=watchers, logger=loggers)
+            everyone = [throughput, *callbacks.values(), *watchers]
+            trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers)
             model.check(trainer)
     except UsageError:
         if not cfg.resume:
@@ -188,6 +211,10 @@ def train(cfg: DictConfig) -> float:
     }
     with log_to(run_dir / "train.log"):
         log.info(announcement(record))
+        if found:
+            found.save(run_dir)
+        for warning in warnings_about(cfg):
+            log.warning(f"warning: {warning}\n")
         if cfg.compile:
             model.compile()
         last = run_dir / "checkpoints" / "last.ckpt"
@@ -203,7 +230,7 @@ def train(cfg: DictConfig) -> float:
             "train_seconds": throughput.seconds,
             "images_per_second": throughput.images / throughput.seconds,
         }
-        (test,) = trainer.test(model, data, ckpt_path=chosen, verbose=False)
+        test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
 
         checkpoint = torch.load(chosen, map_location="cpu", weights_only=True)
         metrics = checkpoint["metrics"] | test
@@ -229,7 +256,26 @@ def train(cfg: DictConfig) -> float:
     return metrics["val/acc" if data.has_val else "train/acc"]
 
 
-def check(cfg: DictConfig, precision: str) -> None:
+def find_max_lr(cfg: DictConfig) -> "RangeTest":
+    """Replace scheduler.max_lr=auto by what a range test suggests."""
+    from cifar_resnet.find_lr import range_test
+
+    found = range_test(cfg)
+    cfg.scheduler.max_lr = found.suggestion
+    log.info(f"  learning rate {found.suggestion:.3g} at the peak, found by a range test\n")
+    return found
+
+
+def warnings_about(cfg: DictConfig) -> Iterator[str]:
+    """What may well not be meant."""
+    if "early_stopping" in cfg.callbacks and cfg.choices.scheduler != "constant":
+        yield (
+            f"early stopping may end the training before scheduler={cfg.choices.scheduler} has brought the learning "
+            f"rate down, which is where most of the accuracy comes from"
+        )
+
+
+def check(cfg: DictConfig) -> None:
     """Refuse what could only fail later."""
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:

@@ -5,7 +5,10 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.optim.lr_scheduler import LambdaLR
 from torchvision.utils import make_grid, save_image
+
+from cifar_resnet.plots import schedule_figure
 
 
 class AugmentedBatch(Callback):
@@ -29,3 +32,19 @@ class AugmentedBatch(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("augmented_batch", grid, 0)
+
+
+class ScheduleCurve(Callback):
+    """Draws the learning rate of the whole training before its first step."""
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        if not trainer.is_global_zero or not all(isinstance(scheduler, LambdaLR) for scheduler in schedulers):
+            return
+        for scheduler in schedulers:
+            steps = range(pl_module.total_steps + 1)
+            rates = [scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step) for step in steps]
+            schedule_figure(rates, trainer.max_epochs).savefig(self.path)

@@ -62,7 +62,7 @@ def one_cycle(
     start_factor: float = 0.04,
     end_factor: float = 0.0,
     shape: str = "cosine",
-    max_lr: float | None = None,
+    max_lr: float | str | None = None,
     min_lr: float | None = None,
     peak_epoch: float | None = None,
     epochs: int | None = None,
@@ -71,7 +71,8 @@ def one_cycle(
 
     shape: both ways "cosine", or "linear".
     The same in other words, each of which goes before what it replaces: max_lr, the learning rate at the peak, for the
-    optimizer's; min_lr, where it starts and ends, for the factors; peak_epoch, of `epochs`, for peak_fraction.
+    optimizer's ("auto": cifar-train finds it by a range test before it comes here); min_lr, where it starts and ends,
+    for the factors; peak_epoch, of `epochs`, for peak_fraction.
     """
     check_fractions(peak_fraction=peak_fraction, start_factor=start_factor, end_factor=end_factor)
     descents = {"cosine": half_cosine, "linear": lambda progress: 1 - progress}
@@ -79,16 +80,16 @@ def one_cycle(
         raise ValueError(f"unknown scheduler.shape. Got {shape!r}; give {' or '.join(descents)}")
     descent = descents[shape]
     lr = optimizer.param_groups[0]["lr"]
-    if max_lr is not None and not max_lr > 0:
-        raise ValueError(f"scheduler.max_lr is a learning rate. Got {max_lr}; give more than 0, or null")
+    if max_lr is not None and (isinstance(max_lr, str) or max_lr <= 0):
+        raise ValueError(f"scheduler.max_lr is a learning rate. Got {max_lr}; give more than 0, auto or null")
     peak = lr if max_lr is None else max_lr
     if min_lr is not None:
         if not 0 <= min_lr <= peak:
-            raise ValueError(f"scheduler.min_lr lies below the peak. Got {min_lr}, and {peak} at the peak")
+            raise ValueError(f"scheduler.min_lr lies below the peak. Got {min_lr}; give 0 to {peak}")
         start_factor = end_factor = min_lr / peak
     if peak_epoch is not None:
         if not 0 <= peak_epoch <= (epochs or 0):
-            raise ValueError(f"scheduler.peak_epoch is one of the training's. Got {peak_epoch} of {epochs} epochs")
+            raise ValueError(f"scheduler.peak_epoch is one of the training's. Got {peak_epoch}; give 0 to {epochs}")
         peak_fraction = peak_epoch / epochs
 
     def factor(step: int) -> float:

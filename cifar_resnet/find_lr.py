@@ -1,0 +1,212 @@
+"""cifar-find-lr: train for some batches at ever higher learning rates, and see which serve (Smith 2017, section 3.3).
+
+    cifar-find-lr model=resnet20 optimizer=adam
+
+Takes every override of cifar-train, and leaves a picture, a table and its suggestions in a folder.
+"""
+
+import csv
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from cifar_resnet import runs
+from cifar_resnet.command import Job, UsageError, usage_errors
+from cifar_resnet.command import main as command_main
+
+log = logging.getLogger("cifar_resnet")
+
+SUGGESTIONS = {
+    "steepest": "where the loss falls fastest",
+    "valley": "two thirds down the longest fall",
+    "minimum": "a tenth of where it is lowest",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command_main("find_lr", run, argv)
+
+
+def run(jobs: list[Job], is_sweep: bool) -> int:
+    from cifar_resnet.terminal import set_up_logging
+
+    set_up_logging()
+    if is_sweep:
+        raise UsageError("cifar-find-lr looks at one network at a time: leave out -m")
+    (job,) = jobs
+    found = range_test(job.cfg)
+    with usage_errors():
+        job.cfg.name = "find_lr" if job.cfg.name == "train" else job.cfg.name
+        folder = runs.create_run_dir(job.cfg)
+        found.save(folder)
+    for name, meaning in SUGGESTIONS.items():
+        mark = "  <- suggested" if name == found.suggest else ""
+        log.info(f"  {name:9} {found.suggestions[name]:8.3g}   {meaning}{mark}")
+    log.info(f"\n  picture and table in {folder}; to train with it:\n")
+    kept = [override for override in job.overrides if not override.startswith(("optimizer.lr=", "range_test."))]
+    log.info(" ".join(["cifar-train", *kept, f"optimizer.lr={found.suggestion:.3g}"]))
+    return 0
+
+
+class RangeTest:
+    """Losses at rising learning rates, and what they suggest.
+
+    min_lr, max_lr: of the first and the last of `steps` batches, evenly spaced on a log axis.
+    smoothing: share of the past in the smoothed loss, corrected for its start.
+    divergence: the test stops where the smoothed loss is this many times its minimum.
+    suggest: "minimum", a tenth of where the smoothed loss is lowest; "steepest", where it falls fastest, learning rates
+        on a log axis; "valley", two thirds down its longest fall (fastai's rule).
+    """
+
+    def __init__(
+        self,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
+        steps: int = 200,
+        smoothing: float = 0.9,
+        divergence: float = 4.0,
+        suggest: str = "minimum",
+    ):
+        if not 0 < min_lr < max_lr:
+            raise ValueError(f"range_test.min_lr must lie between 0 and max_lr. Got {min_lr} and {max_lr}")
+        if steps < 20:
+            raise ValueError(f"range_test.steps counts batches. Got {steps}; give 20 or more")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"range_test.smoothing is a share. Got {smoothing}; give 0 up to 1")
+        if divergence <= 1:
+            raise ValueError(
+                f"range_test.divergence is a multiple of the lowest loss. Got {divergence}; give more than 1"
+            )
+        if suggest not in SUGGESTIONS:
+            raise ValueError(f"unknown range_test.suggest. Got {suggest!r}; give {' or '.join(SUGGESTIONS)}")
+        self.min_lr, self.max_lr, self.steps = min_lr, max_lr, steps
+        self.smoothing, self.divergence, self.suggest = smoothing, divergence, suggest
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self.smoothed: list[float] = []
+
+    def rate(self, step: int) -> float:
+        return self.min_lr * (self.max_lr / self.min_lr) ** (step / (self.steps - 1))
+
+    def add(self, rate: float, loss: float) -> bool:
+        """Note the loss of one more batch; whether to go on."""
+        if not math.isfinite(loss):
+            return False
+        self.rates.append(rate)
+        self.losses.append(loss)
+        weights = self.smoothing ** np.arange(len(self.losses))[::-1]
+        self.smoothed.append(float(weights @ self.losses / weights.sum()))
+        return self.smoothed[-1] <= self.divergence * min(self.smoothed)
+
+    @property
+    def suggestions(self) -> dict[str, float]:
+        """A learning rate by each rule. ValueError where the loss never fell."""
+        smoothed, logs = np.array(self.smoothed), np.log10(self.rates)
+        settled = len(smoothed) // 10  # the mean of a few batches says little
+        lowest = settled + int(np.argmin(smoothed[settled:]))
+        noise = float(np.std(np.array(self.losses[:lowest]) - smoothed[:lowest])) if lowest else 0.0
+        if lowest - settled < 3 or smoothed[settled] - smoothed[lowest] <= noise:
+            raise ValueError(
+                f"no learning rate between {self.min_lr:g} and {self.max_lr:g} brought the loss down. "
+                f"Give range_test.min_lr a smaller value, or range_test.steps a larger one"
+            )
+        slope = slopes(logs, smoothed)[settled:lowest]
+        first, last = longest_fall(smoothed[settled : lowest + 1])
+        valley = settled + first + (last - first) * 2 // 3
+        steepest = settled + int(np.argmin(slope))
+        return {
+            "steepest": self.rates[steepest],
+            "valley": self.rates[valley],
+            "minimum": self.rates[lowest] / 10,
+        }
+
+    @property
+    def suggestion(self) -> float:
+        return float(f"{self.suggestions[self.suggest]:.3g}")
+
+    def save(self, folder: Path) -> None:
+        """lr_range_test.csv, .json and .png."""
+        from cifar_resnet.plots import range_test_figure
+
+        with (folder / "lr_range_test.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["lr", "loss", "smoothed_loss"])
+            writer.writerows(zip(self.rates, self.losses, self.smoothed, strict=True))
+        text = json.dumps({"suggested": self.suggest, **self.suggestions}, indent=2) + "\n"
+        runs.write_atomically(folder / "lr_range_test.json", text)
+        range_test_figure(self).savefig(folder / "lr_range_test.png")
+
+
+def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """At each x the slope of a line fitted to a quarter of a decade either side: a single step's would be noise."""
+    reach = max(0.25, 2.5 * (x[1] - x[0]))
+    found = np.empty(len(x))
+    for index, centre in enumerate(x):
+        near = np.abs(x - centre) <= reach
+        found[index] = np.polyfit(x[near], y[near], 1)[0]
+    return found
+
+
+def longest_fall(values: np.ndarray) -> tuple[int, int]:
+    """First and last index of the longest decreasing subsequence."""
+    lengths, before = np.ones(len(values), int), np.arange(len(values))
+    for index in range(1, len(values)):
+        higher = np.flatnonzero(values[:index] > values[index])
+        if len(higher):
+            best = higher[np.argmax(lengths[higher])]
+            lengths[index], before[index] = lengths[best] + 1, best
+    last = first = int(np.argmax(lengths))
+    while before[first] != first:
+        first = int(before[first])
+    return first, last
+
+
+def range_test(cfg: DictConfig) -> RangeTest:
+    """Test a fresh copy of what `cfg` would train; nothing of it is kept but the losses."""
+    from lightning.pytorch import Callback
+
+    from cifar_resnet.train import build
+
+    with usage_errors():
+        test = instantiate(cfg.range_test)
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+            if not test.add(test.rate(len(test.losses)), outputs["loss"].item()):
+                trainer.should_stop = True
+
+    copy = cfg.copy()
+    copy.scheduler = None
+    data, model, precision = build(copy)
+    model.scheduler = partial(rising, rate=test.rate)
+    options = {"max_epochs": -1, "max_steps": test.steps, "limit_val_batches": 0, "accumulate_grad_batches": 1}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = instantiate(cfg.trainer, precision=precision, callbacks=[Watch()], **options, **quiet)
+    log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
+    with usage_errors():
+        model.check(trainer)
+        trainer.fit(model, data)
+        assert test.suggestions
+    return test
+
+
+def rising(optimizer, total_steps: int, rate) -> "object":
+    from torch.optim.lr_scheduler import LambdaLR
+
+    lr = optimizer.param_groups[0]["lr"]
+    return LambdaLR(optimizer, lambda step: rate(step) / lr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The range test: its arithmetic against closed forms, and what the command leaves."""
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, record_of, rows_of
+
+from cifar_resnet import find_lr, train
+from cifar_resnet.find_lr import RangeTest, longest_fall
+
+
+def bowl(rates: np.ndarray) -> np.ndarray:
+    """A loss that falls fastest at 0.01, is lowest at 0.1 and then rises."""
+    x = np.log10(rates)
+    return 2.3 - 1 / (1 + np.exp(-6 * (x + 2))) + 30 * np.maximum(0, x + 1) ** 2 - 0.01 * np.minimum(x + 6, 5)
+
+
+def run_on_bowl(noise: float) -> RangeTest:
+    test = RangeTest(smoothing=0.5)
+    random = np.random.default_rng(0)
+    for step in range(test.steps):
+        rate = test.rate(step)
+        if not test.add(rate, float(bowl(np.array(rate)) + noise * random.standard_normal())):
+            break
+    return test
+
+
+def test_rates_are_evenly_spaced_on_a_log_axis():
+    test = RangeTest(min_lr=1e-4, max_lr=1.0, steps=41)
+    rates = [test.rate(step) for step in range(41)]
+    assert (rates[0], rates[-1]) == (1e-4, pytest.approx(1.0))
+    ratios = [b / a for a, b in itertools.pairwise(rates)]
+    assert ratios == pytest.approx([10**0.1] * 40)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_suggestions_find_the_points_of_a_known_curve(noise):
+    found = run_on_bowl(noise).suggestions
+    assert found["steepest"] == pytest.approx(0.01, rel=0.6)
+    assert found["minimum"] == pytest.approx(0.01, rel=0.6)
+    assert 1e-3 < found["valley"] < 0.1
+
+
+def test_smoothing_is_a_mean_that_forgets():
+    test = RangeTest(smoothing=0.8)
+    losses = [3.0, 1.0, 2.0, 2.5]
+    for loss in losses:
+        test.add(0.1, loss)
+    weights = [0.8**3, 0.8**2, 0.8, 1.0]
+    expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    assert test.smoothed[-1] == pytest.approx(expected)
+
+
+def test_it_stops_where_the_loss_diverges_or_is_not_a_number():
+    test = run_on_bowl(0.0)
+    assert len(test.losses) < test.steps
+    assert max(test.smoothed[:-1]) <= 4 * min(test.smoothed)
+    assert not test.add(0.5, float("nan"))
+    assert len(test.losses) == len(test.rates) == len(test.smoothed)
+
+
+def test_the_longest_fall_is_the_longest_decreasing_subsequence():
+    values = np.array([5.0, 9.0, 4.0, 8.0, 7.0, 3.0, 6.0, 2.0, 10.0])
+    first, last = longest_fall(values)
+    assert (first, last) == (1, 7)  # 9 8 7 6 2, or 9 8 7 3 2
+
+
+def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(capsys):
+    arguments = [*TINY, "range_test.steps=40", "optimizer=adam", "range_test.min_lr=1e-5"]
+    assert find_lr.main(arguments) == 0
+    (folder,) = Path("outputs/find_lr").iterdir()
+    found = json.loads((folder / "lr_range_test.json").read_text())
+    assert {"steepest", "valley", "minimum"} <= found.keys()
+    with (folder / "lr_range_test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["lr"]) == pytest.approx(1e-5)
+    assert len(rows) <= 40
+    assert (folder / "lr_range_test.png").read_bytes()[:4] == b"\x89PNG"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar-train")]
+    assert train.main(line.split()[1:]) == 0
+
+
+def test_the_first_loss_is_that_of_a_fresh_network(cifar_train, run_dirs):
+    """At a learning rate of nearly nothing the test's losses are those of the untrained network."""
+    assert (
+        find_lr.main([*TINY, "range_test.steps=100", "range_test.min_lr=1e-9", "augment=none", "optimizer=adam"]) == 0
+    )
+    (folder,) = Path("outputs/find_lr").iterdir()
+    with (folder / "lr_range_test.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert cifar_train("optimizer.lr=1e-12", "augment=none") == 0
+    (run_dir,) = [run for run in run_dirs() if run.parent.name == "train"]
+    assert np.mean(losses[:5]) == pytest.approx(float(rows_of(run_dir)[0]["train/loss"]), rel=1e-3)
+
+
+def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
+    settings = ["scheduler=one_cycle", "scheduler.max_lr=auto", "range_test.steps=40", "trainer.max_epochs=2"]
+    assert cifar_train(*settings) == 0
+    (run_dir,) = run_dirs()
+    found = json.loads((run_dir / "lr_range_test.json").read_text())
+    peak = record_of(run_dir)["config"]["scheduler"]["max_lr"]
+    assert peak == pytest.approx(found[found["suggested"]], rel=1e-2)
+    assert (run_dir / "lr_range_test.png").exists()
+    assert cifar_train("scheduler=one_cycle", f"scheduler.max_lr={peak}", "trainer.max_epochs=2") == 0
+    with_auto, with_number = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in run_dirs()
+    )
+    assert all(torch.equal(value, with_number[name]) for name, value in with_auto.items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "answer"),
+    [
+        ("range_test.min_lr=20", "range_test.min_lr must lie between 0 and max_lr. Got 20"),
+        ("range_test.steps=5", "Got 5; give 20 or more"),
+        ("range_test.suggest=best", "unknown range_test.suggest. Got 'best'"),
+        ("range_test.smoothing=1", "Got 1"),
+        ("range_test.max_lr=1e-5", "no learning rate between 1e-06 and 1e-05 brought the loss down"),
+        ("modl=resnet20", "See cifar-find-lr --help"),
+        ("-m", "leave out -m"),
+    ],
+)
+def test_mistakes_get_one_line_and_no_folder(capsys, setting, answer):
+    assert find_lr.main([*TINY, "range_test.steps=20", setting]) == 2
+    captured = capsys.readouterr()
+    assert answer in captured.err
+    assert captured.err.count("\n") == 1
+    assert not Path("outputs").exists()

@@ -1,0 +1,177 @@
+"""cifar-search: where it looks, what it keeps, and that a stopped search loses nothing."""
+
+import csv
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from cifar_resnet import search, train
+from cifar_resnet.command import Choice, Composer, Interval, UsageError
+from cifar_resnet.search import Search, narrowed
+
+SMALL = [*TINY, "data.num_train=120", "trainer.max_epochs=1"]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Trials that train nothing: their validation accuracy peaks at a learning rate of 0.02."""
+    seen = []
+
+    def train_in(run_dir, cfg, watchers):
+        lr = cfg.optimizer.lr
+        seen.append(lr)
+        run_dir.mkdir(parents=True)
+        record = {"metrics": {"val/acc": 1 - 0.1 * abs(math.log10(lr / 0.02))}}
+        (run_dir / "result.json").write_text(json.dumps(record))
+        return record
+
+    monkeypatch.setattr(train, "train_in", train_in)
+    return seen
+
+
+def trials_of(folder: str = "outputs/search") -> list[dict]:
+    (path,) = Path(folder).glob("*/trials.csv")
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_random_search_narrows_around_the_best(scored):
+    assert search.main(["data=synthetic", "search.trials=12", "search.rounds=3", "search.narrow=0.3"]) == 0
+    assert len(scored) == 36
+    widths = []
+    for round_ in range(3):
+        logs = [math.log10(lr) for lr in scored[12 * round_ : 12 * round_ + 12]]
+        widths.append(max(logs) - min(logs))
+        if round_:
+            assert widths[round_] <= 6 * 0.3**round_ + 0.01
+            earlier = min(scored[: 12 * round_], key=lambda lr: abs(math.log10(lr / 0.02)))
+            assert min(logs) - 0.01 <= math.log10(earlier) <= max(logs) + 6 * 0.3**round_
+    assert widths[0] > 3  # of the six decades from 1e-6 to 1
+    assert abs(math.log10(min(scored, key=lambda lr: abs(math.log10(lr / 0.02))) / 0.02)) < 0.15
+
+
+def test_the_best_is_printed_as_a_line_that_trains(scored, capsys):
+    arguments = ["data=synthetic", "search.trials=3", "search.rounds=1", "model.dropout=choice(0.1,0.2)"]
+    assert search.main([*arguments, "optimizer.lr=tag(log,interval(0.001,0.1))", "trainer.max_epochs=2"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar-train ")]
+    best = max(trials_of(), key=lambda trial: float(trial["val/acc"]))
+    assert f"optimizer.lr={best['optimizer.lr']}" in line
+    assert f"model.dropout={best['model.dropout']}" in line
+    assert "search." not in line
+    Composer("train").jobs(line.split()[1:])
+    assert all(0.001 <= float(trial["optimizer.lr"]) <= 0.1 for trial in trials_of())
+    assert {trial["model.dropout"] for trial in trials_of()} <= {"0.1", "0.2"}
+
+
+def test_the_same_command_again_repeats_no_trial_and_more_trials_go_on(scored):
+    arguments = ["data=synthetic", "search.rounds=1"]
+    assert search.main([*arguments, "search.trials=3"]) == 0
+    assert search.main([*arguments, "search.trials=3"]) == 0
+    assert len(scored) == 3
+    assert search.main([*arguments, "search.trials=5"]) == 0
+    assert len(scored) == len(set(scored)) == 5
+
+
+def test_tpe_comes_to_look_near_the_peak(scored):
+    assert search.main(["data=synthetic", "search.method=tpe", "search.rounds=1", "search.trials=30"]) == 0
+    near = [abs(math.log10(lr / 0.02)) < 1 for lr in scored]
+    assert sum(near[10:]) > 10  # of 20; by chance, two decades of six, 7
+
+
+def test_a_search_killed_in_the_middle_goes_on_where_it_was():
+    """SIGKILL during the second trial; started again, each trial has been trained once and all are there."""
+    arguments = [*SMALL, "search.rounds=2", "search.trials=2", "trainer.max_epochs=3"]
+    command = [sys.executable, "-m", "cifar_resnet.search", *arguments]
+    with Path("log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while not list(Path("outputs/search").glob("*/001-*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline, Path("log").read_text()
+        assert process.poll() is None, Path("log").read_text()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (first,) = Path("outputs/search").glob("*/000-*/result.json")
+    written = first.stat().st_mtime_ns
+    assert search.main(arguments) == 0
+    assert first.stat().st_mtime_ns == written
+    trials = trials_of()
+    assert [trial["state"] for trial in trials] == ["COMPLETE"] * 4
+    folders = sorted(path.name for path in Path("outputs/search").glob("*/0*"))
+    assert [re.match(r"\d+", name)[0] for name in folders] == ["000", "001", "002", "003"]
+    assert len(list(Path("outputs/search").glob("*/*/result.json"))) == 4
+
+
+def test_trials_leave_the_test_images_alone():
+    assert search.main([*SMALL, "search.rounds=1", "search.trials=1"]) == 0
+    (record,) = Path("outputs/search").glob("*/*/result.json")
+    assert not [name for name in json.loads(record.read_text())["metrics"] if name.startswith("test")]
+
+
+def test_a_hopeless_trial_ends_early(monkeypatch):
+    import optuna
+
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", lambda self, study, trial: trial.number == 1)
+    arguments = [*SMALL, "trainer.max_epochs=3", "search.method=tpe", "search.rounds=1", "search.trials=2"]
+    assert search.main(arguments) == 0
+    assert [trial["state"] for trial in trials_of()] == ["COMPLETE", "PRUNED"]
+    (record,) = Path("outputs/search").glob("*/001-*/result.json")
+    assert json.loads(record.read_text())["epochs"] == 1
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("best", [0.001, 0.02, 1.0])
+def test_a_narrower_range_holds_the_best_and_stays_inside(log, best):
+    low, high = narrowed(Interval(0.001, 1.0, log), best, 0.25)
+    assert 0.001 <= low <= best <= high <= 1.0
+    width = math.log(high / low) / math.log(1000) if log else (high - low) / 0.999
+    assert width == pytest.approx(0.25)
+
+
+def test_spaces_are_read_from_the_command_line():
+    fixed, space = Composer("search").space(
+        ["model=resnet20", "optimizer.lr=tag(log,interval(1e-3,1))", "data.batch_size=interval(64,256)",
+         "optimizer=choice(sgd,adam)"]
+    )  # fmt: skip
+    assert fixed == ["model=resnet20"]
+    assert space == {
+        "optimizer.lr": Interval(1e-3, 1, True),
+        "data.batch_size": Interval(64, 256, False),
+        "optimizer": Choice(["sgd", "adam"]),
+    }
+    with pytest.raises(UsageError, match="from a smaller to a larger"):
+        Composer("search").space(["optimizer.lr=tag(log,interval(0,1))"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["search.method=grid"], "unknown search.method. Got 'grid'; give random or tpe"),
+        (["search.trials=0"], "search.trials must be positive. Got 0"),
+        (["search.narrow=0"], "Got 0"),
+        (["data.num_val=0"], "a search needs validation images"),
+        (["run_dir=here"], "leave out run_dir"),
+        (["-m"], "leave out -m"),
+        (["optimizer.lr=interval(1,0.1)"], "an interval goes from a smaller to a larger number"),
+        (["optimizer.rate=interval(0.1,1)"], "unknown key optimizer.rate"),
+    ],
+)
+def test_mistakes_get_one_line_and_no_folder(capsys, arguments, answer):
+    assert search.main(["data=synthetic", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert answer in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match=r"Got 1\.5"):
+        Search(narrow=1.5)
