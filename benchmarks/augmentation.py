@@ -17,19 +17,15 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from throughput import MEAN, STD, Ours, synchronize
+from throughput import MEAN, STD, Ours, begin, synchronize
 from torchvision.transforms import v2
 
-from cifar_resnet import runs
 from cifar_resnet.data.augment import Augment, Draws, normalise
-from cifar_resnet.memory import keep_freed_memory
-from cifar_resnet.terminal import set_up_logging
 
 CHOICES = ["standard", "autoaugment", "randaugment", "trivialaugment", "mixup", "cutmix", "ricap"]
 POLICIES = {
@@ -114,12 +110,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="batches in an epoch")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    set_up_logging()
-    keep_freed_memory()
+    about = begin()
     network, _, batch_size = options.network.partition("@")
     batch_size = int(batch_size)
-    device = runs.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}; {options.network}\n")
     print(f"{'augment':16}{'images/s':>10}{'per image':>12}{'copy':>10}{'epoch':>8}")
     plain = Ours(network, batch_size, batch_size * options.steps, "augment=none")
     results = []
@@ -133,7 +126,6 @@ def main() -> None:
         )
         results.append(result)
     if options.json:
-        about = {"device": device, "versions": runs.versions(), "commit": runs.commit(), "date": str(date.today())}
         options.json.write_text(json.dumps(about | {"network": options.network, "results": results}, indent=2) + "\n")
 
 

@@ -165,6 +165,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def begin() -> dict:
+    """Set this process up as cifar-train would, and say on what the figures are taken."""
+    set_up_logging()
+    keep_freed_memory()  # it serves the bare loop as well
+    device = runs.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}\n")
+    return {"device": device, "versions": runs.versions(), "commit": runs.commit(), "date": str(date.today())}
+
+
 def measure(name: str, rounds: int, steps: int) -> dict:
     network, _, batch_size = name.partition("@")
     batch_size = int(batch_size)
@@ -195,10 +204,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="batches per round")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    set_up_logging()
-    keep_freed_memory()  # as cifar-train does; it serves the bare loop as well
-    device = runs.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}\n")
+    about = begin()
     speeds = f"{'ours':>8}{'bare':>8}{'conventional':>14}"
     print(f"{'network':12}{'batch':>6}   images/s: {speeds}   ours/bare  ours/conventional")
     results = []
@@ -212,7 +218,6 @@ def main() -> None:
         )
         results.append(result)
     if options.json:
-        about = {"device": device, "versions": runs.versions(), "commit": runs.commit(), "date": str(date.today())}
         options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from cifar_resnet import design, train
+from cifar_resnet import design, find_lr, search, train
 
 ROOT = Path(train.__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 TRAININGS = [line for line in COMMANDS if line.startswith("cifar-train")]
+LEARNING_RATES = [line for line in COMMANDS if line.startswith(("cifar-find-lr", "cifar-search"))]
 DESIGNS = [line for line in COMMANDS if line.startswith("cifar-design")]
 DATA = ("data=", "data.root=", "data.image_size=", "data.num_val=", "data.batch_size=", "trainer.max_epochs=", "model=")
 
@@ -50,7 +51,15 @@ def test_cifar_design_lines_run(line):
     assert design.main([*shlex.split(line)[1:], "blocks_per_stage=[2]"]) == 0
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in (*TRAININGS, *DESIGNS)])
+@pytest.mark.parametrize("line", LEARNING_RATES)
+def test_learning_rate_lines_run(line):
+    is_search = line.startswith("cifar-search")
+    short = ["search.rounds=1", "search.trials=2"] if is_search else ["range_test.steps=40"]
+    kept = [argument for argument in shlex.split(line)[1:] if not argument.startswith(("model=", "search.trials="))]
+    assert (search if is_search else find_lr).main([*kept, *TINY, *short]) == 0
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in (*TRAININGS, *DESIGNS, *LEARNING_RATES)])
 def test_other_lines_name_what_exists(line):
     words = shlex.split(line)
     if words[0] == "make":
