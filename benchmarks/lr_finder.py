@@ -37,7 +37,7 @@ def accuracy(overrides: list[str], lr: float, name: str) -> float:
 
 def measure(network: str, optimizer: str, epochs: int, more: list[str]) -> dict:
     overrides = [*NETWORKS[network], f"optimizer={optimizer}", *more]
-    name = f"{network}-{optimizer}"
+    name = f"{network}-{optimizer}-{runs.digest([*overrides, str(epochs)])}"
     kept = FOLDER / name / "lr_range_test.json"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -57,16 +57,18 @@ class Job:
 
     cfg: with `overrides`, all of them, and `choices`, such as {"model": "resnet18"}, filled in.
     overrides: as given, without those that a sweep varies; varying: those, with this job's values.
+    arguments: what else the command line had.
     """
 
     cfg: DictConfig
     overrides: list[str]
     varying: list[str]
+    arguments: list[str]
 
 
 @dataclass
 class Interval:
-    """Numbers to search through: whole ones where both ends are. log: by ratio, not by difference."""
+    """Numbers to search through: whole ones where the setting's default is. log: by ratio, not by difference."""
 
     low: float
     high: float
@@ -164,15 +166,28 @@ class Composer:
                 message = self.explain(error, overrides)
         raise UsageError(message)
 
+    @property
+    def arguments(self) -> list[str]:
+        """What a command line needs for the same choices to be found."""
+        return [argument for folder in self.folders[1:] for argument in ("--config-dir", str(folder))]
+
     def space(self, overrides: list[str]) -> tuple[list[str], dict[str, Interval | Choice]]:
         """Those overrides that give one value, and by key what the others search through."""
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             try:
                 parsed = parse(overrides)
-                searched = {each.get_key_element(): domain_of(each) for each in parsed if each.is_sweep_override()}
+                fixed = [each.input_line for each in parsed if not each.is_sweep_override()]
+                default = self.compose(fixed)
+                searched = {
+                    each.get_key_element(): domain_of(each, select(default, each.key_or_group))
+                    for each in parsed
+                    if each.is_sweep_override()
+                }
             except (HydraException, OmegaConfBaseException) as error:
                 raise UsageError(self.explain(error, overrides)) from error
-        return [each.input_line for each in parsed if not each.is_sweep_override()], searched
+        if twice := [override for override in fixed if override.partition("=")[0] in searched]:
+            raise UsageError(f"one value, and several to search through. Got {twice[0]} as well; leave out one of them")
+        return fixed, searched
 
     def job(self, fixed: list[str], varying: list[str]) -> Job:
         cfg = self.compose([*fixed, *varying])
@@ -183,7 +198,7 @@ class Composer:
             del cfg["hydra"]
             cfg.overrides, cfg.choices = [*fixed, *varying], choices
         self.compare_types(cfg, cfg.overrides)
-        return Job(cfg, fixed, varying)
+        return Job(cfg, fixed, varying, self.arguments)
 
     def compose(self, overrides: list[str]) -> DictConfig:
         search_path = ",".join(f"file://{folder}" for folder in self.folders[1:])
@@ -262,13 +277,15 @@ def values_of(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def domain_of(override: Override) -> Interval | Choice:
+def domain_of(override: Override, default: object) -> Interval | Choice:
     if not override.is_interval_sweep():
         return Choice([value.partition("=")[2] for value in values_of(override)])
     sweep = override.value()
     low, high, log = sweep.start, sweep.end, "log" in sweep.tags
     if not (low < high and (low > 0 or not log)):
         raise HydraException(f"an interval goes from a smaller to a larger number. Got {override.input_line}")
+    if isinstance(default, int):  # Hydra's intervals are of fractions; a batch size is not
+        low, high = round(low), round(high)
     return Interval(low, high, log)
 
 

@@ -9,6 +9,7 @@ import csv
 import json
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -45,6 +46,8 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
     if is_sweep:
         raise UsageError("cifar-find-lr looks at one network at a time: leave out -m")
     (job,) = jobs
+    if job.cfg.dry_run or job.cfg.resume or job.cfg.run_dir:
+        raise UsageError("dry_run, resume and run_dir are cifar-train's: leave them out")
     found = range_test(job.cfg)
     with usage_errors():
         job.cfg.name = "find_lr" if job.cfg.name == "train" else job.cfg.name
@@ -54,8 +57,9 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
         mark = "  <- suggested" if name == found.suggest else ""
         log.info(f"  {name:9} {found.suggestions[name]:8.3g}   {meaning}{mark}")
     log.info(f"\n  picture and table in {folder}; to train with it:\n")
-    kept = [override for override in job.overrides if not override.startswith(("optimizer.lr=", "range_test."))]
-    log.info(" ".join(["cifar-train", *kept, f"optimizer.lr={found.suggestion:.3g}"]))
+    ours = ("optimizer.lr=", "range_test.", "scheduler.max_lr=")
+    kept = [override for override in job.overrides if not override.startswith(ours)]
+    log.info(shlex.join(["cifar-train", *job.arguments, *kept, f"optimizer.lr={found.suggestion:.3g}"]))
     return 0
 
 
@@ -110,17 +114,31 @@ class RangeTest:
         return self.smoothed[-1] <= self.divergence * min(self.smoothed)
 
     @property
-    def suggestions(self) -> dict[str, float]:
-        """A learning rate by each rule. ValueError where the loss never fell."""
-        smoothed, logs = np.array(self.smoothed), np.log10(self.rates)
-        settled = len(smoothed) // 10  # the mean of a few batches says little
-        lowest = settled + int(np.argmin(smoothed[settled:]))
-        noise = float(np.std(np.array(self.losses[:lowest]) - smoothed[:lowest])) if lowest else 0.0
-        if lowest - settled < 3 or smoothed[settled] - smoothed[lowest] <= noise:
+    def settled(self) -> int:
+        """From where on the smoothed loss is more than the mean of a few batches."""
+        return len(self.smoothed) // 10
+
+    @property
+    def lowest(self) -> int:
+        return self.settled + int(np.argmin(self.smoothed[self.settled :]))
+
+    def check(self) -> None:
+        """ValueError where the loss fell by no more than it wavers."""
+        fell = False
+        if len(self.smoothed) >= 5:
+            noise = np.std(np.array(self.losses[: self.lowest + 1]) - self.smoothed[: self.lowest + 1])
+            fell = self.lowest - self.settled >= 3 and self.smoothed[self.settled] - self.smoothed[self.lowest] > noise
+        if not fell:
             raise ValueError(
                 f"no learning rate between {self.min_lr:g} and {self.max_lr:g} brought the loss down. "
                 f"Give range_test.min_lr a smaller value, or range_test.steps a larger one"
             )
+
+    @property
+    def suggestions(self) -> dict[str, float]:
+        """A learning rate by each rule."""
+        settled, lowest = self.settled, self.lowest
+        smoothed, logs = np.array(self.smoothed), np.log10(self.rates)
         slope = slopes(logs, smoothed)[settled:lowest]
         first, last = longest_fall(smoothed[settled : lowest + 1])
         valley = settled + first + (last - first) * 2 // 3
@@ -175,6 +193,7 @@ def longest_fall(values: np.ndarray) -> tuple[int, int]:
 def range_test(cfg: DictConfig) -> RangeTest:
     """Test a fresh copy of what `cfg` would train; nothing of it is kept but the losses."""
     from lightning.pytorch import Callback
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from cifar_resnet.train import build
 
@@ -188,16 +207,21 @@ def range_test(cfg: DictConfig) -> RangeTest:
 
     copy = cfg.copy()
     copy.scheduler = None
+    if cfg.trainer.devices != 1:
+        raise UsageError(f"a range test runs on one device. Got trainer.devices={cfg.trainer.devices}; give 1")
+    if not cfg.optimizer.get("lr"):
+        raise UsageError("a range test scales optimizer.lr. Got 0; give any other learning rate")
     data, model, precision = build(copy)
     model.scheduler = partial(rising, rate=test.rate)
     options = {"max_epochs": -1, "max_steps": test.steps, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = instantiate(cfg.trainer, precision=precision, callbacks=[Watch()], **options, **quiet)
-    log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
-    with usage_errors():
+    with usage_errors(MisconfigurationException):
+        trainer = instantiate(cfg.trainer, precision=precision, callbacks=[Watch()], **options, **quiet)
         model.check(trainer)
-        trainer.fit(model, data)
-        assert test.suggestions
+    log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
+    trainer.fit(model, data)
+    with usage_errors():
+        test.check()
     return test
 
 

@@ -50,18 +50,23 @@ def schedule_figure(rates: list[float], epochs: float) -> Figure:
     return figure
 
 
-def search_figure(trials: list["FrozenTrial"], key: str, log: bool, per_round: int) -> Figure:
+def search_figure(trials: list["FrozenTrial"], best: "FrozenTrial", key: str, log: bool) -> Figure:
     """Validation accuracy over one searched setting; a colour for each round."""
     figure = new_figure()
     (axes,) = figure.axes
-    done = [trial for trial in trials if trial.value is not None]
-    rounds = sorted({trial.number // per_round for trial in done})
+    rounds = sorted({trial.user_attrs["round"] for trial in trials})
     for index, round_ in enumerate(rounds):
-        members = [trial for trial in done if trial.number // per_round == round_]
+        members = [trial for trial in trials if trial.user_attrs["round"] == round_]
         shade = 0.35 + 0.65 * (index + 1) / len(rounds)
         values, accuracies = [trial.params[key] for trial in members], [100 * trial.value for trial in members]
-        axes.scatter(values, accuracies, color=BLUE, alpha=shade, s=28, label=f"round {round_ + 1}")
-    best = max(done, key=lambda trial: trial.value)
+        axes.scatter(
+            values,
+            accuracies,
+            color=BLUE,
+            alpha=shade,
+            s=28,
+            label=f"round {round_ + 1}" if len(rounds) > 1 else "trials",
+        )
     label = f"best: {best.params[key]:.3g}, {best.value:.2%}"
     axes.scatter(
         best.params[key], 100 * best.value, facecolors="none", edgecolors=ORANGE, s=120, linewidth=2, label=label

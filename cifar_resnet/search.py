@@ -8,8 +8,10 @@ the same command, a search goes on where it was.
 """
 
 import csv
+import itertools
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +20,20 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from omegaconf import DictConfig
+
 from cifar_resnet import runs
 from cifar_resnet.command import Choice, Composer, Interval, UsageError, check_arguments, interpret, usage_errors
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
 
 log = logging.getLogger("cifar_resnet")
 
 DEFAULT_SPACE = {"optimizer.lr": Interval(1e-6, 1.0, log=True)}
 METHODS = ("random", "tpe")
+ROUND = "round"  # attribute of a trial
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,30 +44,42 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     if is_sweep:
         raise UsageError("cifar-search tries values by itself: leave out -m, and give intervals and choices")
     fixed, space = composer.space(overrides)
+    if not space and any(override.startswith("optimizer.lr=") for override in fixed):
+        raise UsageError("a search needs something to vary. Give an interval or a choice, or leave out optimizer.lr")
     space = space or DEFAULT_SPACE
-    (job,) = composer.jobs([*fixed, *(f"{key}={example(domain)}" for key, domain in space.items())])
-    check_arguments(job.cfg)
-    cfg = job.cfg
-    if cfg.resume or cfg.run_dir:
-        raise UsageError("a search names and resumes its runs itself: leave out run_dir and resume")
-    if cfg.data.get("num_val") == 0:
-        raise UsageError("a search needs validation images. Got data.num_val=0; give some")
+    cfg = check(composer, fixed, space)
 
     from hydra.utils import instantiate
 
     from cifar_resnet.terminal import set_up_logging
+    from cifar_resnet.train import build
 
     set_up_logging()
     with usage_errors():
         search = instantiate(cfg.search)
-        search.open(Path(cfg.output_dir) / cfg.name, fixed, space)
-    search.go_on(composer)
+    build(cfg)  # finds what only the network or the data can tell, before there is a folder
+    with usage_errors():
+        search.open(Path(cfg.output_dir) / cfg.name, composer, fixed, space)
+    search.go_on()
     return search.report()
 
 
-def example(domain: Interval | Choice) -> object:
-    """A value to check the configuration with."""
-    return domain.low if isinstance(domain, Interval) else domain.values[0]
+def check(composer: Composer, fixed: list[str], space: dict[str, Interval | Choice]) -> DictConfig:
+    """Compose every combination of choices, with one number of each interval; returns the first."""
+    examples = [[domain.low] if isinstance(domain, Interval) else domain.values for domain in space.values()]
+    configurations = []
+    for values in itertools.islice(itertools.product(*examples), 100):
+        (job,) = composer.jobs([*fixed, *(f"{key}={value}" for key, value in zip(space, values, strict=True))])
+        check_arguments(job.cfg)
+        configurations.append(job.cfg)
+    cfg = configurations[0]
+    if cfg.resume or cfg.run_dir or cfg.dry_run:
+        raise UsageError("a search names and resumes its runs itself: leave out run_dir, resume and dry_run")
+    if cfg.trainer.devices != 1:
+        raise UsageError(f"a search trains on one device at a time. Got trainer.devices={cfg.trainer.devices}; give 1")
+    if cfg.data.get("num_val") == 0:
+        raise UsageError("a search needs validation images. Got data.num_val=0; give some")
+    return cfg
 
 
 class Search:
@@ -69,7 +87,7 @@ class Search:
 
     method: "random", uniformly in a range that each round narrows around the best so far, or "tpe", Parzen estimators
         that learn from all trials before (Bergstra et al. 2011), where a trial worse than the median ends early.
-    rounds, trials: so many trials in each round; TPE takes all rounds for one.
+    rounds, trials: of random search, so many trials in each round; TPE has one round.
     narrow: a round's range / that of the round before.
     """
 
@@ -81,18 +99,20 @@ class Search:
                 raise ValueError(f"search.{name} must be positive. Got {count}; give 1 or more")
         if not 0 < narrow <= 1:
             raise ValueError(f"search.narrow is a share. Got {narrow}; give more than 0, up to 1")
-        self.method, self.rounds, self.trials, self.narrow, self.seed = method, rounds, trials, narrow, seed
+        self.method, self.trials, self.narrow, self.seed = method, trials, narrow, seed
+        self.rounds = rounds if method == "random" else 1
 
-    def open(self, parent: Path, fixed: list[str], space: dict[str, Interval | Choice]) -> None:
+    def open(self, parent: Path, composer: Composer, fixed: list[str], space: dict[str, Interval | Choice]) -> None:
         """The search of this name, settings and space: a new one, or the one begun before."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.fixed, self.space = fixed, space
+        self.composer, self.fixed, self.space = composer, fixed, space
         # a search may go on with more rounds or trials, but not with another method: that would be another search
         lasting = [text for text in fixed if not text.startswith(("search.rounds=", "search.trials="))]
         described = [f"{key}={domain}" for key, domain in space.items()]
-        self.folder = parent / f"search-{runs.slug(list(space))}-{runs.digest([*lasting, *described])}"
+        digest = runs.digest([*composer.arguments, *lasting, *described])
+        self.folder = parent / f"search-{runs.slug(list(space))}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=1) if self.method == "tpe" else optuna.pruners.NopPruner()
         self.study = optuna.create_study(
@@ -103,46 +123,57 @@ class Search:
             pruner=pruner,
         )
 
-    def go_on(self, composer: Composer) -> None:
-        """Finish what was begun, and then what is missing."""
+    def go_on(self) -> None:
+        """Finish the trial that was begun, then try out what is missing; what fails is tried again next time."""
         import optuna
         from optuna.trial import Trial, TrialState
 
-        total = self.rounds * self.trials
         for frozen in self.study.get_trials(states=[TrialState.RUNNING]):
-            self.try_out(composer, Trial(self.study, frozen._trial_id), total)
-        while (number := len(self.study.get_trials())) < total:
-            seed = runs_seed(self.seed, number)
-            samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
-            self.study.sampler = samplers[self.method](seed=seed)
-            self.try_out(composer, self.study.ask(self.distributions(number)), total)
+            if frozen.params.keys() == self.space.keys() and ROUND in frozen.user_attrs:
+                self.try_out(Trial(self.study, frozen._trial_id))
+            else:  # killed while it was drawn
+                self.study.tell(frozen.number, state=TrialState.FAIL)
+        samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
+        for round_ in range(self.rounds):
+            for _ in range(self.trials - sum(trial.user_attrs[ROUND] == round_ for trial in self.finished())):
+                self.study.sampler = samplers[self.method](seed=seed(self.seed, len(self.study.get_trials())))
+                trial = self.study.ask(self.distributions(round_))
+                trial.set_user_attr(ROUND, round_)
+                self.try_out(trial)
 
-    def distributions(self, number: int) -> dict[str, "optuna.distributions.BaseDistribution"]:
-        """Where trial `number` may look."""
+    def finished(self) -> list["FrozenTrial"]:
+        from optuna.trial import TrialState
+
+        return self.study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+
+    def best(self, rounds: int | None = None) -> "FrozenTrial | None":
+        """Of the first `rounds`, or of all."""
+        from optuna.trial import TrialState
+
+        complete = self.study.get_trials(states=[TrialState.COMPLETE])
+        counted = [trial for trial in complete if rounds is None or trial.user_attrs[ROUND] < rounds]
+        return max(counted, key=lambda trial: trial.value, default=None)
+
+    def distributions(self, round_: int) -> dict[str, "BaseDistribution"]:
+        """Where this round may look."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        round_ = number // self.trials if self.method == "random" else 0
-        best = self.best_before(round_ * self.trials)
+        best = self.best(round_)
         found = {}
         for key, domain in self.space.items():
             if isinstance(domain, Choice):
                 found[key] = CategoricalDistribution(domain.values)
                 continue
-            whole = isinstance(domain.low, int) and isinstance(domain.high, int)
             low, high = domain.low, domain.high
-            if best is not None and round_:
+            if best is not None:
                 low, high = narrowed(domain, best.params[key], self.narrow**round_)
-            if whole:
+            if isinstance(domain.low, int):
                 found[key] = IntDistribution(math.floor(low), math.ceil(high), log=domain.log)
             else:
                 found[key] = FloatDistribution(low, high, log=domain.log)
         return found
 
-    def best_before(self, number: int) -> "optuna.trial.FrozenTrial | None":
-        done = [trial for trial in self.study.get_trials() if trial.number < number and trial.value is not None]
-        return max(done, key=lambda trial: trial.value, default=None)
-
-    def try_out(self, composer: Composer, trial: "optuna.trial.Trial", total: int) -> None:
+    def try_out(self, trial: "Trial") -> None:
         """Train with the trial's values, from where that stopped if it was begun before, and note what came out."""
         from optuna.trial import TrialState
 
@@ -150,52 +181,53 @@ class Search:
 
         varying = [f"{key}={shorten(value)}" for key, value in trial.params.items()]
         run_dir = self.folder / f"{trial.number:03d}-{runs.slug(varying)}"
-        done = runs.read_record(run_dir)
-        where = f"round {trial.number // self.trials + 1} of {self.rounds}, " if self.method == "random" else ""
-        log.info(f"\n{where}trial {trial.number + 1} of {total}: {' '.join(varying)}")
-        (job,) = composer.jobs([*self.fixed, *varying])
-        pruning = pruning_callback(trial)
-        record = done or train_in(run_dir, job.cfg, [pruning])
+        where = f"round {trial.user_attrs[ROUND] + 1} of {self.rounds}, " if self.rounds > 1 else ""
+        log.info(f"\n{where}trial {len(self.finished()) + 1} of {self.rounds * self.trials}: {' '.join(varying)}")
+        try:
+            (job,) = self.composer.jobs([*self.fixed, *varying])
+            record = runs.read_record(run_dir) or train_in(run_dir, job.cfg, [pruning_callback(trial)])
+        except UsageError:
+            self.study.tell(trial, state=TrialState.FAIL)
+            raise
         if record is None:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif pruning.pruned:
+        elif self.method == "tpe" and record["epochs"] < job.cfg.trainer.max_epochs:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, record["metrics"]["val/acc"])
 
     def report(self) -> int:
         """Print the trials, the best first, leave table and picture, and say how to train with the best."""
-        from optuna.trial import TrialState
-
         from cifar_resnet.plots import search_figure
         from cifar_resnet.terminal import print_table, search_table
 
         trials = self.study.get_trials()
-        ranked = sorted(trials, key=lambda trial: -math.inf if trial.value is None else trial.value, reverse=True)
-        print_table(search_table(ranked, list(self.space), self.trials if self.method == "random" else None))
+        best = self.best()
+        if best is None:
+            log.error(f"error: no trial was finished; see {self.folder}")
+            return 1
+        ranked = sorted(trials, key=lambda t: (t.state.name == "COMPLETE", t.value or 0.0), reverse=True)
+        print_table(search_table(ranked, list(self.space), self.rounds > 1))
         with (self.folder / "trials.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["trial", "round", *self.space, "val/acc", "state"])
             for trial in trials:
-                values = [shorten(trial.params[key]) for key in self.space]
-                writer.writerow([trial.number, trial.number // self.trials, *values, trial.value, trial.state.name])
-        best = ranked[0]
-        if best.state != TrialState.COMPLETE:
-            log.error("no trial was finished")
-            return 1
+                values = [shorten(trial.params.get(key)) for key in self.space]
+                writer.writerow([trial.number, trial.user_attrs.get(ROUND), *values, trial.value, trial.state.name])
         for key, domain in self.space.items():
             if isinstance(domain, Interval):
                 picture = self.folder / f"{key}.png"
-                search_figure(trials, key, domain.log, self.trials).savefig(picture)
+                search_figure(self.finished(), best, key, domain.log).savefig(picture)
                 log.info(f"  picture     {picture}")
         log.info(f"  look next   tensorboard --logdir {self.folder}\n\nto train with the best:\n")
         ours = ("search.", "name=", "test=", "trainer.max_epochs=")
         kept = [override for override in self.fixed if not override.startswith(ours)]
-        log.info(" ".join(["cifar-train", *kept, *(f"{key}={shorten(best.params[key])}" for key in self.space)]))
+        found = [f"{key}={shorten(best.params[key])}" for key in self.space]
+        log.info(shlex.join(["cifar-train", *self.composer.arguments, *kept, *found]))
         return 0
 
 
-def runs_seed(*numbers: int) -> int:
+def seed(*numbers: int) -> int:
     from cifar_resnet.data.datamodule import seed_for
 
     return seed_for("search", *numbers) % 2**32
@@ -216,18 +248,16 @@ def narrowed(domain: Interval, best: float, share: float) -> tuple[float, float]
     return max(domain.low, min(best, back(start))), min(domain.high, max(best, back(start + width)))
 
 
-def pruning_callback(trial: "optuna.trial.Trial"):
+def pruning_callback(trial: "Trial"):
     from lightning.pytorch import Callback
 
     class Pruning(Callback):
         """Ends a training that the pruner gives up."""
 
-        pruned = False
-
         def on_validation_end(self, trainer, pl_module) -> None:
             trial.report(trainer.callback_metrics["val/acc"].item(), trainer.current_epoch)
             if trial.should_prune():
-                self.pruned = trainer.should_stop = True
+                trainer.should_stop = True
 
     return Pruning()
 

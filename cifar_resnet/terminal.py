@@ -142,22 +142,17 @@ def design_table(designs: list[Design], max_params: float) -> Table:
     return table
 
 
-def search_table(trials: list["FrozenTrial"], keys: list[str], per_round: int | None) -> Table:
-    """A row for each trial of a search. per_round: trials in a round, where there are rounds."""
+def search_table(trials: list["FrozenTrial"], keys: list[str], in_rounds: bool) -> Table:
+    """A row for each trial of a search."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("trial", *(["round"] if per_round else []), *keys, "validation", ""):
+    for title in ("trial", *(["round"] if in_rounds else []), *keys, "validation", ""):
         table.add_column(title, justify="right")
     for trial in trials:
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, keys)]
         accuracy = "" if trial.value is None else f"{trial.value:.2%}"
         state = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}[trial.state.name]
-        table.add_row(
-            str(trial.number + 1),
-            *([str(trial.number // per_round + 1)] if per_round else []),
-            *values,
-            accuracy,
-            state,
-        )
+        round_ = [str(trial.user_attrs["round"] + 1)] if in_rounds and "round" in trial.user_attrs else [""] * in_rounds
+        table.add_row(str(trial.number + 1), *round_, *values, accuracy, state)
     return table
 
 

@@ -145,7 +145,7 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
         precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
         check(cfg)
         data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
-        recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler}
+        recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.get("scheduler")}
         if cfg.distill.teacher:
             recipe["distillation"] = cfg.distill
         model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
@@ -153,6 +153,8 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
         model.build_optimizer(total_steps=1)  # so that it complains now, if it does
         data.prepare_data()
         data.load()
+        if model.distillation:
+            model.distillation.check(data.classes)
     return data, model, precision
 
 
@@ -171,7 +173,8 @@ def train(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
     from cifar_resnet.terminal import announcement, log_to, summary
 
     start = time.perf_counter()
-    found = find_max_lr(cfg) if cfg.scheduler.get("max_lr") == "auto" else None
+    schedule = cfg.get("scheduler") or {}
+    found = find_max_lr(cfg) if schedule.get("max_lr") == "auto" else None
     data, model, precision = build(cfg)
     size = {"parameters": num_parameters(model), "macs": num_macs(model, data.image_shape)}
 
@@ -268,7 +271,7 @@ def find_max_lr(cfg: DictConfig) -> "RangeTest":
 
 def warnings_about(cfg: DictConfig) -> Iterator[str]:
     """What may well not be meant."""
-    if "early_stopping" in cfg.callbacks and cfg.choices.scheduler != "constant":
+    if "early_stopping" in cfg.callbacks and cfg.choices.get("scheduler") not in ("constant", None):
         yield (
             f"early stopping may end the training before scheduler={cfg.choices.scheduler} has brought the learning "
             f"rate down, which is where most of the accuracy comes from"

@@ -69,10 +69,10 @@ def test_offsets_and_centres_are_uniform():
     assert torch.corrcoef(torch.stack([down.float(), right.float()]))[0, 1].abs() < 0.01
 
 
-@pytest.mark.parametrize(("option", "expected"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_flip_probability(option, expected):
+@pytest.mark.parametrize(("flip", "expected"), [("none", 0.0), ("random", 0.5), ("alternating", 0.5)])
+def test_flips_mirror_half_of_the_images(flip, expected):
     images = random_images(1).expand(4000, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    augment = Augment(crop_padding=0, flip_probability=option, cutout_size=0)
+    augment = Augment(crop_padding=0, flip=flip, cutout_size=0)
     augmented, _ = augment(images, torch.Tensor.float, draws(4000))
     flipped = (augmented == images[0].flip(-1)).all((1, 2, 3)).float().mean()
     assert abs(flipped - expected) < 0.03
@@ -80,7 +80,7 @@ def test_flip_probability(option, expected):
 
 def test_no_augmentation_leaves_images_as_they_are():
     images = random_images(5)
-    augment = Augment(crop_padding=0, flip_probability=0.0, cutout_size=0)
+    augment = Augment(crop_padding=0, flip="none", cutout_size=0)
     augmented, parts = augment(images, torch.Tensor.float, draws(5))
     assert torch.equal(augmented, images.float())
     assert parts is None
@@ -92,7 +92,6 @@ def test_no_augmentation_leaves_images_as_they_are():
         {"crop_padding": -1},
         {"padding_mode": "wrap"},
         {"flip": "never"},
-        {"flip_probability": 1.5},
         {"cutout_size": -8},
         {"cutout_probability": -0.1},
         {"policy": "fast"},
@@ -121,7 +120,7 @@ def test_alternating_flips_follow_their_turns():
 
 def test_cutout_probability():
     images = random_images(4000, 16, 16)
-    augment = Augment(crop_padding=0, flip_probability=0.0, cutout_size=4, cutout_probability=0.3)
+    augment = Augment(crop_padding=0, flip="none", cutout_size=4, cutout_probability=0.3)
     augmented, _ = augment(images, lambda batch: batch.float() + 1, draws(4000))
     cut = (augmented == 0).flatten(1).any(1)
     assert abs(cut.float().mean() - 0.3) < 0.03
@@ -131,7 +130,7 @@ def test_cutout_probability():
 @pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
 def test_policies_change_most_images(policy):
     images = random_images(1, 32, 32).expand(300, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    augment = Augment(crop_padding=0, flip_probability=0.0, policy=policy, cutout_size=0)
+    augment = Augment(crop_padding=0, flip="none", policy=policy, cutout_size=0)
     augmented, _ = augment(images, torch.Tensor.float, draws(300))
     assert len(augmented.unique(dim=0)) > 20
     again, _ = augment(images, torch.Tensor.float, draws(300))

@@ -39,6 +39,16 @@ def test_the_average_is_what_validation_and_test_see(cifar_train, run_dirs, test
     assert record_of(run_dir)["metrics"]["test/loss"] == pytest.approx(loss, rel=1e-4)
 
 
+def test_validation_sees_the_average(cifar_train, run_dirs):
+    """Weights that hardly keep an average at all, and weights that keep all of it, are validated differently."""
+    for decay in (0.0, 0.99):
+        assert cifar_train("averaging=ema", f"averaging.decay={decay}", "trainer.max_epochs=2") == 0
+    assert cifar_train("trainer.max_epochs=2") == 0
+    none, much, without = (rows_of(run)[0] for run in run_dirs())
+    assert none["train/loss"] == much["train/loss"] == without["train/loss"]
+    assert none["val/loss"] == without["val/loss"] != much["val/loss"]
+
+
 def test_two_epochs_and_two_more_equal_four_with_averaged_weights(cifar_train, run_dirs, crash):
     overrides = ["averaging=ema", "averaging.decay=0.7", "trainer.max_epochs=4"]
     assert cifar_train(*overrides) == 0

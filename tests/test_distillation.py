@@ -6,6 +6,7 @@ from conftest import last_of, record_of
 from torch.nn.functional import cross_entropy
 
 from cifar_resnet import checkpoints
+from cifar_resnet.data import Synthetic
 from cifar_resnet.models import Distillation
 
 
@@ -88,8 +89,8 @@ def test_mistakes_get_one_line(cifar_train, teachers, capsys, setting, answer):
     assert answer in capsys.readouterr().err
 
 
-def test_a_teacher_of_other_classes_is_refused(teachers):
-    distillation = Distillation(teachers[0])
-    data = checkpoints.read(teachers[0])["data"] | {"classes": ["cat", "dog"]}
-    with pytest.raises(ValueError, match="must know the student's classes"):
-        distillation.setup(torch.device("cpu"), data)
+def test_a_teacher_of_other_classes_is_refused(cifar_train, run_dirs, teachers, monkeypatch, capsys):
+    monkeypatch.setattr(Synthetic, "classes", [name.upper() for name in Synthetic.classes])
+    assert cifar_train(f"distill.teacher={teachers[0]}") == 2
+    assert "must know the student's classes" in capsys.readouterr().err
+    assert len(run_dirs()) == len(teachers)

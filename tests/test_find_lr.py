@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(c
     assert len(rows) <= 40
     assert (folder / "lr_range_test.png").read_bytes()[:4] == b"\x89PNG"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar-train")]
-    assert train.main(line.split()[1:]) == 0
+    assert train.main(shlex.split(line)[1:]) == 0
 
 
 def test_the_first_loss_is_that_of_a_fresh_network(cifar_train, run_dirs):
@@ -123,6 +124,10 @@ def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
         ("range_test.max_lr=1e-5", "no learning rate between 1e-06 and 1e-05 brought the loss down"),
         ("modl=resnet20", "See cifar-find-lr --help"),
         ("-m", "leave out -m"),
+        ("dry_run=true", "leave them out"),
+        ("trainer.devices=2", "a range test runs on one device"),
+        ("trainer.accelerator=abacus", "abacus"),
+        ("optimizer.lr=0", "learning rate"),
     ],
 )
 def test_mistakes_get_one_line_and_no_folder(capsys, setting, answer):

@@ -16,7 +16,7 @@ def test_filters_step_as_torchs_muon_and_the_rest_as_sgd():
     others = [nn.Parameter(torch.randn(10, 16)), nn.Parameter(torch.randn(10))]
     flat = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in filters]
     twins = [nn.Parameter(weight.detach().clone()) for weight in others]
-    ours = Muon([*filters, *others], lr=0.03, weight_decay=0.1, other_lr=0.2, other_weight_decay=1e-2)
+    ours = Muon([*filters, *others], lr=0.03, weight_decay=0.1, other_lr_factor=20 / 3, other_weight_decay=1e-2)
     theirs = torch.optim.Muon(flat, lr=0.03, weight_decay=0.1, momentum=0.95, nesterov=True)
     sgd = torch.optim.SGD(twins, lr=0.2, momentum=0.95, nesterov=True, weight_decay=1e-2)
     for _ in range(5):
@@ -43,7 +43,7 @@ def test_schedules_move_both_rates_and_spared_weights_are_not_decayed(cifar_trai
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     spared = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    optimizer = Muon([{"params": decayed}, {"params": spared, "weight_decay": 0.0}], lr=0.02, other_lr=0.1)
+    optimizer = Muon([{"params": decayed}, {"params": spared, "weight_decay": 0.0}], lr=0.02)
     groups = [(group["muon"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
     assert groups == [(True, 0.02, 0.01), (False, 0.1, 5e-4), (False, 0.1, 0.0)]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
@@ -51,10 +51,10 @@ def test_schedules_move_both_rates_and_spared_weights_are_not_decayed(cifar_trai
     schedule.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.05, 0.05]
     assert cifar_train("optimizer=muon", "trainer.max_epochs=2", "model.decay_norm_and_bias=false") == 0
-    assert record_of(run_dirs()[0])["config"]["optimizer"]["other_lr"] == 0.1
+    assert record_of(run_dirs()[0])["config"]["optimizer"]["other_lr_factor"] == 5
 
 
-@pytest.mark.parametrize("options", [{"lr": -1.0}, {"momentum": 1.0}, {"other_lr": -0.1}])
+@pytest.mark.parametrize("options", [{"lr": -1.0}, {"momentum": 1.0}, {"other_lr_factor": -0.1}])
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ValueError, match=f"optimizer.{next(iter(options))}"):
         Muon([nn.Parameter(torch.ones(1))], **options)

@@ -1,10 +1,11 @@
 """SAM against a hand-written loop: weights, BatchNorm's buffers, metrics and counts, in every precision."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
-from conftest import TINY, record_of, rows_of
+from conftest import TINY, last_of, record_of, rows_of
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from cifar_resnet.command import Composer
 from cifar_resnet.models import Classifier
 from cifar_resnet.optim import SAM
+from cifar_resnet.optim import SGD as CarefulSGD
 
 RHO = {"sam": 0.05, "asam": 0.5}
 
@@ -217,6 +219,22 @@ def test_the_direction_does_not_depend_on_the_scale_of_the_loss():
     torch.testing.assert_close(moved[0], moved[1])
 
 
+@pytest.mark.parametrize("base", [torch.optim.Adam, CarefulSGD])
+def test_a_fused_base_skips_on_the_device_what_is_not_finite(base):
+    weight = nn.Parameter(torch.ones(3))
+    twin = nn.Parameter(torch.ones(3))
+    options = {"momentum": 0.9} if base is CarefulSGD else {}
+    optimizer = SAM([weight], partial(base, fused=True, **options), lr=0.1)
+    plain = base([twin], lr=0.1, fused=False, **options)
+    for gradient in (float("nan"), 1.0, float("inf"), 2.0):
+        weight.grad = torch.full((3,), gradient)
+        optimizer.step()
+        if torch.tensor(gradient).isfinite():
+            twin.grad = torch.full((3,), gradient)
+            plain.step()
+        torch.testing.assert_close(weight, twin)
+
+
 def test_zero_gradients_move_nothing():
     weight = nn.Parameter(torch.ones(2))
     optimizer = SAM([weight], torch.optim.SGD)
@@ -232,6 +250,8 @@ def test_sam_wraps_any_optimizer_from_the_command_line(cifar_train, run_dirs):
     sam, adamw = run_dirs()
     assert record_of(sam)["steps"] == record_of(adamw)["steps"] == 5
     assert rows_of(sam)[0]["train/loss"] != rows_of(adamw)[0]["train/loss"]
+    states = [last_of(run)["optimizer_states"][0]["state"][0].keys() for run in (sam, adamw)]
+    assert states[0] == states[1] == {"step", "exp_avg", "exp_avg_sq"}
 
 
 def test_sam_on_several_devices_is_refused(cifar_train, capsys):

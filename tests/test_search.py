@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def scored(monkeypatch):
         lr = cfg.optimizer.lr
         seen.append(lr)
         run_dir.mkdir(parents=True)
-        record = {"metrics": {"val/acc": 1 - 0.1 * abs(math.log10(lr / 0.02))}}
+        record = {"epochs": 5, "metrics": {"val/acc": 1 - 0.1 * abs(math.log10(lr / 0.02))}}
         (run_dir / "result.json").write_text(json.dumps(record))
         return record
 
@@ -66,7 +67,7 @@ def test_the_best_is_printed_as_a_line_that_trains(scored, capsys):
     assert f"optimizer.lr={best['optimizer.lr']}" in line
     assert f"model.dropout={best['model.dropout']}" in line
     assert "search." not in line
-    Composer("train").jobs(line.split()[1:])
+    Composer("train").jobs(shlex.split(line)[1:])
     assert all(0.001 <= float(trial["optimizer.lr"]) <= 0.1 for trial in trials_of())
     assert {trial["model.dropout"] for trial in trials_of()} <= {"0.1", "0.2"}
 
@@ -110,6 +111,24 @@ def test_a_search_killed_in_the_middle_goes_on_where_it_was():
     assert len(list(Path("outputs/search").glob("*/*/result.json"))) == 4
 
 
+def test_whole_numbers_stay_whole_in_trials_that_train():
+    arguments = [text for text in SMALL if not text.startswith("data.batch_size")]
+    space = ["data.batch_size=interval(10,30)", "search.rounds=2", "search.trials=2"]
+    assert search.main([*arguments, *space]) == 0
+    assert all(10 <= int(trial["data.batch_size"]) <= 30 for trial in trials_of())
+
+
+def test_a_trial_that_failed_is_tried_again(scored, monkeypatch):
+    arguments = ["data=synthetic", "search.rounds=1", "search.trials=3"]
+    train_in = train.train_in
+    monkeypatch.setattr(train, "train_in", lambda *rest: None if len(scored) == 1 else train_in(*rest))
+    assert search.main(arguments) == 0
+    assert len(scored) == 1
+    monkeypatch.setattr(train, "train_in", train_in)
+    assert search.main(arguments) == 0
+    assert len(scored) == 3
+
+
 def test_trials_leave_the_test_images_alone():
     assert search.main([*SMALL, "search.rounds=1", "search.trials=1"]) == 0
     (record,) = Path("outputs/search").glob("*/*/result.json")
@@ -147,6 +166,7 @@ def test_spaces_are_read_from_the_command_line():
         "data.batch_size": Interval(64, 256, False),
         "optimizer": Choice(["sgd", "adam"]),
     }
+    assert isinstance(space["data.batch_size"].low, int)
     with pytest.raises(UsageError, match="from a smaller to a larger"):
         Composer("search").space(["optimizer.lr=tag(log,interval(0,1))"])
 
@@ -162,6 +182,11 @@ def test_spaces_are_read_from_the_command_line():
         (["-m"], "leave out -m"),
         (["optimizer.lr=interval(1,0.1)"], "an interval goes from a smaller to a larger number"),
         (["optimizer.rate=interval(0.1,1)"], "unknown key optimizer.rate"),
+        (["optimizer.lr=0.1"], "a search needs something to vary"),
+        (["trainer.devices=2"], "one device at a time"),
+        (["model=resnet_cifar", "model.depth=9"], "model.depth must be 6n + 2 here. Got 9"),
+        (["optimizer=choice(sgd,adam)", "optimizer.nesterov=false"], "unknown key optimizer.nesterov"),
+        (["precision=16-mixed", "trainer.accelerator=cpu"], "precision=16-mixed needs a GPU"),
     ],
 )
 def test_mistakes_get_one_line_and_no_folder(capsys, arguments, answer):

@@ -19,7 +19,8 @@ def test_the_wheel_carries_the_configuration(tmp_path):
         entry_points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         commands = archive.read(entry_points).decode()
         assert "cifar-train = cifar_resnet.train:main" in commands
-        assert "cifar-design = cifar_resnet.design:main" in commands
+        for command in ("design", "find-lr", "search"):
+            assert f"cifar-{command} = cifar_resnet.{command.replace('-', '_')}:main" in commands
     program = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import cifar_resnet.train as train; "
         "assert 'site' in train.__file__, train.__file__; sys.exit(train.main())"

@@ -1,10 +1,12 @@
 """An average of the weights along the training, evaluated and kept in their place."""
 
+from itertools import compress
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class EMA(WeightAveraging):
@@ -20,17 +22,32 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.995):
         if not 0 <= decay < 1:
             raise ValueError(f"averaging.decay is a share. Got {decay}; give 0 up to 1")
-        super().__init__(use_buffers=True, multi_avg_fn=self.move)
+        super().__init__()
         self.decay = decay
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._average_model.to(memory_format=torch.channels_last)  # as the weights: or each would be moved alone
+
     @torch.no_grad()
-    def move(self, averages: list[Tensor], latest: list[Tensor], num_averaged: Tensor) -> None:
-        steps = self._latest_update_step  # a number on the host: num_averaged would make a GPU wait
-        decay = min(self.decay, (1 + steps) / (10 + steps))
-        if torch.is_floating_point(averages[0]):
-            torch._foreach_lerp_(averages, latest, 1 - decay)
-        else:  # counters, such as BatchNorm's of its batches
-            torch._foreach_copy_(averages, latest)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        """Move the average. Not by AveragedModel's own method, which asks the GPU how often it has been called."""
+        steps = self._latest_update_step
+        if trainer.global_step <= steps:  # gradients are being accumulated
+            return
+        averages, latest = self.tensors(self._average_model.module), self.tensors(pl_module)
+        decay = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
+        floating = [tensor.is_floating_point() for tensor in averages]
+        torch._foreach_lerp_(list(compress(averages, floating)), list(compress(latest, floating)), 1 - decay)
+        counters = [not is_floating for is_floating in floating]  # such as BatchNorm's of its batches
+        if any(counters):
+            torch._foreach_copy_(list(compress(averages, counters)), list(compress(latest, counters)))
+        self._latest_update_step = trainer.global_step
+
+    @staticmethod
+    def tensors(module: nn.Module) -> list[Tensor]:
+        return [*(parameter.data for parameter in module.parameters()), *module.buffers()]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """To go on training takes the weights themselves; to test takes the average, which has been loaded by now."""

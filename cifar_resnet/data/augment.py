@@ -16,7 +16,7 @@ from cifar_resnet.data.mixing import Mixing, Parts
 from cifar_resnet.data.policies import AutoAugment, RandAugment, TrivialAugment, apply
 
 PADDING_MODES = ("zero", "reflect")
-FLIPS = ("random", "alternating")
+FLIPS = ("random", "alternating", "none")
 
 
 def random_offsets(num_images: int, padding: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -117,9 +117,9 @@ class Augment:
 
     crop_padding: pixels that a crop may be displaced by, in each direction; 0 for no crop.
     padding_mode: "zero" or "reflect".
-    flip: "random" draws on each visit; "alternating" draws once for each image, and mirrors it in every other epoch
-        after that (Jordan 2024, arXiv 2404.00498, section 3.6).
-    flip_probability: of a random flip.
+    flip: "random" mirrors half of the images on each visit; "alternating" draws once for each image, and mirrors it in
+        every other epoch after that (Jordan 2024, arXiv 2404.00498, section 3.6); "none" leaves them, as letters and
+        digits want it.
     policy: "autoaugment", "randaugment", "trivialaugment" or None (policies.py).
     num_ops, magnitude: RandAugment's.
     cutout_size: side of the square that cutout removes, in pixels; 0 for no cutout.
@@ -134,7 +134,6 @@ class Augment:
         crop_padding: int = 4,
         padding_mode: str = "zero",
         flip: str = "random",
-        flip_probability: float = 0.5,
         policy: str | None = None,
         num_ops: int = 2,
         magnitude: int = 9,
@@ -150,9 +149,8 @@ class Augment:
             raise ValueError(f"unknown augment.padding_mode. Got {padding_mode!r}; give {' or '.join(PADDING_MODES)}")
         if flip not in FLIPS:
             raise ValueError(f"unknown augment.flip. Got {flip!r}; give {' or '.join(FLIPS)}")
-        for name, value in {"flip_probability": flip_probability, "cutout_probability": cutout_probability}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"augment.{name} is a probability. Got {value}; give 0 to 1")
+        if not 0 <= cutout_probability <= 1:
+            raise ValueError(f"augment.cutout_probability is a probability. Got {cutout_probability}; give 0 to 1")
         if policy is not None and policy not in POLICIES:
             raise ValueError(f"unknown augment.policy. Got {policy!r}; give {', '.join(POLICIES)} or null")
         if cutout_size < 0:
@@ -160,7 +158,6 @@ class Augment:
         self.crop_padding = crop_padding
         self.padding_mode = padding_mode
         self.flip = flip
-        self.flip_probability = flip_probability
         randaugment = RandAugment(num_ops, magnitude)
         policies = {"autoaugment": AutoAugment(), "randaugment": randaugment, "trivialaugment": TrivialAugment()}
         self.policy = policies.get(policy)
@@ -179,10 +176,10 @@ class Augment:
                 f"augment.crop_padding must be smaller than the image to reflect it. "
                 f"Got {self.crop_padding} for {height}x{width}; give less, or augment.padding_mode=zero"
             )
-        alternating = self.flip == "alternating"
-        if self.crop_padding or self.flip_probability or alternating:
+        if self.crop_padding or self.flip != "none":
             down, right = random_offsets(num_images, self.crop_padding, generator)
-            flips = draws.turns if alternating else random_flips(num_images, self.flip_probability, generator)
+            probability = 0.5 if self.flip == "random" else 0.0
+            flips = draws.turns if self.flip == "alternating" else random_flips(num_images, probability, generator)
             images = crop_and_flip(images, down, right, flips, self.crop_padding, self.padding_mode)
         if self.policy:
             for choice in self.policy(num_images, width, draws.host):

@@ -143,7 +143,7 @@ class DataModule(LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_val, self.split_seed, self.seed = num_val, split_seed, seed
         self.mean, self.std = mean, std
-        self.augment = augment or Augment(crop_padding=0, flip_probability=0, cutout_size=0)
+        self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
         self.split_hash: str | None = None
         self.train: Rows | None = None
         self.val: Rows | None = None

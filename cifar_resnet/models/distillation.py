@@ -30,14 +30,17 @@ class Distillation:
         self.paths = paths
         self.temperature, self.weight = temperature, weight
 
-    def setup(self, device: torch.device, data: dict) -> None:
-        """Onto the device; `data` says what the student's images mean (`DataModule.state`)."""
-        self.rescale = []
-        for path, network, own in zip(self.paths, self.networks, self.data, strict=True):
-            if own["classes"] != data["classes"]:
+    def check(self, classes: Sequence[str]) -> None:
+        for path, own in zip(self.paths, self.data, strict=True):
+            if own["classes"] != list(classes):
                 raise ValueError(
                     f"a teacher must know the student's classes. Got {path}, trained on {', '.join(own['classes'])}"
                 )
+
+    def setup(self, device: torch.device, data: dict) -> None:
+        """Onto the device; `data` says what the student's images mean (`DataModule.state`)."""
+        self.rescale = []
+        for network, own in zip(self.networks, self.data, strict=True):
             network.to(device, memory_format=torch.channels_last)
             mean, std, own_mean, own_std = (
                 torch.tensor(values, device=device)[:, None, None]

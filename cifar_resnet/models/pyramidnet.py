@@ -20,7 +20,7 @@ class PyramidShortcut(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.stride > 1:
-            images = F.avg_pool2d(images, self.stride)
+            images = F.avg_pool2d(images, self.stride, ceil_mode=True)
         return F.pad(images, (0, 0, 0, 0, 0, self.new_channels))
 
 

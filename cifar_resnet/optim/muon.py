@@ -33,7 +33,8 @@ class Muon(Optimizer):
 
     lr, weight_decay: of the filters. The decay is decoupled: lr * weight_decay of each weight goes at each step.
     momentum, nesterov: of both.
-    other_lr, other_weight_decay: of SGD; other_lr follows the schedule in the same proportion to lr.
+    other_lr_factor: SGD's learning rate / lr.
+    other_weight_decay: SGD's, coupled as usual.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class Muon(Optimizer):
         weight_decay: float = 0.01,
         momentum: float = 0.95,
         nesterov: bool = True,
-        other_lr: float = 0.1,
+        other_lr_factor: float = 5.0,
         other_weight_decay: float = 5e-4,
     ):
-        for name, value in {"lr": lr, "weight_decay": weight_decay, "other_lr": other_lr}.items():
+        for name, value in {"lr": lr, "weight_decay": weight_decay, "other_lr_factor": other_lr_factor}.items():
             if value < 0:
                 raise ValueError(f"optimizer.{name} must not be negative. Got {value}")
         if not 0 <= momentum < 1:
@@ -59,7 +60,7 @@ class Muon(Optimizer):
                 groups.append({**group, "params": filters, "muon": True})
             if others:
                 decay = min(other_weight_decay, group.get("weight_decay", other_weight_decay))
-                groups.append({"params": others, "muon": False, "lr": other_lr, "weight_decay": decay})
+                groups.append({"params": others, "muon": False, "lr": lr * other_lr_factor, "weight_decay": decay})
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.momentum, self.nesterov = momentum, nesterov
 

@@ -38,8 +38,8 @@ class SAM(Optimizer):
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
+        self.moved: list[Tensor] = []
         self.saved: list[Tensor] = []
-        self.num_skipped = 0  # steps left out so far
 
     def parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -74,10 +74,12 @@ class SAM(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        if gradients and torch.stack(torch._foreach_norm(gradients)).sum().isfinite():
+        finite = torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
+        if all(group.get("fused") for group in self.base.param_groups):
+            self.base.found_inf = 1 - finite.float()  # which its kernels ask for on the device: nothing waits
             self.base.step()
-        else:
-            self.num_skipped += 1
+        elif finite:
+            self.base.step()
         return loss
 
     def state_dict(self) -> dict:

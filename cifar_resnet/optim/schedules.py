@@ -83,8 +83,11 @@ def one_cycle(
     if max_lr is not None and (isinstance(max_lr, str) or max_lr <= 0):
         raise ValueError(f"scheduler.max_lr is a learning rate. Got {max_lr}; give more than 0, auto or null")
     peak = lr if max_lr is None else max_lr
+    if lr == 0 and max_lr is not None:
+        raise ValueError(f"scheduler.max_lr is reached from optimizer.lr. Got {lr} there; give more than 0")
+    scale = 1.0 if max_lr is None else max_lr / lr
     if min_lr is not None:
-        if not 0 <= min_lr <= peak:
+        if not 0 <= min_lr <= peak or peak == 0:
             raise ValueError(f"scheduler.min_lr lies below the peak. Got {min_lr}; give 0 to {peak}")
         start_factor = end_factor = min_lr / peak
     if peak_epoch is not None:
@@ -96,9 +99,9 @@ def one_cycle(
         progress = min(step / total_steps, 1.0)
         if progress < peak_fraction:
             rise = 1 - descent(progress / peak_fraction)
-            return peak / lr * (start_factor + (1 - start_factor) * rise)
+            return scale * (start_factor + (1 - start_factor) * rise)
         fall = descent((progress - peak_fraction) / (1 - peak_fraction or 1.0))
-        return peak / lr * (end_factor + (1 - end_factor) * fall)
+        return scale * (end_factor + (1 - end_factor) * fall)
 
     return LambdaLR(optimizer, factor)
 
