@@ -132,7 +132,13 @@ def test_help_shows_groups_choices_and_examples(capsys):
         train.main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for expected in ("optimizer: adam, adamw, sgd", "resnet152", "16-mixed", "cifar-train -m model=", "resume="):
+    for expected in (
+        "optimizer: adam, adamw, asam, muon, sam, sgd",
+        "resnet152",
+        "16-mixed",
+        "cifar-train -m model=",
+        "resume=",
+    ):
         assert expected in text
 
 
