@@ -13,11 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cifar_resnet.design import Design
-from cifar_resnet.models.size import Part
-
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+
+    from cifar_resnet.design import Design
+    from cifar_resnet.models.size import Part
 
 log = logging.getLogger("cifar_resnet")
 
@@ -112,7 +112,7 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def size_table(parts: list[Part]) -> Table:
+def size_table(parts: list["Part"]) -> Table:
     """A row for each part of a network, and their sum."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_footer=True)
     parameters, macs = sum(part.parameters for part in parts), sum(part.macs for part in parts)
@@ -129,7 +129,7 @@ def size_table(parts: list[Part]) -> Table:
     return table
 
 
-def design_table(designs: list[Design], max_params: float) -> Table:
+def design_table(designs: list["Design"], max_params: float) -> Table:
     """A row for each network that cifar-design proposes."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("experiment", "widths", "blocks"):

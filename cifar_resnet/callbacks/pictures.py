@@ -41,10 +41,8 @@ class ScheduleCurve(Callback):
         self.path = Path(path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if not trainer.is_global_zero or not all(isinstance(scheduler, LambdaLR) for scheduler in schedulers):
-            return
-        for scheduler in schedulers:
+        scheduler = pl_module.lr_schedulers()
+        if trainer.is_global_zero and isinstance(scheduler, LambdaLR):  # the others do not know their future
             steps = range(pl_module.total_steps + 1)
             rates = [scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step) for step in steps]
             schedule_figure(rates, trainer.max_epochs).savefig(self.path)

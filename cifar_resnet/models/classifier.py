@@ -42,6 +42,7 @@ class Noise:
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """BatchNorm still normalises by the batch, but its running statistics stay."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:

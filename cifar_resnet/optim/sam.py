@@ -13,11 +13,10 @@ class SAM(Optimizer):
     `Classifier` does both within its backward pass, so that to everybody else this is the base optimizer: its
     parameter groups, its state, one step for each batch. A step whose gradients are not finite is left out.
 
-    base: builds the optimizer that steps, from parameters and the options.
+    base: builds the optimizer that steps, from parameters, lr and weight_decay.
     rho: how far away the worst point is looked for.
     adaptive: measure that distance relative to each weight (ASAM, Kwon et al. 2021, arXiv 2102.11600).
     eta: added to the weights' sizes there, so that those near zero move as well.
-    options: the base optimizer's: lr, weight_decay and the rest.
     """
 
     def __init__(
