@@ -9,8 +9,9 @@ bare          the same network, precision and memory format on one fixed batch i
 conventional  fp32, NCHW, per-image torchvision transforms in a DataLoader with 2 workers, plain loop, as a script of
               its own would run it: in another process, whose memory is left to the C library's defaults
 
-The three take turns within each round, so that whatever else the machine does meets all of them; ratios are taken
-within rounds, and their median printed. Nothing else should run meanwhile.
+The first two take turns step by step on a CPU, and every 50 steps on a GPU, which a change of turns makes wait; the
+third follows in each round. So whatever else the machine does meets all of them. Ratios are taken within rounds, and
+their median printed. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Sequence
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -55,16 +58,34 @@ class Ours:
         recipe = {"optimizer": self.cfg.optimizer, "scheduler": self.cfg.scheduler}
         return instantiate(self.cfg.model, num_classes=10, **recipe, _convert_="all")
 
-    def images_per_second(self) -> float:
-        throughput = Throughput()
+    def images_per_second(self, *rivals: "Bare") -> float:
+        """Of one epoch. rivals: who take turns with it, and are timed meanwhile."""
+        throughput, turns = Throughput(), Turns(rivals)
         options = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
-        trainer = instantiate(self.cfg.trainer, precision=self.precision, callbacks=[throughput], **options)
+        trainer = instantiate(self.cfg.trainer, precision=self.precision, callbacks=[throughput, turns], **options)
         trainer.fit(self.model, self.data)
-        return throughput.images / throughput.seconds
+        return throughput.images / (throughput.seconds - turns.seconds)
+
+
+class Turns(Callback):
+    """Lets the rivals go first, before every step, or every 50 where each change waits for a GPU."""
+
+    def __init__(self, rivals: Sequence["Bare"]):
+        self.rivals = rivals
+        self.steps = 50 if torch.cuda.is_available() else 1
+        self.seconds = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        if self.rivals and batch_idx % self.steps == 0:
+            synchronize()
+            start = time.perf_counter()
+            for rival in self.rivals:
+                rival.go_on(min(self.steps, trainer.num_training_batches - batch_idx))
+            self.seconds += time.perf_counter() - start
 
 
 class Bare:
-    def __init__(self, ours: Ours, batch_size: int, steps: int):
+    def __init__(self, ours: Ours, batch_size: int):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(ours.precision)
         self.model = ours.new_model().to(self.device, memory_format=torch.channels_last)
@@ -74,11 +95,11 @@ class Bare:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         self.images = normalise(pixels, torch.tensor(MEAN), torch.tensor(STD)).to(self.device)
         self.labels = torch.randint(10, (batch_size,)).to(self.device)
-        self.steps = steps
+        self.done, self.seconds = 0, 0.0
 
-    def images_per_second(self) -> float:
+    def go_on(self, steps: int) -> None:
         start = time.perf_counter()
-        for _ in range(self.steps):
+        for _ in range(steps):
             self.optimizer.zero_grad()
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 loss = F.cross_entropy(self.model(self.images), self.labels)
@@ -86,7 +107,14 @@ class Bare:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         synchronize()
-        return self.steps * len(self.labels) / (time.perf_counter() - start)
+        self.done += steps * len(self.labels)
+        self.seconds += time.perf_counter() - start
+
+    def images_per_second(self) -> float:
+        """Since the last time this was asked."""
+        speed = self.done / self.seconds
+        self.done, self.seconds = 0, 0.0
+        return speed
 
 
 class PerImage(Dataset):
@@ -179,12 +207,14 @@ def measure(name: str, rounds: int, steps: int) -> dict:
     batch_size = int(batch_size)
     images = batch_size * steps
     ours, conventional = Ours(network, batch_size, images), InAProcessOfItsOwn(network, batch_size, images)
-    contestants = {"ours": ours, "bare": Bare(ours, batch_size, steps), "conventional": conventional}
-    for contestant in contestants.values():
-        contestant.images_per_second()  # warm-up
-    speeds = [{key: one.images_per_second() for key, one in contestants.items()} for _ in range(rounds)]
+    bare = Bare(ours, batch_size)
+    speeds = []
+    for _ in range(1 + rounds):  # the first is for warming up
+        speed = {"ours": ours.images_per_second(bare), "bare": bare.images_per_second()}
+        speeds.append(speed | {"conventional": conventional.images_per_second()})
     conventional.close()
-    medians = {key: statistics.median(speed[key] for speed in speeds) for key in contestants}
+    speeds = speeds[1:]
+    medians = {key: statistics.median(speed[key] for speed in speeds) for key in speeds[0]}
     ratios = {key: [speed["ours"] / speed[key] for speed in speeds] for key in ("bare", "conventional")}
     return {
         "network": network,
