@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ def set_up_logging() -> None:
         ".*does not have many workers.*",  # batches are drawn on the device: there is nothing for workers to do
         "Checkpoint directory .* exists and is not empty",  # that of a resumed run
         "The number of training batches .* is smaller than the logging interval.*",  # epochs are logged all the same
+        "Image size .* exceeds limit.*",  # pictures too large are refused, with a line of our own
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own affair with torch
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -81,11 +82,22 @@ def announcement(record: dict) -> str:
         "device": f"{record['device']}, {record['precision']}",
         "run folder": record["run_dir"],
     }
-    return "\n".join(f"  {name:11} {text}" for name, text in rows.items()) + "\n"
+    return listed(rows) + "\n"
+
+
+def listed(facts: Mapping[str, object]) -> str:
+    """A line for each fact, its name in front."""
+    width = max(11, *map(len, facts))
+    return "\n".join(f"  {name:{width}} {text}" for name, text in facts.items())
 
 
 def summary(record: dict) -> str:
     """What came out, how long it took, and where everything lies."""
+    page = Path(record["run_dir"]) / "page.html"
+    return listed(summary_facts(record) | ({"page": page} if page.is_file() else {}))
+
+
+def summary_facts(record: dict) -> dict[str, str]:
     metrics = record["metrics"]
 
     def scores(split: str) -> str:
@@ -93,7 +105,7 @@ def summary(record: dict) -> str:
 
     network, epochs, epoch = record["network"], record["epochs"], record["epoch"]
     time, speed = duration(record["train_seconds"]), record["images_per_second"]
-    rows = {
+    return {
         "trained": f"{network} on {record['data']}, {epochs} epochs in {time}, {speed:,.0f} images/s",
         "validation": f"{scores('val')}, after epoch {epoch}" if record["num_val"] else "no images held out",
         "test": f"{scores('test')}, after epoch {epoch}, the {record['selected']}"
@@ -102,7 +114,6 @@ def summary(record: dict) -> str:
         "run folder": record["run_dir"],
         "look next": f"tensorboard --logdir {Path(record['run_dir']).parent}",
     }
-    return "\n".join(f"  {name:11} {text}" for name, text in rows.items())
 
 
 def print_table(table: Table) -> None:
@@ -110,6 +121,16 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:  # a file has no right edge
         console = Console(width=200)
     console.print(table)
+
+
+def rows_table(rows: Sequence[Sequence[str]]) -> Table:
+    """The first row is the head; all columns but the first hold numbers."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, title in enumerate(rows[0]):
+        table.add_column(title, justify="right" if index else "left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
 
 
 def size_table(parts: list["Part"]) -> Table:

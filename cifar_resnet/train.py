@@ -24,11 +24,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import runs
-from cifar_resnet.command import Job, UsageError, usage_errors
+from cifar_resnet.command import Composer, Job, UsageError, check_arguments, usage_errors
 from cifar_resnet.command import main as command_main
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
+    from lightning.pytorch.loggers import Logger
 
     from cifar_resnet.data import DataModule
     from cifar_resnet.find_lr import RangeTest
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(jobs: list[Job], is_sweep: bool) -> int:
     """Train each job; the exit code: 0, or 1 where a job of a sweep failed."""
-    from cifar_resnet.terminal import set_up_logging, summary
+    from cifar_resnet.terminal import set_up_logging
 
     set_up_logging()
     if jobs[0].cfg.dry_run:
@@ -55,13 +56,34 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
         return 0
     if is_sweep:
         return sweep(jobs)
-    job = jobs[0]
+    start_or_resume(jobs[0])
+    return 0
+
+
+def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
+    """What `cifar-train` does with these overrides, from Python; returns the run's record.
+
+    overrides: such as ["model=resnet20", "trainer.max_epochs=15"]. config_dir: a folder of one's own choices.
+    Raises UsageError, with one line that says what is wrong with them.
+    """
+    from cifar_resnet.terminal import set_up_logging
+
+    (job,) = Composer("train", config_dir).jobs(list(overrides))
+    check_arguments(job.cfg)
+    set_up_logging()
+    return start_or_resume(job)
+
+
+def start_or_resume(job: Job) -> dict:
+    """Train, unless the run that is to be resumed has finished before; the record."""
+    from cifar_resnet.terminal import summary
+
     cfg = resumed(job) if job.cfg.resume else job.cfg
     if cfg.resume and (record := runs.read_record(Path(cfg.resume))):
         log.info(f"this run has finished before\n\n{summary(record)}")
-    else:
-        train(cfg)
-    return 0
+        return record
+    fit(cfg)
+    return runs.read_record(Path(cfg.run_dir))
 
 
 def describe(job: Job) -> None:
@@ -108,7 +130,7 @@ def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()
     cfg = runs.load_config(run_dir) if begun else cfg
     cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
     try:
-        train(cfg, watchers)
+        fit(cfg, watchers)
     except UsageError as error:
         log.error(f"error: {error}")
     except Exception:
@@ -158,7 +180,7 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
     return data, model, precision
 
 
-def train(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
+def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
     """Fit, test the checkpoint that validation chose, leave the record, and return the validation accuracy.
 
     Without validation images (data.num_val=0) the last epoch is tested, and its training accuracy returned.
@@ -168,6 +190,7 @@ def train(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from cifar_resnet.answers import FILE, Answers
     from cifar_resnet.callbacks import Throughput
     from cifar_resnet.models.size import num_macs, num_parameters
     from cifar_resnet.terminal import announcement, log_to, summary
@@ -249,14 +272,47 @@ def train(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
             "config": model.config,
         }
         if trainer.is_global_zero:
+            if cfg.test:
+                log_probs = torch.cat(model.test_logits).log_softmax(1)
+                images, labels = data.test.tensors
+                Answers.about(images, log_probs, labels).save(run_dir / FILE)
             runs.write_record(run_dir, record)
             groups = {group: model.config[group] for group in cfg.choices if group in model.config}
             for logger in trainer.loggers:
                 scores = [metrics] if isinstance(logger, TensorBoardLogger) else []
                 logger.log_hyperparams(groups, *scores)
                 logger.save()
+            if cfg.page:
+                show(run_dir, record, data, chosen, trainer.loggers)
             log.info(f"\n{summary(record)}")
     return metrics["val/acc" if data.has_val else "train/acc"]
+
+
+def show(run_dir: Path, record: dict, data: "DataModule", chosen: Path, loggers: Sequence["Logger"]) -> None:
+    """Draw what came out: a page in the run folder, and the same figures in TensorBoard."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from cifar_resnet import metrics, page
+    from cifar_resnet.answers import FILE, Answers
+    from cifar_resnet.inference import Ensemble
+    from cifar_resnet.terminal import summary_facts
+
+    facts = {name: text for name, text in summary_facts(record).items() if name != "look next"}
+    blocks = page.curves(run_dir)
+    if (run_dir / FILE).exists():
+        answers = Answers.load(run_dir / FILE)
+        temperature = None
+        if data.has_val:
+            ensemble = Ensemble([chosen], accelerator=data.train.device.type, precision=record["precision"])
+            images, labels = data.val.tensors
+            temperature = metrics.fit_temperature(ensemble.about(images)[0], labels)
+        blocks += page.answers(answers.log_probs, answers.labels, data.test.tensors[0], data.classes, temperature)
+    page.write(run_dir / "page.html", run_dir.name, facts, blocks, record["config"])
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for block in blocks:
+                if block.figure:
+                    logger.experiment.add_figure(block.name, block.figure, record["steps"])
 
 
 def find_max_lr(cfg: DictConfig) -> "RangeTest":

@@ -13,6 +13,7 @@ from cifar_resnet.models import Classifier
 TINY = (
     "data=synthetic", "data.num_train=240", "data.num_val=40", "data.num_test=50", "data.batch_size=40",
     "model=resnet_cifar", "model.depth=8", "model.widths=[4,8,8]", "trainer.max_epochs=1", "precision=32-true",
+    "page=false",
 )  # fmt: skip
 
 
@@ -45,6 +46,22 @@ def run_dirs(tmp_path):
         return sorted((path.parent for path in tmp_path.glob("outputs/**/config.yaml")), key=os.path.getctime)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def sweep_dir(tmp_path_factory) -> Path:
+    """A sweep over two seeds of a tiny network, which the tests only read."""
+    torch.set_num_threads(1)
+    outputs = tmp_path_factory.mktemp("outputs")
+    assert train.main(["-m", *TINY, "trainer.max_epochs=2", f"output_dir={outputs}", "seed=0,1"]) == 0
+    os.environ.pop(train.RUN_DIR_VARIABLE)
+    return next(outputs.glob("train/sweep-*"))
+
+
+@pytest.fixture(scope="session")
+def trained(sweep_dir) -> Path:
+    """One of its run folders."""
+    return sweep_dir / "seed-0"
 
 
 @pytest.fixture(scope="session")

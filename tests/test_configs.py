@@ -12,10 +12,18 @@ CHOICES = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_names_only_arguments(choice):
-    (job,) = Composer("train").jobs([choice])
+    needed = ["data.test=mine.npz"] if choice == "data=files" else []
+    (job,) = Composer("train").jobs([choice, *needed])
     check_arguments(job.cfg)
     if choice.startswith(("optimizer=", "scheduler=", "augment=")):
         instantiate(job.cfg[choice.split("=")[0]])
+
+
+@pytest.mark.parametrize("command", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_command_composes(command):
+    if "hydra:" in (CONF / f"{command}.yaml").read_text():
+        (job,) = Composer(command).jobs([])
+        check_arguments(job.cfg)
 
 
 def test_every_optimizer_has_lr_and_weight_decay_at_its_top():

@@ -243,6 +243,7 @@ class DataModule(LightningDataModule, ABC):
             "classes": self.classes,
             "mean": list(self.mean),
             "std": list(self.std),
+            "image_size": self.image_size,
             "split_hash": self.split_hash,
             "num_train": len(self.train),
             "num_val": len(self.val),

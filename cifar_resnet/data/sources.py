@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from cifar_resnet.data.datamodule import DataModule
+from cifar_resnet.data.files import Images, decode, read_archive
 
 
 class CIFAR10(DataModule):
@@ -92,86 +92,119 @@ class CIFAR100(CIFAR10):
     dataset = datasets.CIFAR100
 
 
-class ImageFolder(DataModule):
-    """Your own images, in root/train/<class>/… and root/test/<class>/…, in any format that Pillow reads.
+class Files(DataModule):
+    """Your own images: each half a folder of <class>/…, an .npz archive or a CIFAR-style pickle (see files.py).
 
-    They are decoded once, into a cache in `root` that is made anew when a file changes.
+    Pictures are decoded once, into a cache beside their folder that is made anew when a file changes.
 
+    test, train: where they are; cifar-evaluate needs no train.
     image_size: side in pixels of what the network sees; images of other sizes are resized, with a warning.
     """
 
-    def __init__(self, root: str, image_size: int = 32, **shared):
+    def __init__(self, test: str, train: str | None = None, image_size: int = 32, **shared):
         super().__init__(**shared)
         if image_size < 8:
             raise ValueError(f"data.image_size is a side in pixels. Got {image_size}; give 8 or more")
-        self.root = Path(root).expanduser()
+        self.paths = {half: Path(path).expanduser() for half, path in {"train": train, "test": test}.items() if path}
         self.image_size = image_size
-        for half in ("train", "test"):
-            if not (self.root / half).is_dir():
+        self.archives: dict[str, Images] = {}
+        for half, path in self.paths.items():
+            if not path.exists():
                 raise FileNotFoundError(
-                    f"data.root must hold train/<class>/… and test/<class>/…. Got {self.root}, without {half}/"
+                    f"data.{half} must be a folder of <class>/…, an .npz archive or a CIFAR-style pickle. "
+                    f"Got {path}, which is not there"
                 )
-        folders = {
-            half: sorted(p.name for p in (self.root / half).iterdir() if p.is_dir()) for half in ("train", "test")
-        }
-        unknown = sorted(set(folders["test"]) - set(folders["train"]))
-        if unknown:
-            raise ValueError(f"test/ has classes that train/ lacks. Got {', '.join(unknown)} in {self.root}")
-        if len(folders["train"]) < 2:
-            raise ValueError(
-                f"a classifier needs two classes or more. Got {len(folders['train'])} folders in {self.root / 'train'}"
-            )
-        self.classes = folders["train"]
+        self.classes = self.names("train" if train else "test")
+        if len(self.classes) < 2:
+            path = self.paths["train" if train else "test"]
+            raise ValueError(f"a classifier needs two classes or more. Got {len(self.classes)} in {path}")
         self.num_classes = len(self.classes)
+        if train and (unknown := sorted(set(self.names("test")) - set(self.classes))):
+            raise ValueError(f"test has classes that train lacks. Got {', '.join(unknown)} in {self.paths['test']}")
+
+    def names(self, half: str) -> list[str]:
+        path = self.paths[half]
+        if path.is_dir():
+            return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
+        archive = self.archive(half)
+        if archive.labels is None:
+            raise ValueError(f"images without labels. Got {path}; for those there is cifar-predict")
+        if archive.classes is None:
+            return [str(label) for label in range(int(archive.labels.max()) + 1)]
+        if archive.labels.max() >= len(archive.classes):
+            raise ValueError(
+                f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}"
+            )
+        return archive.classes
+
+    def archive(self, half: str) -> Images:
+        if half not in self.archives:
+            self.archives[half] = read_archive(self.paths[half], self.image_size)
+        return self.archives[half]
 
     def prepare_data(self) -> None:
-        for half in ("train", "test"):
-            self.decode(half)
+        for half, path in self.paths.items():
+            if path.is_dir():
+                self.decode(half)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        return self.decode("train" if train else "test")
+        half = "train" if train else "test"
+        if half not in self.paths:
+            raise ValueError("no images to train on. Got data.train=null; give a folder or an archive")
+        path = self.paths[half]
+        if path.is_dir():
+            images, labels, resized = self.decode(half)
+        else:
+            archive = self.archive(half)
+            places = torch.tensor([self.classes.index(name) for name in self.names(half)])
+            images, labels, resized = archive.images, places[archive.labels], archive.resized
+        if resized:
+            warnings.warn(
+                f"{resized} of {len(images)} images in {path} were not {self.image_size}x{self.image_size} and have "
+                f"been resized; data.image_size chooses the size",
+                stacklevel=2,
+            )
+        return images, labels
 
-    def decode(self, half: str) -> tuple[Tensor, Tensor]:
-        """Every image of one half, from the cache where it is up to date."""
+    def decode(self, half: str) -> tuple[Tensor, Tensor, int]:
+        """Every picture of one half, its label, and how many were resized; from the cache where it is up to date."""
+        folder = self.paths[half]
         files = [
             (path, label)
             for label, name in enumerate(self.classes)
-            for path in sorted((self.root / half / name).rglob("*"))
+            for path in sorted((folder / name).rglob("*"))
             if path.is_file() and not path.name.startswith(".")
         ]
         if not files:
-            raise FileNotFoundError(f"no images. Got {self.root / half} with none in its class folders")
-        stamps = [(str(path.relative_to(self.root)), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
-        fingerprint = hashlib.sha256(json.dumps([self.image_size, stamps]).encode()).hexdigest()[:16]
-        cache = self.root / f".cifar_resnet_{half}_{self.image_size}.npz"
+            raise FileNotFoundError(f"no images. Got {folder} with none in its class folders")
+        stamps = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
+        fingerprint = hashlib.sha256(json.dumps([self.image_size, self.classes, stamps]).encode()).hexdigest()[:16]
+        cache = folder.parent / f".cifar_resnet_{folder.name}_{self.image_size}.npz"
         cached = read_cache(cache, fingerprint)
         if cached is None:
             arrays, resized = self.decode_files([path for path, _ in files])
             labels = np.array([label for _, label in files])
             cached = {"images": np.stack(arrays), "labels": labels, "resized": np.array(resized)}
             write_cache(cache, fingerprint, cached)
-        if cached["resized"]:
-            warnings.warn(
-                f"{cached['resized']} of {len(files)} images in {self.root / half} were not "
-                f"{self.image_size}x{self.image_size} and have been resized; data.image_size chooses the size",
-                stacklevel=2,
-            )
-        return torch.from_numpy(cached["images"]).permute(0, 3, 1, 2), torch.from_numpy(cached["labels"])
+        images = torch.from_numpy(cached["images"]).permute(0, 3, 1, 2)
+        return images, torch.from_numpy(cached["labels"]), int(cached["resized"])
 
     def decode_files(self, paths: list[Path]) -> tuple[list[np.ndarray], int]:
-        """RGB arrays of (image_size, image_size, 3), and how many images had another size and have been squeezed."""
-        arrays, resized = [], 0
-        size = (self.image_size, self.image_size)
-        for path in paths:
-            try:
-                with Image.open(path) as image:
-                    image = image.convert("RGB")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise ValueError(f"not a readable image: {path} ({error}); mend it or take it away") from error
-            if image.size != size:
-                image, resized = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3), resized + 1
-            arrays.append(np.asarray(image))
-        return arrays, resized
+        """Arrays of (image_size, image_size, 3), and how many images had another size."""
+        decoded = [decode(path, self.image_size) for path in paths]
+        return [pixels for pixels, _ in decoded], sum(was_resized for _, was_resized in decoded)
+
+
+class ImageFolder(Files):
+    """Your own images, in root/train/<class>/… and root/test/<class>/…, in any format that Pillow reads."""
+
+    def __init__(self, root: str, **files):
+        for half in ("train", "test"):
+            if not (Path(root).expanduser() / half).is_dir():
+                raise FileNotFoundError(
+                    f"data.root must hold train/<class>/… and test/<class>/…. Got {root}, without {half}/"
+                )
+        super().__init__(train=f"{root}/train", test=f"{root}/test", **files)
 
 
 def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:

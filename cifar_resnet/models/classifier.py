@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
@@ -11,7 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
+from cifar_resnet.data.augment import normalise
 from cifar_resnet.data.datamodule import seed_for
+from cifar_resnet.data.files import as_images
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.size import num_parameters
 from cifar_resnet.optim import SAM
@@ -90,6 +93,8 @@ class Classifier(LightningModule):
             MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
         )
         self.config: dict | None = None  # of the run, kept in its checkpoints
+        self.data_state: dict | None = None  # what its images and answers mean, once loaded from a checkpoint
+        self.test_logits: list[Tensor] = []  # of the last test, batch by batch
 
     def check_budget(self) -> None:
         count = num_parameters(self)
@@ -107,6 +112,23 @@ class Classifier(LightningModule):
                 f"SAM trains on one device: each would look for a worst point of its own. "
                 f"Got {trainer.world_size} devices; give trainer.devices=1, or another optimizer"
             )
+
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the training images' pixels, (C,) each."""
+        if self.data_state is None:
+            raise ValueError("a network must know what its images mean. Got one not loaded from a checkpoint; use load")
+        return tuple(torch.tensor(self.data_state[key], device=device) for key in ("mean", "std"))
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor | np.ndarray) -> Tensor:
+        """Probabilities: (N, num_classes) float32. Of a network that came from `cifar_resnet.load`.
+
+        images: uint8 of (N, 3, H, W), (N, H, W, 3) or, grey, (N, H, W), of any size.
+        """
+        mean, std = self.constants(self.device)
+        pixels, _ = as_images(np.asarray(images), self.data_state["image_size"], "predict(images)")
+        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
+        return self(normalise(pixels, mean, std)).float().softmax(1)
 
     def setup(self, stage: str) -> None:
         self.to(memory_format=torch.channels_last)
@@ -188,13 +210,17 @@ class Classifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.evaluation_step("val", batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.evaluation_step("test", batch)
+    def on_test_start(self) -> None:
+        self.test_logits = []
 
-    def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.test_logits.append(self.evaluation_step("test", batch))
+
+    def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self(images).float()
         self.log_metrics(split, F.cross_entropy(logits, labels), logits, labels)
+        return logits
 
     def log_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Means over the epoch, kept on the device: nothing here waits for the GPU."""

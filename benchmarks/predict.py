@@ -1,0 +1,100 @@
+"""cifar-predict's speed on a folder of PNGs, as a ratio to the bare loop: decode, batch, forward.
+
+    python benchmarks/predict.py
+    python benchmarks/predict.py --images 2000 --network resnet56
+
+ours  everything that `cifar-predict input=<folder>` does once its network is loaded: names in order, damaged files told
+      apart, any size and mode, top classes, progress bar
+bare  Pillow, NumPy and the network, one batch after the other
+
+Both look at the same files of 32x32 with the same network and precision, in turns; the first turn is for warming up.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from throughput import begin
+
+from cifar_resnet import runs
+from cifar_resnet.command import Composer
+from cifar_resnet.data import Synthetic
+from cifar_resnet.data.augment import normalise
+from cifar_resnet.inference import Ensemble
+from cifar_resnet.precision import resolve
+from cifar_resnet.predict import files_of, predict
+from cifar_resnet.train import fit
+
+
+def trained(network: str, folder: Path) -> Path:
+    """A run folder; what its network has learned does not matter here."""
+    overrides = [f"model={network}", "data=synthetic", "data.num_train=1000", "data.num_val=0", "data.num_test=10"]
+    (job,) = Composer("train").jobs([*overrides, "trainer.max_epochs=1", "page=false", f"run_dir={folder}/run"])
+    fit(job.cfg)
+    return folder / "run"
+
+
+def bare(ensemble: Ensemble, paths: list[Path], batch_size: int) -> list[int]:
+    network, answers = ensemble.networks[0], []
+    constants = network.constants(ensemble.device)
+    with torch.inference_mode(), ensemble.fabric.autocast():
+        for start in range(0, len(paths), batch_size):
+            arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths[start : start + batch_size]]
+            images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(ensemble.device)
+            answers += network(normalise(images, *constants)).argmax(1).tolist()
+    return answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--batch-size", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    about = begin()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder, "pictures")
+        pictures.mkdir()
+        images, _ = Synthetic(num_test=options.images).read(train=False)
+        for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+            Image.fromarray(image).save(pictures / f"{index}.png")
+        ensemble = Ensemble([trained(options.network, Path(folder))], precision=resolve())
+        contestants = {
+            "ours": lambda: predict(ensemble, files_of(str(pictures)), options.batch_size, 3),
+            "bare": lambda: bare(ensemble, files_of(str(pictures)), options.batch_size),
+        }
+        speeds = []
+        for _ in range(1 + options.rounds):
+            speed = {}
+            for name, run in contestants.items():
+                start = time.perf_counter()
+                run()
+                speed[name] = options.images / (time.perf_counter() - start)
+            speeds.append(speed)
+    speeds = speeds[1:]
+    medians = {name: statistics.median(speed[name] for speed in speeds) for name in contestants}
+    ratio = statistics.median(speed["ours"] / speed["bare"] for speed in speeds)
+    print(
+        f"{options.images:,} PNGs, {options.network}: images/s ours {medians['ours']:,.0f}, bare {medians['bare']:,.0f}"
+    )
+    print(f"ours / bare {ratio:.3f}")
+    if options.json:
+        result = {
+            "images": options.images,
+            "network": options.network,
+            "images_per_second": medians,
+            "ours / bare": ratio,
+        }
+        runs.write_atomically(options.json, json.dumps(about | result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

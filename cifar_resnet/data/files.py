@@ -1,0 +1,178 @@
+"""Images in files of a user's own: pictures, .npz archives and CIFAR-style pickles. Nothing in them is executed."""
+
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+MAX_PIXELS = 100_000_000  # of one picture; what claims more is taken for a decompression bomb
+MAX_BYTES = 16 * 2**30  # of what an archive unpacks to
+# not those that PIL hands to another program, such as EPS to Ghostscript
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+ARCHIVE_SUFFIXES = (".npz", ".pkl", ".pickle", ".p")
+
+
+@dataclass
+class Images:
+    """images: (N, 3, height, width) uint8; labels: (N,) int64 or None; classes: their names, where the file has them.
+
+    ids: one for each image, where the file has them. resized: how many images had another size.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    classes: list[str] | None = None
+    ids: list | None = None
+    resized: int = 0
+
+
+def decode(path: Path, image_size: int) -> tuple[np.ndarray, bool]:
+    """One picture as (image_size, image_size, 3) uint8, and whether it had another size and was squeezed.
+
+    Turned upright as its camera noted, transparent parts on white, 16-bit grey levels scaled to 8 bits; of an animation
+    the first frame.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+            image.draft("RGB", (2 * image_size, 2 * image_size))  # a large JPEG need not be decoded whole
+            image = as_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # a damaged file may raise anything in one of the decoders
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"not a readable image: {path} ({reason}); mend it or take it away") from error
+    is_other_size = (width, height) != (image_size, image_size)
+    if is_other_size:
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3)
+    return np.asarray(image), is_other_size
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # PIL would clip 16-bit levels at 255
+        levels = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file claims to be an .npz archive or a pickle; those of CIFAR itself have no suffix."""
+    if path.suffix:
+        return path.suffix.lower() in ARCHIVE_SUFFIXES
+    try:
+        with path.open("rb") as file:
+            return file.read(1) in (b"\x80", b"(", b"}")  # how pickles of a dictionary begin
+    except OSError:  # whoever opens it next will say so
+        return False
+
+
+def read_archive(path: Path, image_size: int) -> Images:
+    """Images, and labels where there are any, of an .npz archive or a CIFAR-style pickle.
+
+    .npz: `images`, uint8 of (N, H, W, 3), (N, 3, H, W) or (N, H, W), and perhaps `labels` and `classes`.
+    Pickle: a dictionary with `data`, (N, 3072) uint8, and perhaps `labels` (or `fine_labels`), `label_names`, `ids`.
+    """
+    try:
+        found = read_npz(path) if path.suffix.lower() == ".npz" else read_pickle(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # as above: a damaged or hostile archive may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"not a readable archive of images: {path} ({reason})") from error
+    images = first_of(found, "images", "data")
+    if images is None:
+        raise ValueError(f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data")
+    pixels, resized = as_images(np.asarray(images), image_size, path)
+    labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
+    classes = first_of(found, "classes", "label_names", "fine_label_names")
+    ids = first_of(found, "ids", "filenames")
+    if ids is not None and len(ids) != len(pixels):
+        raise ValueError(f"{len(pixels)} images, but {len(ids)} ids. Got {path}")
+    return Images(pixels, labels, classes and [text(name) for name in classes], ids and [text(i) for i in ids], resized)
+
+
+def first_of(found: dict, *names: str) -> object:
+    value = next((found[name] for name in names if found.get(name) is not None), None)
+    return value.tolist() if isinstance(value, np.ndarray) and names[0] not in ("images", "labels") else value
+
+
+def text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def read_npz(path: Path) -> dict:
+    with zipfile.ZipFile(path) as archive:
+        if (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES:
+            raise ValueError(f"it would unpack to {size:,} bytes, more than {MAX_BYTES:,}")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Builds dictionaries, lists, numbers, text and NumPy arrays, and refuses to look up anything else."""
+
+    KNOWN = {  # noqa: RUF012
+        *(
+            (f"{core}.multiarray", name)
+            for core in ("numpy.core", "numpy._core")
+            for name in ("_reconstruct", "scalar")
+        ),
+        *((f"{core}.numeric", "_frombuffer") for core in ("numpy.core", "numpy._core")),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Callable:
+        if (module, name) not in self.KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only plain data is read")
+        return super().find_class(module, name)
+
+
+def read_pickle(path: Path) -> dict:
+    with path.open("rb") as file:
+        found = PlainUnpickler(file, encoding="bytes").load()
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
+    return {text(name): value for name, value in found.items()}
+
+
+def as_images(array: np.ndarray, image_size: int, path: Path | str) -> tuple[Tensor, int]:
+    """(N, 3, image_size, image_size), and how many images had another size."""
+    if array.dtype != np.uint8:
+        raise ValueError(f"pixels are whole numbers from 0 to 255, as uint8. Got {array.dtype} in {path}")
+    if array.ndim == 2 and array.shape[1] == 3072:  # CIFAR's own: red, green and blue planes
+        array = array.reshape(-1, 3, 32, 32)
+    elif array.ndim == 3:
+        array = np.broadcast_to(array[:, None], (len(array), 3, *array.shape[1:]))
+    elif array.ndim == 4 and array.shape[3] == 3:
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape:
+        raise ValueError(f"images are (N, H, W, 3), (N, 3, H, W), (N, H, W) or (N, 3072). Got {array.shape} in {path}")
+    images = torch.from_numpy(np.ascontiguousarray(array))
+    if images.shape[2:] == (image_size, image_size):
+        return images, 0
+    return resize(images, [image_size, image_size], antialias=True), len(images)
+
+
+def as_labels(labels: object, num_images: int, path: Path) -> Tensor | None:
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if array.shape != (num_images,) or array.dtype.kind not in "iu" or array.min() < 0:
+        raise ValueError(
+            f"labels are whole numbers from 0, one for each of the {num_images} images. "
+            f"Got {array.dtype} {array.shape} in {path}"
+        )
+    return torch.from_numpy(array.astype(np.int64))

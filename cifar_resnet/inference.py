@@ -1,0 +1,106 @@
+"""What trained networks say about images, outside of any training."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from cifar_resnet import checkpoints
+from cifar_resnet.data.augment import normalise
+from cifar_resnet.memory import keep_freed_memory
+from cifar_resnet.models import Classifier
+
+TTA = ("none", "flip", "flip_shift")
+
+
+def views(images: Tensor, tta: str) -> list[tuple[float, Tensor]]:
+    """The pictures of each image that test-time augmentation asks about, and their weights, which sum to 1.
+
+    images: (N, C, H, W). tta: "none"; "flip": also mirrored; "flip_shift": both again, shifted by a pixel up and left
+    and by a pixel down and right, borders reflected, at half the weight (Jordan 2024, arXiv 2404.00498, section 3.5).
+    """
+    if tta == "none":
+        return [(1.0, images)]
+    weighted = [(1.0, images)]
+    if tta == "flip_shift":
+        height, width = images.shape[2:]
+        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+        corners = padded[:, :, :height, :width], padded[:, :, 2:, 2:]
+        weighted = [(0.5, images), *((0.25, corner) for corner in corners)]
+    return [(weight / 2, view) for weight, image in weighted for view in (image, image.flip(3))]
+
+
+def log_probabilities(network: nn.Module, images: Tensor, tta: str = "none") -> Tensor:
+    """(N, num_classes) float32: the logarithm of the views' mean probability. images: as the network wants them."""
+    weighted = [network(view).float().log_softmax(1) + math.log(weight) for weight, view in views(images, tta)]
+    return torch.stack(weighted).logsumexp(0)
+
+
+def mean_probability(each: Tensor) -> Tensor:
+    """An ensemble's log-probabilities from those of its members. each: (members, N, num_classes)."""
+    return each.logsumexp(0) - math.log(len(each))
+
+
+class Ensemble:
+    """One or several trained networks on a device, and what they say about images as they come from a file.
+
+    paths: .ckpt files or run folders. tta: see `views`. accelerator, precision: as Lightning names them.
+    """
+
+    def __init__(
+        self, paths: Sequence[str | Path], tta: str = "none", accelerator: str = "auto", precision: str = "32-true"
+    ):
+        if tta not in TTA:
+            raise ValueError(f"unknown tta. Got {tta!r}; give {', '.join(TTA)}")
+        keep_freed_memory()
+        self.tta = tta
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        self.device = self.fabric.device
+        self.networks = [checkpoints.load(path) for path in paths]
+        self.classes = self.networks[0].data_state["classes"]
+        self.image_size = self.networks[0].data_state["image_size"]
+        for path, network in zip(paths, self.networks, strict=True):
+            for key, of_the_first in {"classes": self.classes, "image_size": self.image_size}.items():
+                if network.data_state[key] != of_the_first:
+                    raise ValueError(
+                        f"an ensemble's networks share classes and image size. Got {path} with {key} "
+                        f"{network.data_state[key]}, and {paths[0]} with {of_the_first}"
+                    )
+            network.to(self.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Each member's log-probabilities: (members, N, num_classes) float32, on the CPU.
+
+        images: (N, 3, image_size, image_size) uint8.
+        """
+        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        with self.fabric.autocast():
+            each = [
+                log_probabilities(network, normalise(images, *network.constants(self.device)), self.tta)
+                for network in self.networks
+            ]
+        return torch.stack(each).cpu()
+
+    def about(self, images: Tensor, batch_size: int = 500) -> Tensor:
+        """The same for any number of images, a batch at a time."""
+        return torch.cat([self(batch) for batch in images.split(batch_size)], dim=1)
+
+
+class Portable(nn.Module):
+    """The layers with the normalisation in front: images of (N, 3, H, W), float32 in [0, 1], to logits."""
+
+    def __init__(self, network: Classifier):
+        super().__init__()
+        mean, std = network.constants(torch.device("cpu"))
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std[:, None, None])
+        self.network = network
+        self.train(network.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - self.mean) / self.std)

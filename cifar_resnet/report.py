@@ -1,0 +1,302 @@
+"""cifar-report: all finished runs as tables and curves, or two of them compared on the same test images.
+
+cifar-report outputs/train/<sweep folder> pivot=[model.depth,optimizer.lr]
+cifar-report compare outputs/train/<run folder> outputs/train/<run folder>
+"""
+
+import csv
+import logging
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import DictConfig
+
+from cifar_resnet import runs
+from cifar_resnet.command import Composer, UsageError, interpret, usage_errors
+
+if TYPE_CHECKING:
+    from cifar_resnet.answers import Answers
+
+log = logging.getLogger("cifar_resnet")
+
+NOT_A_DIFFERENCE = ("seed", "name", "run_dir", "output_dir", "resume", "page", "data.root", "trainer.accelerator")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return interpret("report", run, argv)
+
+
+def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
+    if is_sweep:
+        raise UsageError("cifar-report has no sweeps: leave out -m. It takes several folders, one after the other")
+    from cifar_resnet.terminal import listed, print_table, rows_table, set_up_logging
+
+    set_up_logging()
+    words = [text for text in overrides if "=" not in text]
+    (job,) = composer.jobs([text for text in overrides if "=" in text])
+    cfg = job.cfg
+    if words[:1] == ["compare"]:
+        if len(words) != 3:
+            raise UsageError(f"compare needs two run folders. Got {len(words) - 1}; give cifar-report compare A B")
+        with usage_errors():
+            log.info(listed(comparison(Path(words[1]), Path(words[2]), cfg.resamples, cfg.seed)))
+        return 0
+    with usage_errors():
+        found = find(list(map(Path, words or cfg.runs)))
+        keys = list(cfg.by) if cfg.by else differences(found)
+        groups = group(found, keys)
+        tables = {"Groups": group_rows(groups, keys), "Runs": run_rows(found, keys)}
+        if cfg.pivot:
+            tables = {"Pivot": pivot_rows(found, cfg), **tables}
+        folder = Path(cfg.output)
+        write(folder, tables, groups)
+    for name, rows in tables.items():
+        if name != "Runs" or len(found) != len(groups):
+            print_table(rows_table(rows))
+    log.info(listed({"report": folder / "report.md", "pictures": folder / "curves.png"}))
+    return 0
+
+
+@dataclass
+class Run:
+    folder: Path
+    record: dict
+
+    def setting(self, key: str) -> str:
+        """Its value of a setting, such as optimizer.lr, or of a group, such as model."""
+        config = self.record["config"]
+        if key in config["choices"]:
+            return str(config["choices"][key])
+        value = config
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return ""
+            value = value[part]
+        return str(value)
+
+    def metric(self, name: str) -> float | None:
+        return self.record["metrics"].get(name)
+
+
+def find(folders: Sequence[Path]) -> list[Run]:
+    """Every finished run in these folders, by name."""
+    from cifar_resnet.checkpoints import natural
+
+    found = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"runs are looked for in folders. Got {folder}, which is none")
+        for path in sorted(folder.rglob(runs.RECORD), key=natural):
+            found[path.parent.resolve()] = Run(path.parent, read(path))
+    if not found:
+        raise FileNotFoundError(f"no finished run. Got {', '.join(map(str, folders))}; train one with cifar-train")
+    return list(found.values())
+
+
+def read(path: Path) -> dict:
+    try:
+        record = runs.read_record(path.parent)
+        record["metrics"], record["config"]["choices"], record["config"]["overrides"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"not the record of a run. Got {path} ({type(error).__name__}: {error})") from error
+    return record
+
+
+def differences(found: Sequence[Run]) -> list[str]:
+    """The settings that commands gave and that tell these runs apart."""
+    given = [text.lstrip("+~").partition("=")[0] for run in found for text in run.record["config"]["overrides"]]
+    keys = [key for key in dict.fromkeys(["data", "model", *given]) if key not in NOT_A_DIFFERENCE]
+    return [key for key in keys if len({run.setting(key) for run in found}) > 1]
+
+
+def group(found: Sequence[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
+    """Runs that differ in nothing but what does not count, such as the seed; numbers in their order."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for member in found:
+        groups.setdefault(tuple(member.setting(key) for key in keys), []).append(member)
+    return dict(sorted(groups.items(), key=lambda item: [in_order(value) for value in item[0]]))
+
+
+def in_order(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value
+
+
+def summarised(values: Sequence[float]) -> list[str]:
+    """Mean with standard deviation, and the mean's 95% interval by Student's t; for accuracies in [0, 1]."""
+    if not values:
+        return ["", ""]
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return [f"{mean:.2%}", ""]
+    low, high = interval(values)
+    return [f"{mean:.2%} ± {statistics.stdev(values):.2%}", f"{low:.2%} … {high:.2%}"]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    from scipy import stats
+
+    mean, error = statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean - reach, mean + reach
+
+
+def group_rows(groups: dict[tuple[str, ...], list[Run]], keys: Sequence[str]) -> list[list[str]]:
+    """A head, and a row for each group."""
+    from cifar_resnet.terminal import duration
+
+    rows = [
+        [*(keys or ["network"]), "n", "validation", "test", "95% of the mean", "parameters", "time", "epoch tested"]
+    ]
+    for values, members in groups.items():
+        accuracies = {
+            name: [acc for member in members if (acc := member.metric(name)) is not None]
+            for name in ("val/acc", "test/acc")
+        }
+        test, spread = summarised(accuracies["test/acc"])
+        sizes = sorted({member.record["parameters"] for member in members})
+        seconds = statistics.mean(member.record["train_seconds"] for member in members)
+        rules = sorted({member.record["selected"] for member in members})
+        rows.append(
+            [
+                *(values or [members[0].record["network"]]),
+                str(len(members)),
+                summarised(accuracies["val/acc"])[0],
+                test,
+                spread,
+                " … ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))),
+                duration(seconds),
+                ", ".join(rules),
+            ]
+        )
+    return rows
+
+
+def run_rows(found: Sequence[Run], keys: Sequence[str]) -> list[list[str]]:
+    """A head, and a row for each run."""
+    from cifar_resnet.terminal import duration
+
+    rows = [["run", *keys, "seed", "validation", "test", "epoch", "of", "time", "device"]]
+    for member in found:
+        record = member.record
+        accuracies = [member.metric(name) for name in ("val/acc", "test/acc")]
+        rows.append(
+            [
+                str(member.folder),
+                *(member.setting(key) for key in keys),
+                member.setting("seed"),
+                *("" if acc is None else f"{acc:.2%}" for acc in accuracies),
+                str(record["epoch"]),
+                str(record["epochs"]),
+                duration(record["train_seconds"]),
+                record["device"],
+            ]
+        )
+    return rows
+
+
+def pivot_rows(found: Sequence[Run], cfg: DictConfig) -> list[list[str]]:
+    """A head with one setting's values, and for each value of the other a row of means."""
+    if len(cfg.pivot) != 2:
+        raise ValueError(f"a pivot has rows and columns. Got pivot={list(cfg.pivot)}; give two settings")
+    for key in cfg.pivot:
+        if not any(member.setting(key) for member in found):
+            raise ValueError(f"no run has the setting {key}. Got pivot={list(cfg.pivot)}")
+    everyone_tested = all(member.metric("test/acc") is not None for member in found)
+    metric = cfg.metric or ("test/acc" if everyone_tested else "val/acc")
+    if all(member.metric(metric) is None for member in found):
+        known = sorted({name for member in found for name in member.record["metrics"]})
+        raise ValueError(f"no run has the metric {metric}. Got metric={metric}; give {', '.join(known)}")
+    cells = group(found, list(cfg.pivot))
+    down, across = (sorted({key[axis] for key in cells}, key=in_order) for axis in (0, 1))
+    rows = [[f"{metric}: {cfg.pivot[0]} \\ {cfg.pivot[1]}", *across]]
+    for row in down:
+        values = [
+            [value for member in cells.get((row, column), []) if (value := member.metric(metric)) is not None]
+            for column in across
+        ]
+        percent = metric.endswith("acc")
+        rows.append([row, *(summarised(v)[0] if percent else f"{statistics.mean(v):.4g}" if v else "" for v in values)])
+    return rows
+
+
+def write(folder: Path, tables: dict[str, list[list[str]]], groups: dict[tuple[str, ...], list[Run]]) -> None:
+    from cifar_resnet.plots import runs_figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items()]
+    runs.write_atomically(folder / "report.md", "# Runs\n\n" + "\n".join(parts) + "\n![curves](curves.png)\n")
+    for name, rows in tables.items():
+        with (folder / f"{name.lower()}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    curves = {}
+    for values, members in groups.items():
+        for member in members:
+            path = member.folder / "metrics.csv"
+            if path.is_file():
+                with path.open(newline="") as file:
+                    curves.setdefault(", ".join(values) or "runs", []).append(list(csv.DictReader(file)))
+    if curves:
+        runs_figure(curves).savefig(folder / "curves.png")
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def comparison(first: Path, second: Path, resamples: int, seed: int) -> dict[str, str]:
+    """Whether one of two runs is better, on the same test images.
+
+    McNemar's exact test on those that only one of them answers rightly; the bootstrap draws the images anew.
+    """
+    import numpy as np
+    from scipy import stats
+
+    a, b = answers_of(first), answers_of(second)
+    if a.images_hash != b.images_hash or not np.array_equal(a.labels, b.labels):
+        raise ValueError(f"a comparison needs the same test images. Got {first} and {second}, which differ in them")
+    right_a, right_b = ((each.log_probs.argmax(1) == each.labels).numpy() for each in (a, b))
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    count = len(right_a)
+    # drawing images anew is drawing how many of the three kinds there are
+    random = np.random.default_rng(seed)
+    draws = random.multinomial(count, np.array([only_a, only_b, count - only_a - only_b]) / count, size=resamples)
+    low, high = np.quantile((draws[:, 1] - draws[:, 0]) / count, [0.025, 0.975])
+    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    difference = right_b.mean() - right_a.mean()
+    verdict = "no difference shown" if p >= 0.05 else f"{second if difference > 0 else first} is better"
+    return {
+        "A": f"{right_a.mean():.2%} right: {first}",
+        "B": f"{right_b.mean():.2%} right: {second}",
+        "B - A": f"{100 * difference:+.2f} points, 95% interval {100 * low:+.2f} … {100 * high:+.2f} (bootstrap)",
+        "only A right": f"{only_a:,} of {count:,} images",
+        "only B right": f"{only_b:,}",
+        "McNemar": f"p = {p:.2g}, exact: {verdict}",
+    }
+
+
+def answers_of(folder: Path) -> "Answers":
+    from cifar_resnet.answers import FILE, Answers
+
+    path = folder if folder.suffix == ".npz" else folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no {FILE} in {folder}; cifar-evaluate checkpoint={folder} leaves one")
+    try:
+        return Answers.load(path)
+    except Exception as error:  # a damaged archive may raise anything
+        raise ValueError(f"not readable: {path} ({type(error).__name__}); cifar-evaluate makes a new one") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

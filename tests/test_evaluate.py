@@ -1,0 +1,220 @@
+"""cifar-evaluate: against NumPy and the run's own test, and that nothing of the test set enters a fit."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, record_of
+from PIL import Image
+
+from cifar_resnet import evaluate, metrics, train
+from cifar_resnet.answers import Answers
+from cifar_resnet.data import Synthetic
+
+PLAIN = ["precision=32-true"]
+
+
+@pytest.fixture
+def own_sweep(sweep_dir, tmp_path) -> Path:
+    return shutil.copytree(sweep_dir, tmp_path / "sweep")
+
+
+@pytest.fixture
+def own_run(own_sweep) -> Path:
+    return own_sweep / "seed-0"
+
+
+def result_in(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_one_run_scores_what_its_own_test_did(own_run, capsys):
+    assert evaluate.main([f"checkpoint={own_run}", *PLAIN]) == 0
+    (folder,) = own_run.glob("evaluation-*")  # precision= was asked for
+    result, record = result_in(folder), record_of(own_run)
+    assert result["scores"]["acc"] == pytest.approx(record["metrics"]["test/acc"])
+    assert result["scores"]["loss"] == pytest.approx(record["metrics"]["test/loss"], rel=1e-4)
+    answers = Answers.load(folder / "predictions.npz")
+    assert torch.allclose(answers.log_probs, Answers.load(own_run / "predictions.npz").log_probs, atol=1e-4)
+    assert answers.images_hash == Answers.load(own_run / "predictions.npz").images_hash
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (answers.labels.numpy(), answers.log_probs.argmax(1).numpy()), 1)
+    assert result["confusion"] == confusion.tolist()
+    out = capsys.readouterr().out
+    assert f"{result['scores']['acc']:.2%} of 50 images" in out
+    assert "most often taken for" in out
+
+
+def test_a_plain_evaluation_lies_in_the_run_folder(own_run):
+    assert evaluate.main([f"checkpoint={own_run}"]) == 0
+    assert (own_run / "evaluation.json").exists()
+    assert (own_run / "page.html").exists()
+
+
+def test_temperature_is_fitted_on_validation_images_alone(own_run, test_images):
+    config = record_of(own_run)["config"]["data"]
+    assert evaluate.main([f"checkpoint={own_run}", f"output_dir={own_run}/a", *PLAIN]) == 0
+    first = result_in(own_run / "a")
+    data = Synthetic(**{key: value for key, value in config.items() if key != "_target_"})
+    data.load()
+    from cifar_resnet import load
+
+    network = load(own_run)
+    with torch.no_grad():
+        images, labels = data.val.tensors
+        logits = network.predict(images).log()
+    assert first["temperature"] == pytest.approx(metrics.fit_temperature(logits.clone(), labels), rel=1e-2)
+    # other test images, and as many as there are: the temperature stays
+    assert evaluate.main([f"checkpoint={own_run}", f"output_dir={own_run}/b", "data.num_test=400", *PLAIN]) == 0
+    second = result_in(own_run / "b")
+    assert second["num_images"] == 400
+    assert second["temperature"] == first["temperature"]
+    calibrated = metrics.at_temperature(Answers.load(own_run / "a/predictions.npz").log_probs, first["temperature"])
+    labels = Answers.load(own_run / "a/predictions.npz").labels
+    assert first["calibrated"]["loss"] == pytest.approx(metrics.negative_log_likelihood(calibrated, labels), rel=1e-4)
+
+
+def test_no_temperature_where_the_validation_images_are_others(own_run):
+    assert evaluate.main([f"checkpoint={own_run}", f"output_dir={own_run}/a", "data.split_seed=7", *PLAIN]) == 0
+    result = result_in(own_run / "a")
+    assert result["temperature"] is None
+    assert result["calibrated"] is None
+    assert "others than in training" in result["temperature_from"]
+
+
+def test_an_ensemble_equals_an_average_in_numpy(own_sweep):
+    assert evaluate.main([f"checkpoint={own_sweep}", f"output_dir={own_sweep}/all", *PLAIN]) == 0
+    result = result_in(own_sweep / "all")
+    each = [Answers.load(own_sweep / f"seed-{seed}" / "predictions.npz") for seed in (0, 1)]
+    labels = each[0].labels.numpy()
+    probabilities = np.mean([np.exp(one.log_probs.numpy().astype(np.float64)) for one in each], axis=0)
+    assert result["scores"]["acc"] == pytest.approx(np.mean(probabilities.argmax(1) == labels))
+    assert result["scores"]["loss"] == pytest.approx(-np.log(probabilities[np.arange(50), labels]).mean(), rel=1e-4)
+    assert result["growth"][0] == result["members"][0]
+    assert result["growth"][1] == result["scores"]
+    own = [np.mean(one.log_probs.argmax(1).numpy() == labels) for one in each]
+    assert [member["acc"] for member in result["members"]] == pytest.approx(own)
+    differ = np.mean(each[0].log_probs.argmax(1).numpy() != each[1].log_probs.argmax(1).numpy())
+    assert result["disagreement"] == pytest.approx(differ)
+    listed = [f"{own_sweep}/seed-0", f"{own_sweep}/seed-1/checkpoints/best.ckpt"]
+    assert evaluate.main([f"checkpoint=[{','.join(listed)}]", *PLAIN]) == 0
+    (folder,) = Path("outputs/evaluate").iterdir()
+    assert result_in(folder)["scores"] == result["scores"]
+
+
+def test_flipping_at_test_time_averages_both_sides(own_run, test_images):
+    from cifar_resnet import load
+
+    assert evaluate.main([f"checkpoint={own_run}", "tta=flip", *PLAIN]) == 0
+    (folder,) = own_run.glob("evaluation-tta-flip*")
+    images, labels = test_images(own_run)
+    network = load(own_run)
+    with torch.no_grad():
+        both = (network(images).softmax(1) + network(images.flip(3)).softmax(1)) / 2
+    assert torch.allclose(Answers.load(folder / "predictions.npz").log_probs.exp(), both, atol=1e-5)
+    assert result_in(folder)["scores"]["acc"] == pytest.approx((both.argmax(1) == labels).float().mean().item())
+
+
+def test_a_test_set_of_ones_own_by_the_names_of_its_classes(own_run, tmp_path):
+    images, labels = Synthetic(num_test=60).read(train=False)
+    names = Synthetic.classes
+    for index, label in enumerate(labels.tolist()):
+        if names[label] in ("ring", "disk", "star"):
+            folder = tmp_path / "mine" / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[index].permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    chosen = torch.tensor([names[label] in ("ring", "disk", "star") for label in labels.tolist()])
+    np.savez("mine.npz", images=images[chosen].numpy(), labels=labels[chosen].numpy())
+    for test in ("mine", "mine.npz"):
+        arguments = [f"checkpoint={own_run}", "data=files", f"data.test={test}", f"output_dir=out-{test}", *PLAIN]
+        assert evaluate.main(arguments) == 0
+        result = result_in(Path(f"out-{test}"))
+        assert result["num_images"] == int(chosen.sum())
+        assert result["temperature"] is not None  # of the network's own validation images
+        from cifar_resnet import load
+
+        expected = (load(own_run).predict(images[chosen]).argmax(1) == labels[chosen]).float().mean().item()
+        assert result["scores"]["acc"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["checkpoint=nowhere"], "no checkpoint. Got nowhere"),
+        ([], "checkpoint has no default"),
+        (["checkpoint=RUN", "tta=twice"], "unknown tta. Got 'twice'"),
+        (["checkpoint=RUN", "data=files"], "data.test has no default"),
+        (["checkpoint=RUN", "data=files", "data.test=nothing"], "which is not there"),
+        (["checkpoint=RUN", "data.num_tests=4"], "unknown key data.num_tests"),
+        (["checkpoint=RUN", "-m"], "leave out -m"),
+        (["checkpoint=[]"], "no checkpoint given"),
+        (["checkpoint=EMPTY"], "no finished run. Got EMPTY"),
+    ],
+)
+def test_mistakes_are_explained(own_run, capsys, arguments, message):
+    Path("EMPTY").mkdir()
+    assert evaluate.main([text.replace("RUN", str(own_run)) for text in arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not Path("outputs").exists()
+
+
+def test_damaged_and_foreign_checkpoints_are_explained(own_run, capsys):
+    good = (own_run / "checkpoints" / "best.ckpt").read_bytes()
+    foreign = {
+        "cut.ckpt": good[: len(good) // 2],
+        "empty.ckpt": b"",
+        "text.ckpt": b"hello",
+    }
+    for name, content in foreign.items():
+        Path(name).write_bytes(content)
+    torch.save({"model": torch.zeros(3)}, "other.ckpt")
+    torch.save([1, 2], "list.ckpt")
+    checkpoint = torch.load(own_run / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save(checkpoint | {"architecture": "cifar_resnet.models.nothing.Net"}, "unknown.ckpt")
+    torch.save(checkpoint | {"hyper_parameters": {"wings": 2}}, "wings.ckpt")
+    for path in sorted(Path().glob("*.ckpt")):
+        assert evaluate.main([f"checkpoint={path}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(path) in line
+
+
+KILLED_IN_THE_SECOND = """
+import os, signal, sys
+from cifar_resnet import train
+from cifar_resnet.models import Classifier
+
+start = Classifier.on_train_epoch_start
+
+def on_train_epoch_start(self):
+    if self.trainer.datamodule.seed == 1 and self.current_epoch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start(self)
+
+Classifier.on_train_epoch_start = on_train_epoch_start
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_member_sweep_trains_only_what_is_missing(tmp_path):
+    arguments = ["-m", *TINY, "trainer.max_epochs=2", "seed=0,1,2"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_SECOND, *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    (sweep,) = tmp_path.glob("outputs/train/sweep-*")
+    assert (sweep / "seed-1" / "checkpoints" / "last.ckpt").exists()
+    assert [path.parent.name for path in sweep.glob("*/result.json")] == ["seed-0"]
+    before = record_of(sweep / "seed-0")
+    assert train.main(arguments) == 0
+    assert record_of(sweep / "seed-0") == before  # with the time it finished
+    assert sorted(path.parent.name for path in sweep.glob("*/result.json")) == ["seed-0", "seed-1", "seed-2"]
+    assert evaluate.main([f"checkpoint={sweep}", "output_dir=all", *PLAIN]) == 0
+    each = [Answers.load(sweep / f"seed-{seed}" / "predictions.npz") for seed in range(3)]
+    mean = np.mean([np.exp(one.log_probs.numpy()) for one in each], axis=0)
+    assert result_in(Path("all"))["scores"]["acc"] == pytest.approx(np.mean(mean.argmax(1) == each[0].labels.numpy()))

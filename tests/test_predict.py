@@ -1,0 +1,183 @@
+"""cifar-predict: right answers in input order, and damaged or hostile files left out by name."""
+
+import csv
+import io
+import json
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_files import Trap, png_that_claims
+
+from cifar_resnet import load, predict
+from cifar_resnet.data import Synthetic
+
+PLAIN = ["precision=32-true"]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> torch.Tensor:
+    """Twelve pictures, 0.png to 11.png, in the folder photos."""
+    images, _ = Synthetic(num_test=12).read(train=False)
+    (tmp_path / "photos").mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"photos/{index}.png")
+    return images
+
+
+@pytest.fixture
+def answer(trained, capsys):
+    """Run cifar-predict; returns the exit code, what it printed and what it complained about."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = predict.main([f"checkpoint={trained}", *PLAIN, *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_answers_come_in_input_order_as_csv(answer, pictures, trained):
+    code, out, err = answer("input=photos", "top_k=2", "batch_size=5")
+    assert code == 0
+    assert err == ""
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["input"] for row in rows] == [f"photos/{index}.png" for index in range(12)]  # 10 after 9
+    expected = load(trained).predict(pictures)
+    for row, probabilities in zip(rows, expected, strict=True):
+        shares, labels = probabilities.topk(2)
+        assert [row["class_1"], row["class_2"]] == [Synthetic.classes[label] for label in labels]
+        assert float(row["probability_1"]) == pytest.approx(shares[0].item(), abs=1e-4)
+
+
+def test_json_and_the_two_columns_of_competitions(answer, pictures, trained):
+    data = pictures.flatten(1).numpy()
+    Path("test_nolabels.pkl").write_bytes(pickle.dumps({b"data": data, b"ids": np.arange(100, 112)}))
+    expected = load(trained).predict(pictures)
+    assert answer("input=test_nolabels.pkl", "format=ids", "output=submission.csv")[0] == 0
+    lines = Path("submission.csv").read_text().splitlines()
+    assert lines[0] == "ID,Labels"
+    assert lines[1:] == [f"{100 + index},{label}" for index, label in enumerate(expected.argmax(1).tolist())]
+    np.savez("images.npz", images=pictures.numpy())
+    assert answer("input=images.npz", "output=answers.json", "top_k=99")[0] == 0
+    answers = json.loads(Path("answers.json").read_text())
+    assert [each["input"] for each in answers] == [f"images.npz[{index}]" for index in range(12)]
+    assert sum(top["probability"] for top in answers[3]["top"]) == pytest.approx(1, abs=1e-4)
+    assert len(answers[3]["top"]) == 10
+    assert answer("input=images.npz", "format=ids")[1].splitlines()[1].startswith("0,")
+
+
+def test_several_inputs_keep_their_order(answer, pictures):
+    np.savez("two.npz", images=pictures[:2].numpy())
+    _, out, _ = answer("input=[photos/3.png,two.npz,photos/1.png]")
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == [
+        "photos/3.png",
+        "two.npz[0]",
+        "two.npz[1]",
+        "photos/1.png",
+    ]
+
+
+def test_an_ensemble_answers_with_its_mean(sweep_dir, pictures, capsys):
+    assert predict.main([f"checkpoint={sweep_dir}", "input=photos", "output=answers.json", "top_k=10", *PLAIN]) == 0
+    mean = (load(sweep_dir / "seed-0").predict(pictures) + load(sweep_dir / "seed-1").predict(pictures)) / 2
+    for each, expected in zip(json.loads(Path("answers.json").read_text()), mean, strict=True):
+        found = {top["class"]: top["probability"] for top in each["top"]}
+        assert [found[name] for name in Synthetic.classes] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["input=nothing.png"], "Got nothing.png, not there"),
+        ([], "input has no default"),
+        (["input=photos", "output=answers.txt"], "output is a .csv or .json file"),
+        (["input=photos", "output=no/where.csv"], "folder that exists"),
+        (["input=photos", "format=xml"], "unknown format. Got xml"),
+        (["input=photos", "top_k=0"], "top_k counts classes"),
+        (["input=photos", "tta=thrice"], "unknown tta"),
+        (["input=photos", "topk=3"], "unknown key topk. Did you mean top_k?"),
+        (["input=empty"], "a folder without files"),
+    ],
+)
+def test_mistakes_are_explained(answer, pictures, arguments, message):
+    Path("empty").mkdir()
+    code, out, err = answer(*arguments)
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+def bad_files(pictures: torch.Tensor, count: int) -> dict[str, bytes]:
+    """Damaged and hostile files, by name: fuzzed pictures and archives, code in pickles, bombs, wrong shapes."""
+    dice = random.Random(0)
+    sources = {}
+    for suffix in ("png", "jpg", "webp", "gif", "tiff", "bmp"):
+        buffer = io.BytesIO()
+        Image.fromarray(pictures[0].permute(1, 2, 0).numpy()).save(buffer, "jpeg" if suffix == "jpg" else suffix)
+        sources[suffix] = buffer.getvalue()
+    buffer = io.BytesIO()
+    np.savez(buffer, images=pictures.numpy(), labels=np.arange(12))
+    sources["npz"] = buffer.getvalue()
+    sources["pkl"] = pickle.dumps({"data": pictures.flatten(1).numpy(), "labels": list(range(12))})
+    wrong = {
+        "trap.pkl": pickle.dumps({"data": Trap()}),
+        "trap.p": pickle.dumps(Trap()),
+        "trap0.pickle": pickle.dumps(Trap(), protocol=0),
+        "trap": pickle.dumps({"data": Trap()}),
+        "bomb.png": png_that_claims(60_000, 60_000),
+        "negative.png": png_that_claims(2**31 - 1, 2**31 - 1),
+        "empty.png": b"",
+        "empty.npz": b"",
+        "empty.pkl": b"",
+        "notes.txt": b"no picture at all",
+        "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch executed) (w) file\n",
+        "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "list.pkl": pickle.dumps([1, 2, 3]),
+        "shape.pkl": pickle.dumps({"data": np.zeros((3, 7), np.uint8)}),
+        "floats.pkl": pickle.dumps({"data": np.zeros((3, 3072))}),
+        "huge.pkl": b"\x80\x04\x8a\xff" + b"\xff" * 20,
+    }
+    while len(wrong) < count:
+        suffix = dice.choice(list(sources))
+        content = bytearray(sources[suffix])
+        if dice.random() < 0.5:
+            content = content[: dice.randrange(1, max(2, len(content) // 2))]
+        else:  # its beginning, where the format is told
+            for _ in range(dice.randrange(8, 40)):
+                content[dice.randrange(min(len(content), 24))] = dice.randrange(256)
+        wrong[f"fuzzed-{len(wrong)}.{suffix}"] = bytes(content)
+    return wrong
+
+
+def test_bad_files_are_named_and_the_good_ones_answered(answer, pictures):
+    wrong = bad_files(pictures, 200)
+    for name, content in wrong.items():
+        Path("photos", name).write_bytes(content)
+    code, out, err = answer("input=photos")
+    assert code == 1
+    answered = {line.split(",")[0] for line in out.splitlines()[1:]}
+    assert {f"photos/{index}.png" for index in range(12)} <= answered
+    complaints = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert len(complaints) == len(err.splitlines())
+    assert "Traceback" not in err
+    refused = {name for name in wrong if any(f"photos/{name}" in line for line in complaints)}
+    survived = set(wrong) - refused
+    assert all(name.startswith("fuzzed") for name in survived)  # a flipped bit may leave a picture
+    assert len(survived) < 40
+    assert len(complaints) == len(refused)
+    assert not Path("executed").exists()
+
+
+def test_nothing_readable_is_an_error(answer, tmp_path):
+    Path("broken.png").write_bytes(b"broken")
+    code, out, err = answer("input=broken.png", "output=answers.csv")
+    assert code == 2
+    assert out == ""
+    assert "nothing could be read" in err
+    assert not Path("answers.csv").exists()

@@ -1,0 +1,188 @@
+"""cifar-report: its statistics against SciPy and NumPy, its tables, and two runs compared."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from cifar_resnet import report
+from cifar_resnet.answers import Answers
+
+
+def a_run(folder: str, overrides: list[str], acc: float | None, seed: int = 0, **more) -> Path:
+    """A finished run's record, of 5 epochs, and its curves."""
+    path = Path(folder)
+    path.mkdir(parents=True)
+    settings = dict(text.split("=") for text in overrides)
+    config = {
+        "seed": seed,
+        "optimizer": {"lr": float(settings.get("optimizer.lr", 0.1))},
+        "model": {"depth": int(settings.get("model.depth", 20))},
+        "choices": {"model": "resnet_cifar", "data": "cifar10"},
+        "overrides": [*overrides, f"seed={seed}"],
+    }
+    record = {
+        "network": "resnet_cifar",
+        "parameters": 272_474,
+        "train_seconds": 60.0,
+        "selected": "best on validation",
+        "epoch": 4,
+        "epochs": 5,
+        "device": "a test",
+        "metrics": {"val/acc": 0.9} | ({} if acc is None else {"test/acc": acc}),
+        "config": config,
+    }
+    (path / "result.json").write_text(json.dumps(record | more))
+    rows = [f"{epoch},{epoch * 10},0.1,1.0,0.5,{1 / epoch},{0.5 + epoch / 20}" for epoch in range(1, 6)]
+    head = "epoch,step,lr,train/loss,train/acc,val/loss,val/acc"
+    (path / "metrics.csv").write_text("\n".join([head, *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def sweep():
+    """Two depths by two learning rates, three seeds each; one cell has a single run."""
+    scores = {}
+    random = np.random.default_rng(0)
+    for depth in (20, 110):
+        for lr in (0.05, 0.1):
+            for seed in range(1 if (depth, lr) == (110, 0.1) else 3):
+                acc = 0.85 + depth / 2000 + lr / 10 + random.normal() / 300
+                a_run(f"sweep/{depth}-{lr}-{seed}", [f"model.depth={depth}", f"optimizer.lr={lr}"], acc, seed)
+                scores.setdefault((depth, lr), []).append(acc)
+    return scores
+
+
+def rows_of(path: str) -> list[list[str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_groups_over_seeds_with_mean_deviation_and_interval(sweep, capsys):
+    assert report.main(["sweep"]) == 0
+    head, *rows = rows_of("outputs/report/groups.csv")
+    assert head[:3] == ["model.depth", "optimizer.lr", "n"]
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        ("20", "0.05", "3"), ("20", "0.1", "3"), ("110", "0.05", "3"), ("110", "0.1", "1"),
+    ]  # fmt: skip
+    for row in rows:
+        values = sweep[int(row[0]), float(row[1])]
+        if len(values) == 1:
+            assert row[4:6] == [f"{values[0]:.2%}", ""]
+            continue
+        assert row[4] == f"{np.mean(values):.2%} ± {np.std(values, ddof=1):.2%}"
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert row[5] == f"{low:.2%} … {high:.2%}"
+    assert all(row[-1] == "best on validation" for row in rows)
+    out = capsys.readouterr().out
+    assert "model.depth" in out
+    assert "outputs/report/report.md" in out
+    assert len(rows_of("outputs/report/runs.csv")) == 11
+
+
+def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
+    assert report.main(["sweep", "pivot=[model.depth,optimizer.lr]"]) == 0
+    head, *rows = rows_of("outputs/report/pivot.csv")
+    assert head == ["test/acc: model.depth \\ optimizer.lr", "0.05", "0.1"]
+    assert [row[0] for row in rows] == ["20", "110"]
+    values = sweep[20, 0.1]
+    assert rows[0][2] == f"{np.mean(values):.2%} ± {np.std(values, ddof=1):.2%}"
+    assert rows[1][2] == f"{sweep[110, 0.1][0]:.2%}"
+    text = Path("outputs/report/report.md").read_text()
+    assert "| 20 |" in text
+    assert Path("outputs/report/curves.png").stat().st_size > 5000
+
+
+def test_a_pivot_falls_back_to_validation_where_the_test_set_was_left_alone(sweep):
+    a_run("sweep/untested", ["model.depth=20", "optimizer.lr=0.05"], None, seed=9)
+    assert report.main(["sweep", "pivot=[model.depth,optimizer.lr]", "output=out"]) == 0
+    assert rows_of("out/pivot.csv")[0][0].startswith("val/acc")
+
+
+def test_by_chooses_the_groups(sweep):
+    assert report.main(["sweep", "by=[model.depth]"]) == 0
+    assert [row[:2] for row in rows_of("outputs/report/groups.csv")] == [
+        ["model.depth", "n"],
+        ["20", "6"],
+        ["110", "4"],
+    ]
+
+
+def test_several_folders_and_none_twice(sweep):
+    a_run("other", ["model.depth=20"], 0.9)
+    assert report.main(["sweep", "other", "other"]) == 0
+    assert len(rows_of("outputs/report/runs.csv")) == 12
+
+
+def test_real_runs_are_reported(sweep_dir, capsys):
+    assert report.main([str(sweep_dir)]) == 0
+    assert rows_of("outputs/report/groups.csv")[1][1] == "2"  # two seeds of one network
+    assert str(sweep_dir / "seed-1") in Path("outputs/report/runs.csv").read_text()
+
+
+def answers(folder: str, right: np.ndarray, images: str = "same") -> None:
+    """A run that answers class 1, which all images are, where `right`, and else class 0."""
+    Path(folder).mkdir(exist_ok=True)
+    log_probs = torch.tensor([[0.3, 0.7] if is_right else [0.6, 0.4] for is_right in right]).log()
+    Answers(log_probs, torch.ones(len(right), dtype=torch.int64), images).save(Path(folder, "predictions.npz"))
+
+
+def test_two_runs_compared_image_by_image(capsys):
+    random = np.random.default_rng(1)
+    a = random.random(1000) < 0.8
+    b = np.where(random.random(1000) < 0.2, random.random(1000) < 0.95, a)
+    answers("a", a)
+    answers("b", b)
+    assert report.main(["compare", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    assert f"{a.mean():.2%} right: a" in out
+    assert f"{only_a} of 1,000 images" in out
+    p = stats.binomtest(min(only_a, only_b), only_a + only_b, 0.5).pvalue
+    assert f"p = {p:.2g}" in out
+    # the bootstrap, image by image
+    difference = b.astype(float) - a
+    means = difference[random.integers(1000, size=(4000, 1000))].mean(1)
+    low, high = 100 * np.quantile(means, [0.025, 0.975])
+    found = next(line for line in out.splitlines() if "bootstrap" in line)
+    ends = [float(word) for word in found.split("interval ")[1].split(" (")[0].split(" … ")]
+    assert ends == pytest.approx([low, high], abs=0.25)
+    assert f"{100 * difference.mean():+.2f} points" in found
+
+
+def test_equal_runs_show_no_difference(capsys):
+    answers("a", np.ones(10, bool))
+    answers("b", np.ones(10, bool))
+    assert report.main(["compare", "a", "b"]) == 0
+    assert "p = 1, exact: no difference shown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "Got nowhere, which is none"),
+        (["empty"], "no finished run. Got empty"),
+        (["compare", "a"], "compare needs two run folders. Got 1"),
+        (["compare", "a", "empty"], "no predictions.npz in empty; cifar-evaluate checkpoint=empty"),
+        (["compare", "a", "others"], "the same test images. Got a and others"),
+        (["sweep", "pivot=[model.depth]"], "a pivot has rows and columns"),
+        (["sweep", "pivot=[model.depth,model.wings]"], "no run has the setting model.wings"),
+        (["sweep", "pivot=[model.depth,optimizer.lr]", "metric=test/f1"], "no run has the metric test/f1"),
+        (["broken"], "not the record of a run. Got broken/result.json"),
+    ],
+)
+def test_mistakes_are_explained(sweep, capsys, arguments, message):
+    Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/result.json").write_text("{}")
+    answers("a", np.ones(5, bool))
+    answers("others", np.ones(5, bool), images="others")
+    assert report.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("outputs").exists()
