@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cifar_resnet")
 
+NOTE = (
+    "Accuracies: mean ± standard deviation over n runs; 95% interval of the mean by Student's t. Tested was the epoch "
+    "that did best on validation images, or the last one."
+)
 NOT_A_DIFFERENCE = ("seed", "name", "run_dir", "output_dir", "resume", "page", "data.root", "trainer.accelerator")
 
 
@@ -56,7 +60,7 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
         if cfg.pivot:
             tables = {"Pivot": pivot_rows(found, cfg), **tables}
         folder = Path(cfg.output)
-        write(folder, tables, groups)
+        write(folder, tables, groups, short(keys))
     for name, rows in tables.items():
         if name != "Runs" or len(found) != len(groups):
             print_table(rows_table(rows))
@@ -110,10 +114,13 @@ def read(path: Path) -> dict:
 
 
 def differences(found: Sequence[Run]) -> list[str]:
-    """The settings that commands gave and that tell these runs apart."""
+    """Settings that commands gave and that tell these runs apart, leaving out what those before already tell."""
     given = [text.lstrip("+~").partition("=")[0] for run in found for text in run.record["config"]["overrides"]]
-    keys = [key for key in dict.fromkeys(["data", "model", *given]) if key not in NOT_A_DIFFERENCE]
-    return [key for key in keys if len({run.setting(key) for run in found}) > 1]
+    keys: list[str] = []
+    for key in dict.fromkeys(["data", "model", *given]):
+        if key not in NOT_A_DIFFERENCE and len(group(found, [*keys, key])) > len(group(found, keys)):
+            keys.append(key)
+    return keys
 
 
 def group(found: Sequence[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
@@ -122,6 +129,12 @@ def group(found: Sequence[Run], keys: Sequence[str]) -> dict[tuple[str, ...], li
     for member in found:
         groups.setdefault(tuple(member.setting(key) for key in keys), []).append(member)
     return dict(sorted(groups.items(), key=lambda item: [in_order(value) for value in item[0]]))
+
+
+def short(keys: Sequence[str]) -> list[str]:
+    """Their last names, where those tell them apart."""
+    last_names = [key.rpartition(".")[2] for key in keys]
+    return last_names if len(set(last_names)) == len(keys) else list(keys)
 
 
 def in_order(value: str) -> tuple[float, str]:
@@ -154,9 +167,8 @@ def group_rows(groups: dict[tuple[str, ...], list[Run]], keys: Sequence[str]) ->
     """A head, and a row for each group."""
     from cifar_resnet.terminal import duration
 
-    rows = [
-        [*(keys or ["network"]), "n", "validation", "test", "95% of the mean", "parameters", "time", "epoch tested"]
-    ]
+    titles = ["n", "validation", "test", "95% of the mean", "parameters", "time", "tested epoch"]
+    rows = [[*(short(keys) or ["network"]), *titles]]
     for values, members in groups.items():
         accuracies = {
             name: [acc for member in members if (acc := member.metric(name)) is not None]
@@ -165,7 +177,7 @@ def group_rows(groups: dict[tuple[str, ...], list[Run]], keys: Sequence[str]) ->
         test, spread = summarised(accuracies["test/acc"])
         sizes = sorted({member.record["parameters"] for member in members})
         seconds = statistics.mean(member.record["train_seconds"] for member in members)
-        rules = sorted({member.record["selected"] for member in members})
+        rules = sorted({member.record["selected"].partition(" ")[0] for member in members})  # "best", or "last"
         rows.append(
             [
                 *(values or [members[0].record["network"]]),
@@ -185,7 +197,7 @@ def run_rows(found: Sequence[Run], keys: Sequence[str]) -> list[list[str]]:
     """A head, and a row for each run."""
     from cifar_resnet.terminal import duration
 
-    rows = [["run", *keys, "seed", "validation", "test", "epoch", "of", "time", "device"]]
+    rows = [["run", *short(keys), "seed", "validation", "test", "epoch", "of", "time", "device"]]
     for member in found:
         record = member.record
         accuracies = [member.metric(name) for name in ("val/acc", "test/acc")]
@@ -218,7 +230,7 @@ def pivot_rows(found: Sequence[Run], cfg: DictConfig) -> list[list[str]]:
         raise ValueError(f"no run has the metric {metric}. Got metric={metric}; give {', '.join(known)}")
     cells = group(found, list(cfg.pivot))
     down, across = (sorted({key[axis] for key in cells}, key=in_order) for axis in (0, 1))
-    rows = [[f"{metric}: {cfg.pivot[0]} \\ {cfg.pivot[1]}", *across]]
+    rows = [[f"{metric}, {' by '.join(short(cfg.pivot))}", *across]]
     for row in down:
         values = [
             [value for member in cells.get((row, column), []) if (value := member.metric(metric)) is not None]
@@ -229,12 +241,16 @@ def pivot_rows(found: Sequence[Run], cfg: DictConfig) -> list[list[str]]:
     return rows
 
 
-def write(folder: Path, tables: dict[str, list[list[str]]], groups: dict[tuple[str, ...], list[Run]]) -> None:
+def write(
+    folder: Path, tables: dict[str, list[list[str]]], groups: dict[tuple[str, ...], list[Run]], keys: Sequence[str]
+) -> None:
     from cifar_resnet.plots import runs_figure
 
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items()]
-    runs.write_atomically(folder / "report.md", "# Runs\n\n" + "\n".join(parts) + "\n![curves](curves.png)\n")
+    runs.write_atomically(
+        folder / "report.md", f"# Runs\n\n{NOTE}\n\n" + "\n".join(parts) + "\n![curves](curves.png)\n"
+    )
     for name, rows in tables.items():
         with (folder / f"{name.lower()}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
@@ -244,7 +260,8 @@ def write(folder: Path, tables: dict[str, list[list[str]]], groups: dict[tuple[s
             path = member.folder / "metrics.csv"
             if path.is_file():
                 with path.open(newline="") as file:
-                    curves.setdefault(", ".join(values) or "runs", []).append(list(csv.DictReader(file)))
+                    name = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value)
+                    curves.setdefault(name or "runs", []).append(list(csv.DictReader(file)))
     if curves:
         runs_figure(curves).savefig(folder / "curves.png")
 

@@ -127,7 +127,7 @@ def rows_table(rows: Sequence[Sequence[str]]) -> Table:
     """The first row is the head; all columns but the first hold numbers."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, title in enumerate(rows[0]):
-        table.add_column(title, justify="right" if index else "left")
+        table.add_column(title, justify="right" if index else "left", no_wrap=True)
     for row in rows[1:]:
         table.add_row(*row)
     return table
