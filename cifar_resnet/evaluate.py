@@ -128,7 +128,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
         "data": cfg.choices.data,
         "num_images": len(labels),
         "classes": ensemble.classes,
-        "tta": cfg.tta,
+        "tta": cfg.tta or ensemble.networks[0].tta,
         "precision": precision,
         "scores": metrics.scores(log_probs, labels),
         "temperature": temperature,

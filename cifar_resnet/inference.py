@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -13,31 +12,7 @@ from cifar_resnet import checkpoints
 from cifar_resnet.data.augment import normalise
 from cifar_resnet.memory import keep_freed_memory
 from cifar_resnet.models import Classifier
-
-TTA = ("none", "flip", "flip_shift")
-
-
-def views(images: Tensor, tta: str) -> list[tuple[float, Tensor]]:
-    """The pictures of each image that test-time augmentation asks about, and their weights, which sum to 1.
-
-    images: (N, C, H, W). tta: "none"; "flip": also mirrored; "flip_shift": both again, shifted by a pixel up and left
-    and by a pixel down and right, borders reflected, at half the weight (Jordan 2024, arXiv 2404.00498, section 3.5).
-    """
-    if tta == "none":
-        return [(1.0, images)]
-    weighted = [(1.0, images)]
-    if tta == "flip_shift":
-        height, width = images.shape[2:]
-        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-        corners = padded[:, :, :height, :width], padded[:, :, 2:, 2:]
-        weighted = [(0.5, images), *((0.25, corner) for corner in corners)]
-    return [(weight / 2, view) for weight, image in weighted for view in (image, image.flip(3))]
-
-
-def log_probabilities(network: nn.Module, images: Tensor, tta: str = "none") -> Tensor:
-    """(N, num_classes) float32: the logarithm of the views' mean probability. images: as the network wants them."""
-    weighted = [network(view).float().log_softmax(1) + math.log(weight) for weight, view in views(images, tta)]
-    return torch.stack(weighted).logsumexp(0)
+from cifar_resnet.models.tta import check_tta, log_probabilities
 
 
 def mean_probability(each: Tensor) -> Tensor:
@@ -48,14 +23,19 @@ def mean_probability(each: Tensor) -> Tensor:
 class Ensemble:
     """One or several trained networks on a device, and what they say about images as they come from a file.
 
-    paths: .ckpt files or run folders. tta: see `views`. accelerator, precision: as Lightning names them.
+    paths: .ckpt files or run folders. tta: see `models.tta`; None for each network's own.
+    accelerator, precision: as Lightning names them.
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], tta: str = "none", accelerator: str = "auto", precision: str = "32-true"
+        self,
+        paths: Sequence[str | Path],
+        tta: str | None = None,
+        accelerator: str = "auto",
+        precision: str = "32-true",
     ):
-        if tta not in TTA:
-            raise ValueError(f"unknown tta. Got {tta!r}; give {', '.join(TTA)}")
+        if tta is not None:
+            check_tta(tta, "tta")
         keep_freed_memory()
         self.tta = tta
         self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
@@ -81,7 +61,7 @@ class Ensemble:
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         with self.fabric.autocast():
             each = [
-                log_probabilities(network, normalise(images, *network.constants(self.device)), self.tta)
+                log_probabilities(network, normalise(images, *network.constants(self.device)), self.tta or network.tta)
                 for network in self.networks
             ]
         return torch.stack(each).cpu()

@@ -175,6 +175,7 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
         model.build_optimizer(total_steps=1)  # so that it complains now, if it does
         data.prepare_data()
         data.load()
+        model.fit_to(data.sample())
         if model.distillation:
             model.distillation.check(data.classes)
     return data, model, precision
@@ -255,6 +256,7 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
             "steps": trainer.global_step,
             "train_seconds": throughput.seconds,
             "images_per_second": throughput.images / throughput.seconds,
+            "training_flops": 6 * size["macs"] * throughput.images,  # the backward pass taken for two forward ones
         }
         test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
 
@@ -273,7 +275,7 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
         }
         if trainer.is_global_zero:
             if cfg.test:
-                log_probs = torch.cat(model.test_logits).log_softmax(1)
+                log_probs = torch.cat(model.test_log_probs)
                 images, labels = data.test.tensors
                 Answers.about(images, log_probs, labels).save(run_dir / FILE)
             runs.write_record(run_dir, record)

@@ -7,7 +7,8 @@ from PIL import Image
 
 from cifar_resnet import checkpoints, load
 from cifar_resnet.data import Synthetic
-from cifar_resnet.inference import Ensemble, log_probabilities, mean_probability, views
+from cifar_resnet.inference import Ensemble, mean_probability
+from cifar_resnet.models.tta import log_probabilities, views
 
 
 def shifted(image: np.ndarray, rows: int, columns: int) -> np.ndarray:

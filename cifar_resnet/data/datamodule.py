@@ -168,6 +168,11 @@ class DataModule(LightningDataModule, ABC):
             self.measure(images[train])
             self.train, self.val = rows(images[train], labels[train]), rows(images[val], labels[val])
 
+    def sample(self, num_images: int = 5000) -> Tensor:
+        """The first of the training images, normalised: (N, C, H, W) float32."""
+        images = self.train.tensors[0][:num_images]
+        return normalise(images, *(torch.tensor(values, device=images.device) for values in (self.mean, self.std)))
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""

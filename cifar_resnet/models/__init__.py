@@ -3,5 +3,6 @@ from cifar_resnet.models.custom_resnet import CustomResNet
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.pyramidnet import PyramidNet
 from cifar_resnet.models.resnet import ResNet
+from cifar_resnet.models.speednet import SpeedNet
 
-__all__ = ["Classifier", "CustomResNet", "Distillation", "PyramidNet", "ResNet"]
+__all__ = ["Classifier", "CustomResNet", "Distillation", "PyramidNet", "ResNet", "SpeedNet"]

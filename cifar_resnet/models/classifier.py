@@ -17,6 +17,8 @@ from cifar_resnet.data.datamodule import seed_for
 from cifar_resnet.data.files import as_images
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.size import num_parameters
+from cifar_resnet.models.tta import check_tta, log_probabilities
+from cifar_resnet.models.whitening import Whitening
 from cifar_resnet.optim import SAM
 
 
@@ -61,6 +63,8 @@ class Classifier(LightningModule):
     num_classes: length of a logits vector.
     label_smoothing: share of the training target spread over all classes (Szegedy et al. 2016, section 7).
     decay_norm_and_bias: False spares normalisation layers and biases from weight decay (Goyal et al. 2017, 5.3).
+    bias_lr_factor: of the biases' and norm layers' learning rate (Page 2019, "How to train your ResNet" 8).
+    tta: what validation and test ask about each image: "none", "flip" or "flip_shift" (see models/tta.py).
     max_params: `check_budget` refuses a network of more trainable parameters; None for no limit.
     optimizer: called with the parameters (or groups of them); only training needs it.
     scheduler: called with the optimizer and total_steps, stepped after each batch; None keeps the learning rate.
@@ -72,6 +76,8 @@ class Classifier(LightningModule):
         num_classes: int = 10,
         label_smoothing: float = 0.0,
         decay_norm_and_bias: bool = True,
+        bias_lr_factor: float = 1.0,
+        tta: str = "none",
         max_params: int | float | None = None,
         optimizer: Callable[[Iterable], Optimizer] | None = None,
         scheduler: Callable[..., LRScheduler] | None = None,
@@ -82,11 +88,15 @@ class Classifier(LightningModule):
             raise ValueError(f"model.num_classes counts the classes. Got {num_classes}; give 2 or more")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"model.label_smoothing is a share of the target. Got {label_smoothing}; give 0 up to 1")
+        if bias_lr_factor <= 0:
+            raise ValueError(f"model.bias_lr_factor scales learning rates. Got {bias_lr_factor}; give more than 0")
+        check_tta(tta, "model.tta")
         if max_params is not None and max_params < 1:
             raise ValueError(f"model.max_params counts parameters. Got {max_params}; give 1 or more, or null")
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation"], logger=False)
         self.label_smoothing = label_smoothing
-        self.decay_norm_and_bias = decay_norm_and_bias
+        self.decay_norm_and_bias, self.bias_lr_factor = decay_norm_and_bias, bias_lr_factor
+        self.tta = tta
         self.max_params = max_params
         self.optimizer, self.scheduler, self.distillation = optimizer, scheduler, distillation
         self.train_acc, self.val_acc, self.test_acc = (
@@ -94,7 +104,7 @@ class Classifier(LightningModule):
         )
         self.config: dict | None = None  # of the run, kept in its checkpoints
         self.data_state: dict | None = None  # what its images and answers mean, once loaded from a checkpoint
-        self.test_logits: list[Tensor] = []  # of the last test, batch by batch
+        self.test_log_probs: list[Tensor] = []  # of the last test, batch by batch
 
     def check_budget(self) -> None:
         count = num_parameters(self)
@@ -112,6 +122,12 @@ class Classifier(LightningModule):
                 f"SAM trains on one device: each would look for a worst point of its own. "
                 f"Got {trainer.world_size} devices; give trainer.devices=1, or another optimizer"
             )
+
+    def fit_to(self, images: Tensor) -> None:
+        """Set the layers that training images determine before any training. images: (N, C, H, W), normalised."""
+        for module in self.modules():
+            if isinstance(module, Whitening):
+                module.fit_to(images)
 
     def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the training images' pixels, (C,) each."""
@@ -211,16 +227,16 @@ class Classifier(LightningModule):
         self.evaluation_step("val", batch)
 
     def on_test_start(self) -> None:
-        self.test_logits = []
+        self.test_log_probs = []
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.test_logits.append(self.evaluation_step("test", batch))
+        self.test_log_probs.append(self.evaluation_step("test", batch))
 
     def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        logits = self(images).float()
-        self.log_metrics(split, F.cross_entropy(logits, labels), logits, labels)
-        return logits
+        log_probs = log_probabilities(self, images, self.tta)
+        self.log_metrics(split, F.nll_loss(log_probs, labels), log_probs, labels)
+        return log_probs
 
     def log_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Means over the epoch, kept on the device: nothing here waits for the GPU."""
@@ -232,6 +248,8 @@ class Classifier(LightningModule):
 
     def build_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler | None]:
         optimizer = self.optimizer(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_factor", 1.0)
         return optimizer, self.scheduler and self.scheduler(optimizer, total_steps=total_steps)
 
     def configure_optimizers(self) -> dict:
@@ -245,14 +263,16 @@ class Classifier(LightningModule):
         }
 
     def parameter_groups(self) -> list[Tensor] | list[dict]:
-        """All parameters, or those that weight decay spares as a group of their own."""
+        """All parameters, or where norm layers and biases are treated otherwise, those as a group of their own."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if self.decay_norm_and_bias:
+        if self.decay_norm_and_bias and self.bias_lr_factor == 1:
             return parameters
-        return [
-            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
+        others: dict = {"params": [parameter for parameter in parameters if parameter.ndim <= 1]}
+        if not self.decay_norm_and_bias:
+            others["weight_decay"] = 0.0
+        if self.bias_lr_factor != 1:
+            others["lr_factor"] = self.bias_lr_factor
+        return [{"params": [parameter for parameter in parameters if parameter.ndim > 1]}, others]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Add, as plain values, what makes a checkpoint of use on its own, in another process or another year."""

@@ -9,6 +9,7 @@ from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.regularisers import DropBlock, ShakeDrop, chain
+from cifar_resnet.models.whitening import Whitening
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -147,6 +148,7 @@ BLOCKS = {
     "preact_bottleneck": PreActBottleneck,
 }
 SHORTCUTS = ("conv", "pad")
+STEMS = ("conv", "whitening")
 
 
 class ResNet(Classifier):
@@ -162,6 +164,7 @@ class ResNet(Classifier):
     strides: of each stage's first block; None for 1, then 2.
     kernel_sizes, shortcut_kernel_sizes: odd; one number for all stages, or one each.
     shortcut: where a block changes the shape, "conv" (convolution + BatchNorm, option B) or "pad" (option A).
+    stem: "conv", or "whitening", a fixed layer that decorrelates patches in front of a 1x1 convolution.
     stem_width: channels out of the stem; None for the first width.
     pool_size: side of the map that average pooling leaves for the classifier.
     dropout: probability of zeroing a feature before the classifier.
@@ -188,6 +191,7 @@ class ResNet(Classifier):
         kernel_sizes: int | Sequence[int] = 3,
         shortcut: str = "conv",
         shortcut_kernel_sizes: int | Sequence[int] = 1,
+        stem: str = "conv",
         stem_width: int | None = None,
         stem_kernel_size: int = 3,
         stem_stride: int = 1,
@@ -252,6 +256,8 @@ class ResNet(Classifier):
         check_odd("stem_kernel_size", [stem_kernel_size])
 
         self.preactivated = make_block.preactivated
+        if stem not in STEMS:
+            raise ValueError(f"unknown model.stem. Got {stem!r}; give {' or '.join(STEMS)}")
         self.conv1, norm = conv_bn(3, stem_width, stem_kernel_size, stem_stride)
         self.bn1 = nn.Identity() if self.preactivated else norm
         self.stages = nn.Sequential()
@@ -293,6 +299,11 @@ class ResNet(Classifier):
         self.fc = nn.Linear(channels * pool_size**2, self.hparams.num_classes)
 
         initialise_convolutions(self)
+        if stem == "whitening":
+            whitening = Whitening(3, stem_kernel_size, padding=stem_kernel_size // 2)
+            mixing, _ = conv_bn(whitening.out_channels, stem_width, 1, stem_stride)
+            initialise_convolutions(mixing)
+            self.conv1 = nn.Sequential(whitening, nn.ReLU(inplace=True), mixing)
         for module in self.modules() if zero_init_last_norm else ():
             if isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)

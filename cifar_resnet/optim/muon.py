@@ -32,9 +32,12 @@ class Muon(Optimizer):
     A filter is a row: weights (out, in, k, k) are flattened to (out, in * k * k), as torch.optim.Muon wants them.
 
     lr, weight_decay: of the filters. The decay is decoupled: lr * weight_decay of each weight goes at each step.
-    momentum, nesterov: of both.
+    momentum, nesterov: of both, unless
+    other_momentum: SGD's.
     other_lr_factor: SGD's learning rate / lr.
     other_weight_decay: SGD's, coupled as usual.
+    unit_filters: keep each layer's filters at a mean norm of 1, so that lr is the share of a layer that a step changes
+        (as in Jordan's airbench94_muon).
     """
 
     def __init__(
@@ -45,13 +48,17 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         other_lr_factor: float = 5.0,
+        other_momentum: float | None = None,
         other_weight_decay: float = 5e-4,
+        unit_filters: bool = False,
     ):
         for name, value in {"lr": lr, "weight_decay": weight_decay, "other_lr_factor": other_lr_factor}.items():
             if value < 0:
                 raise ValueError(f"optimizer.{name} must not be negative. Got {value}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"optimizer.momentum is a share. Got {momentum}; give 0 up to 1")
+        other_momentum = momentum if other_momentum is None else other_momentum
+        for name, value in {"momentum": momentum, "other_momentum": other_momentum}.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"optimizer.{name} is a share. Got {value}; give 0 up to 1")
         groups = []
         for group in [group if isinstance(group, dict) else {"params": [group]} for group in params]:
             filters = [parameter for parameter in group["params"] if parameter.ndim == 4]
@@ -60,9 +67,11 @@ class Muon(Optimizer):
                 groups.append({**group, "params": filters, "muon": True})
             if others:
                 decay = min(other_weight_decay, group.get("weight_decay", other_weight_decay))
-                groups.append({"params": others, "muon": False, "lr": lr * other_lr_factor, "weight_decay": decay})
+                rates = {"lr": lr * other_lr_factor, "weight_decay": decay}
+                groups.append({**group, **rates, "params": others, "muon": False})
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-        self.momentum, self.nesterov = momentum, nesterov
+        self.momentum, self.other_momentum = momentum, other_momentum
+        self.nesterov, self.unit_filters = nesterov, unit_filters
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
@@ -96,6 +105,10 @@ class Muon(Optimizer):
             # a tall matrix's update is smaller than its size deserves
             scale = max(1.0, flat.shape[1] / flat.shape[2]) ** 0.5
             directions = orthogonalise(flat).view(len(alike), *shape).unbind()
+            if self.unit_filters:
+                norms = torch._foreach_norm(alike)
+                torch._foreach_div_(alike, norms)
+                torch._foreach_mul_(alike, shape[0] ** 0.5)
             torch._foreach_mul_(alike, 1 - lr * weight_decay)
             torch._foreach_add_(alike, directions, alpha=-lr * scale)
 
@@ -104,7 +117,7 @@ class Muon(Optimizer):
         if weight_decay:
             gradients = torch._foreach_add(gradients, parameters, alpha=weight_decay)
         momenta = self.momenta(parameters)
-        torch._foreach_mul_(momenta, self.momentum)
+        torch._foreach_mul_(momenta, self.other_momentum)
         torch._foreach_add_(momenta, gradients)
-        updates = torch._foreach_add(gradients, momenta, alpha=self.momentum) if self.nesterov else momenta
+        updates = torch._foreach_add(gradients, momenta, alpha=self.other_momentum) if self.nesterov else momenta
         torch._foreach_add_(parameters, updates, alpha=-lr)

@@ -1,0 +1,91 @@
+"""A network for the shortest training to a given accuracy, after the speed records' (Jordan 2024, arXiv 2404.00498)."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar_resnet.models.classifier import Classifier
+from cifar_resnet.models.resnet import check_sizes
+from cifar_resnet.models.whitening import Whitening
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+class Norm(nn.BatchNorm2d):
+    """Batch normalisation that learns a shift but no scale."""
+
+    def __init__(self, channels: int, momentum: float):
+        super().__init__(channels, momentum=momentum)
+        self.weight.requires_grad_(False)
+
+
+class Stage(nn.Module):
+    """A pooled convolution and more of them, each normalised and activated; where `residual`, the last ones are added
+    to what the first gave."""
+
+    def __init__(self, in_channels: int, width: int, num_convs: int, residual: bool, momentum: float, activation: str):
+        super().__init__()
+        channels = [in_channels] + [width] * num_convs
+        pairs = itertools.pairwise(channels)
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in pairs)
+        self.norms = nn.ModuleList(Norm(width, momentum) for _ in range(num_convs))
+        self.residual, self.activation = residual, ACTIVATIONS[activation]
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.activation(self.norms[0](F.max_pool2d(self.convs[0](images), 2)))
+        first = out
+        for index, (conv, norm) in enumerate(zip(self.convs[1:], self.norms[1:], strict=True), 1):
+            out = norm(conv(out))
+            if self.residual and index == len(self.convs) - 1:
+                out = out + first
+            out = self.activation(out)
+        return out
+
+
+class SpeedNet(Classifier):
+    """A whitening stem, stages of pooled convolutions that start as the identity, and a linear classifier.
+
+    widths: channels of each stage. num_convs: convolutions in each stage, the first of them pooled.
+    residual: whether a stage's last convolutions are added to what its first gave.
+    whitening_size: side of the stem's patches. activation: "gelu", "relu" or "silu".
+    norm_momentum: the share of a batch in BatchNorm's running statistics; few steps want a large one.
+    logit_scale: of the classifier's output.
+    classifier: num_classes, label_smoothing and the rest of what `Classifier` takes.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (64, 256, 256),
+        num_convs: int = 2,
+        residual: bool = False,
+        whitening_size: int = 2,
+        activation: str = "gelu",
+        norm_momentum: float = 0.4,
+        logit_scale: float = 1 / 9,
+        **classifier,
+    ):
+        super().__init__(**classifier)
+        check_sizes(num_convs=num_convs, whitening_size=whitening_size, widths=min(widths, default=0))
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown model.activation. Got {activation!r}; give {' or '.join(ACTIVATIONS)}")
+        if not 0 < norm_momentum <= 1:
+            raise ValueError(f"model.norm_momentum is a share. Got {norm_momentum}; give more than 0, up to 1")
+        self.whitening = Whitening(3, whitening_size)
+        self.activation = ACTIVATIONS[activation]
+        self.stages = nn.Sequential()
+        channels = self.whitening.out_channels
+        for width in widths:
+            self.stages.append(Stage(channels, width, num_convs, residual, norm_momentum, activation))
+            channels = width
+        self.fc = nn.Linear(channels, self.hparams.num_classes, bias=False)
+        self.logit_scale = logit_scale
+        for module in self.stages.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight.data[: module.in_channels])  # what there is passes through unchanged
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (N, 3, H, W), normalised; returns logits: (N, num_classes)."""
+        features = self.stages(self.activation(self.whitening(images)))
+        return self.fc(features.amax((2, 3))) * self.logit_scale

@@ -1,0 +1,28 @@
+"""A first layer that need not be learned: it decorrelates what small patches of the training images show."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Whitening(nn.Conv2d):
+    """A convolution whose filters are the principal components of patches, scaled to equal variance, and their
+    negatives, so that a ReLU behind it loses nothing (Page 2019, "How to train your ResNet" 8; Jordan 2024, section
+    3.2).
+
+    `fit_to` fits the filters, which then stay; the bias is learned. out_channels is 2 * in_channels * kernel_size².
+    """
+
+    def __init__(self, in_channels: int, kernel_size: int, padding: int = 0, eps: float = 5e-4):
+        super().__init__(in_channels, 2 * in_channels * kernel_size**2, kernel_size, padding=padding)
+        self.eps = eps
+        self.weight.requires_grad_(False)
+        nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def fit_to(self, images: Tensor) -> None:
+        """images: (N, C, H, W), as they come in; a few thousand suffice."""
+        patches = nn.functional.unfold(images.contiguous(), self.kernel_size).transpose(1, 2).flatten(0, 1).double()
+        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (components / (variances + self.eps).sqrt()).T.flip(0)  # the strongest first
+        filters = filters.view(len(filters), *self.weight.shape[1:])
+        self.weight.copy_(torch.cat([filters, -filters]))
