@@ -7,6 +7,8 @@
 The same as `python -m cifar_resnet.train` and `python cifar_resnet/train.py`.
 """
 
+import contextlib
+import json
 import logging
 import os
 import sys
@@ -114,11 +116,12 @@ def sweep(jobs: list[Job]) -> int:
     folder = runs.sweep_dir(Path(jobs[0].cfg.output_dir) / jobs[0].cfg.name, jobs[0].overrides, varying)
     names = runs.distinct_slugs([job.varying for job in jobs])
     records = []
-    for number, (job, name) in enumerate(zip(jobs, names, strict=True), 1):
-        run_dir = folder / name
-        done = runs.read_record(run_dir)
-        log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
-        records.append((job.varying, done or train_in(run_dir, job.cfg)))
+    with images_kept():
+        for number, (job, name) in enumerate(zip(jobs, names, strict=True), 1):
+            run_dir = folder / name
+            done = runs.read_record(run_dir)
+            log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
+            records.append((job.varying, done or train_in(run_dir, job.cfg)))
     print_table(sweep_table(records))
     log.info(f"  compare them: tensorboard --logdir {folder}")
     return 0 if all(record for _, record in records) else 1
@@ -166,19 +169,47 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
         seed_everything(cfg.seed, workers=True, verbose=False)
         precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
         check(cfg)
-        data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+        data = data_of(cfg)
         recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.get("scheduler")}
         if cfg.distill.teacher:
             recipe["distillation"] = cfg.distill
         model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
         model.check_budget()
         model.build_optimizer(total_steps=1)  # so that it complains now, if it does
-        data.prepare_data()
-        data.load()
+        if data.train is None:
+            data.prepare_data()
+            data.load()
         model.fit_to(data.sample())
         if model.distillation:
             model.distillation.check(data.classes)
     return data, model, precision
+
+
+@contextlib.contextmanager
+def images_kept() -> Iterator[None]:
+    """Within this, trainings on the same images read them once: the jobs of a sweep, the trials of a search."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+_kept: dict[str, "DataModule"] | None = None  # by its settings, the data module of the training before
+
+
+def data_of(cfg: DictConfig) -> "DataModule":
+    data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+    if _kept is not None:
+        settings = OmegaConf.to_container(cfg.data, resolve=True)
+        of_the_images = {key: value for key, value in settings.items() if key not in ("seed", "batch_size")}
+        key = json.dumps([cfg.trainer.accelerator, of_the_images], sort_keys=True)
+        if key in _kept:
+            data.adopt(_kept[key])
+        _kept.clear()
+        _kept[key] = data
+    return data
 
 
 def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:

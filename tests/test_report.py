@@ -1,13 +1,14 @@
-"""cifar-report: its statistics against SciPy and NumPy, its tables, and two runs compared."""
+"""cifar-report: its statistics against NumPy and closed forms, its tables, and two runs compared."""
 
 import csv
+import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from cifar_resnet import report
 from cifar_resnet.answers import Answers
@@ -75,8 +76,11 @@ def test_groups_over_seeds_with_mean_deviation_and_interval(sweep, capsys):
             assert row[4:6] == [f"{values[0]:.2%}", ""]
             continue
         assert row[4] == f"{np.mean(values):.2%} ± {np.std(values, ddof=1):.2%}"
-        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-        assert row[5] == f"{low:.2%} … {high:.2%}"
+        # two degrees of freedom have a closed form: the quantile of 0.975 is 0.95 * sqrt(2 / (1 - 0.95²))
+        reach = 0.95 * np.sqrt(2 / (1 - 0.95**2)) * np.std(values, ddof=1) / np.sqrt(3)
+        low, high = np.mean(values) - reach, np.mean(values) + reach
+        ends = [float(end.rstrip("%")) for end in row[5].split(" … ")]
+        assert ends == pytest.approx([100 * low, 100 * high], abs=0.006)
     assert all(row[-1] == "best" for row in rows)
     out = capsys.readouterr().out
     assert "depth" in out
@@ -149,8 +153,10 @@ def test_two_runs_compared_image_by_image(capsys):
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     assert f"{a.mean():.2%} right: a" in out
     assert f"{only_a} of 1,000 images" in out
-    p = stats.binomtest(min(only_a, only_b), only_a + only_b, 0.5).pvalue
-    assert f"p = {p:.2g}" in out
+    draws = random.binomial(only_a + only_b, 0.5, size=1_000_000)
+    p = np.mean(np.abs(draws - (only_a + only_b) / 2) >= abs(only_a - only_b) / 2)
+    found = float(out.split("p = ")[1].split(",")[0])
+    assert found == pytest.approx(p, rel=0.1, abs=2e-5)
     # the bootstrap, image by image
     difference = b.astype(float) - a
     means = difference[random.integers(1000, size=(4000, 1000))].mean(1)
@@ -159,6 +165,23 @@ def test_two_runs_compared_image_by_image(capsys):
     ends = [float(word) for word in found.split("interval ")[1].split(" (")[0].split(" … ")]
     assert ends == pytest.approx([low, high], abs=0.25)
     assert f"{100 * difference.mean():+.2f} points" in found
+
+
+@pytest.mark.parametrize(("freedom", "points"), [(1, 400_000), (4, 40_000), (20, 40_000)])
+def test_quantiles_leave_two_and_a_half_percent_on_each_side(freedom, points):
+    """Student's density, integrated by a plain sum."""
+    reach = report.T_975[freedom - 1]
+    x = np.linspace(-reach, reach, points)
+    density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    assert np.trapezoid(density, x) * scale == pytest.approx(0.95, abs=1e-5)
+
+
+def test_mcnemar_by_counting_every_outcome():
+    for only_a, only_b in ((0, 0), (3, 3), (1, 6), (9, 2)):
+        outcomes = list(itertools.product((0, 1), repeat=only_a + only_b))
+        extreme = sum(abs(2 * sum(each) - len(each)) >= abs(only_a - only_b) for each in outcomes)
+        assert report.mcnemar(only_a, only_b) == pytest.approx(extreme / len(outcomes))
 
 
 def test_equal_runs_show_no_difference(capsys):

@@ -385,3 +385,18 @@ def test_log_handlers_do_not_pile_up(cifar_train):
     before = len(logging.getLogger("cifar_resnet").handlers)
     cifar_train()
     assert len(logging.getLogger("cifar_resnet").handlers) == before
+
+
+def test_the_jobs_of_a_sweep_read_their_images_once(cifar_train, run_dirs, monkeypatch):
+    reads = []
+    read = Synthetic.read
+    monkeypatch.setattr(Synthetic, "read", lambda self, train: reads.append(train) or read(self, train))
+    assert cifar_train("-m", "seed=0,1", "optimizer.lr=0.1,0.2") == 0
+    assert reads == [True, False]
+    together = {path.name: record_of(path)["metrics"] for path in run_dirs()}
+    alone = ["seed=1", "optimizer.lr=0.2"]
+    assert cifar_train(*alone) == 0
+    assert reads == [True, False] * 2
+    assert record_of(run_dirs()[-1])["metrics"]["test/loss"] == together["seed-1_lr-0.2"]["test/loss"]
+    assert cifar_train("-m", "data.num_val=40,60") == 0  # another split is read anew
+    assert reads == [True, False] * 4

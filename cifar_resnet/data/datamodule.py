@@ -168,6 +168,11 @@ class DataModule(LightningDataModule, ABC):
             self.measure(images[train])
             self.train, self.val = rows(images[train], labels[train]), rows(images[val], labels[val])
 
+    def adopt(self, other: "DataModule") -> None:
+        """Take over what another module of the same images and the same split has read."""
+        for name in ("train", "val", "test", "mean", "std", "split_hash", "classes"):
+            setattr(self, name, getattr(other, name))
+
     def sample(self, num_images: int = 5000) -> Tensor:
         """The first of the training images, normalised: (N, C, H, W) float32."""
         images = self.train.tensors[0][:num_images]

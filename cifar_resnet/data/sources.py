@@ -36,7 +36,7 @@ class CIFAR10(DataModule):
 
     def prepare_data(self) -> None:
         """Download the archive unless the batches, or the archive, are there with the right MD5."""
-        if self.is_complete():
+        if self.train is not None or self.is_complete():  # once read, nothing more is needed
             return
         reason = None
         try:
