@@ -37,6 +37,18 @@ class UsageError(Exception):
     """A user's mistake: its text says what was wrong, what was given and what to do instead."""
 
 
+class RunError(Exception):
+    """A run that could not go on, through nobody's mistake: its text says what happened and what may help."""
+
+
+class Interrupted(BaseException):
+    """A run that was asked to stop, and has saved where it was. signal: by which one."""
+
+    def __init__(self, text: str, signal: int):
+        super().__init__(text)
+        self.exit_code = 128 + signal  # as a shell counts
+
+
 @contextlib.contextmanager
 def usage_errors(*also: type[Exception]) -> Iterator[None]:
     """Turn a constructor's complaint about its arguments into a UsageError of one line."""
@@ -95,7 +107,7 @@ def main(config_name: str, run: Callable[[list[Job], bool], int], argv: Sequence
 def interpret(
     config_name: str, run: Callable[["Composer", list[str], bool], int], argv: Sequence[str] | None = None
 ) -> int:
-    """Call `run(composer, overrides, is_sweep)` and return its exit code; 2 for a user's mistake.
+    """Call `run(composer, overrides, is_sweep)` and return its exit code; 2 for a user's mistake, 1 for a failed run.
 
     Help, printing of the configuration and tab completion are left to Hydra.
     """
@@ -114,6 +126,15 @@ def interpret(
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # whoever read our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -52,7 +52,7 @@ def create_run_dir(cfg: DictConfig) -> Path:
     """`cfg.run_dir`, or else a new <output_dir>/<name>/<time>-<what differs> that no other run can have got as well."""
     if cfg.run_dir:
         path = Path(cfg.run_dir)
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
             raise ValueError(
                 f"run_dir must be a new folder. Got {path}, which is not empty; to continue it, resume={path}"
             )

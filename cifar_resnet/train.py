@@ -3,6 +3,7 @@
     cifar-train model=resnet50 trainer.max_epochs=300
     cifar-train -m model=resnet20,resnet56 optimizer.lr=0.05,0.1
     cifar-train resume=outputs/train/<run folder>
+    cifar-train model=resnet50 resume=auto        # begins, or goes on where the same command was stopped
 
 The same as `python -m cifar_resnet.train` and `python cifar_resnet/train.py`.
 """
@@ -26,7 +27,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import runs
-from cifar_resnet.command import Composer, Job, UsageError, check_arguments, usage_errors
+from cifar_resnet.command import Composer, Job, RunError, UsageError, check_arguments, usage_errors
 from cifar_resnet.command import main as command_main
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cifar_resnet")
 
 RESUME_MAY_CHANGE = ("resume", "data.root", "trainer.accelerator", "trainer.devices", "trainer.strategy")
+AUTO = "auto"  # of resume: begin, or go on where the same command was stopped
+FAILURE = "failure.txt"  # in the folder of a job that failed: why
 RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
 
 
@@ -80,7 +83,7 @@ def start_or_resume(job: Job) -> dict:
     """Train, unless the run that is to be resumed has finished before; the record."""
     from cifar_resnet.terminal import summary
 
-    cfg = resumed(job) if job.cfg.resume else job.cfg
+    cfg = begun_or_new(job) if job.cfg.resume == AUTO else resumed(job) if job.cfg.resume else job.cfg
     if cfg.resume and (record := runs.read_record(Path(cfg.resume))):
         log.info(f"this run has finished before\n\n{summary(record)}")
         return record
@@ -115,16 +118,28 @@ def sweep(jobs: list[Job]) -> int:
     varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
     folder = runs.sweep_dir(Path(jobs[0].cfg.output_dir) / jobs[0].cfg.name, jobs[0].overrides, varying)
     names = runs.distinct_slugs([job.varying for job in jobs])
-    records = []
+    records, reasons = [], []
     with images_kept():
         for number, (job, name) in enumerate(zip(jobs, names, strict=True), 1):
             run_dir = folder / name
             done = runs.read_record(run_dir)
             log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
-            records.append((job.varying, done or train_in(run_dir, job.cfg)))
+            record = done or train_in(run_dir, job.cfg)
+            records.append((job.varying, record))
+            if record is None:
+                reasons.append(f"{' '.join(job.varying)}: {reason_of(run_dir)}")
     print_table(sweep_table(records))
+    if reasons:
+        log.error(f"  {len(reasons)} of {len(jobs)} jobs failed; the same command again trains only those\n")
+        log.error("".join(f"    {reason}\n" for reason in reasons))
     log.info(f"  compare them: tensorboard --logdir {folder}")
-    return 0 if all(record for _, record in records) else 1
+    return 1 if reasons else 0
+
+
+def reason_of(run_dir: Path) -> str:
+    """The last line of what a failed job left."""
+    path = run_dir / FAILURE
+    return path.read_text().strip().rpartition("\n")[2] if path.is_file() else "it left no reason"
 
 
 def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> dict | None:
@@ -132,12 +147,16 @@ def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()
     begun = (run_dir / runs.CONFIG).is_file()
     cfg = runs.load_config(run_dir) if begun else cfg
     cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
+    failure = run_dir / FAILURE
+    failure.unlink(missing_ok=True)
     try:
         fit(cfg, watchers)
-    except UsageError as error:
-        log.error(f"error: {error}")
-    except Exception:
-        log.error(traceback.format_exc())
+    except Exception as error:
+        expected = isinstance(error, (UsageError, RunError))
+        text = f"{error}" if expected else traceback.format_exc()
+        log.error(f"error: {text}")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        runs.write_atomically(failure, f"{text.rstrip()}\n")
     return runs.read_record(run_dir)
 
 
@@ -154,6 +173,26 @@ def resumed(job: Job) -> DictConfig:
     for key in given:
         OmegaConf.update(cfg, key, OmegaConf.select(job.cfg, key))
     cfg.run_dir = cfg.resume
+    return cfg
+
+
+def begun_or_new(job: Job) -> DictConfig:
+    """The run that this command began before, or else a new one: in a folder that the command itself names."""
+    asked = [text for text in job.overrides if not text.startswith(("resume=", "run_dir="))]
+    name = "-".join(filter(None, ["auto", runs.slug(asked), runs.digest([*job.arguments, *asked])]))
+    run_dir = Path(job.cfg.run_dir or Path(job.cfg.output_dir) / job.cfg.name / name)
+    if not (run_dir / runs.CONFIG).is_file():
+        job.cfg.run_dir, job.cfg.resume = str(run_dir), None
+        return job.cfg
+    with usage_errors():
+        cfg = runs.load_config(run_dir)
+    before = [text for text in cfg.overrides if not text.startswith(("resume=", "run_dir="))]
+    if before != asked:
+        raise UsageError(
+            f"run_dir holds a run of another command. Got {run_dir}, begun with {' '.join(before) or 'no settings'}; "
+            f"give another run_dir, or leave it out"
+        )
+    cfg.run_dir = cfg.resume = str(run_dir)
     return cfg
 
 
@@ -222,8 +261,9 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from cifar_resnet import checkpoints
     from cifar_resnet.answers import FILE, Answers
-    from cifar_resnet.callbacks import Throughput
+    from cifar_resnet.callbacks import Interruption, Throughput, WholeCheckpoints
     from cifar_resnet.models.size import num_macs, num_parameters
     from cifar_resnet.terminal import announcement, log_to, summary
 
@@ -247,9 +287,12 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
                 check_validation(cfg)
             if not {"best", "last"} & callbacks.keys():
                 raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
-            loggers = list(instantiate(cfg.logger).values())
-            everyone = [throughput, *callbacks.values(), *watchers]
-            trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers)
+            last = run_dir / "checkpoints" / "last.ckpt"
+            begun = cfg.resume is not None and last.exists()
+            loggers = loggers_of(cfg, checkpoints.read(last)["global_step"] if begun else None)
+            everyone = [throughput, *callbacks.values(), *watchers, Interruption(last)]
+            plugins = [WholeCheckpoints()]
+            trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers, plugins=plugins)
             model.check(trainer)
     except UsageError:
         if not cfg.resume:
@@ -275,10 +318,9 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
             log.warning(f"warning: {warning}\n")
         if cfg.compile:
             model.compile()
-        last = run_dir / "checkpoints" / "last.ckpt"
         chosen = run_dir / "checkpoints" / "best.ckpt" if "best" in callbacks else last
         try:
-            trainer.fit(model, data, ckpt_path=last if cfg.resume and last.exists() else None)
+            trainer.fit(model, data, ckpt_path=last if begun else None)
         except BaseException:
             log.info(f"\nstopped before its end; to continue: cifar-train resume={run_dir}")
             raise
@@ -346,6 +388,15 @@ def show(run_dir: Path, record: dict, data: "DataModule", chosen: Path, loggers:
             for block in blocks:
                 if block.figure:
                     logger.experiment.add_figure(block.name, block.figure, record["steps"])
+
+
+def loggers_of(cfg: DictConfig, first_step: int | None) -> list["Logger"]:
+    """first_step: of a training that goes on, whose curves then forget what had been drawn from there on."""
+    found = []
+    for settings in cfg.logger.values():
+        is_tensorboard = settings._target_.endswith("TensorBoardLogger")
+        found.append(instantiate(settings, **({"purge_step": first_step} if is_tensorboard else {})))
+    return found
 
 
 def find_max_lr(cfg: DictConfig) -> "RangeTest":

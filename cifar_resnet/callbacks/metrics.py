@@ -14,6 +14,11 @@ class Throughput(Callback):
     def __init__(self):
         self.images = 0  # over all epochs, those before a resume included
         self.seconds = 0.0
+        self.epoch_images, self.epoch_seconds = 0, 0.0  # of one that went on in its middle, before that
+        self.latest: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = self.now(trainer) - self.epoch_seconds
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epoch_images, self.latest = 0, None
@@ -41,10 +46,14 @@ class Throughput(Callback):
         return time.perf_counter()
 
     def state_dict(self) -> dict:
-        return {"images": self.images, "seconds": self.seconds}
+        is_within = self.latest is None and self.epoch_images
+        here = {"epoch_images": self.epoch_images, "epoch_seconds": time.perf_counter() - self.start}
+        return {"images": self.images, "seconds": self.seconds} | (here if is_within else {})
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self.epoch_images = state_dict.get("epoch_images", 0)
+        self.epoch_seconds = state_dict.get("epoch_seconds", 0.0)
 
 
 class MetricsCSV(Callback):

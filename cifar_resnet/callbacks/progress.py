@@ -32,6 +32,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first_epoch, self.start = trainer.current_epoch, time.perf_counter()
+        self.images, self.epoch_start = 0, self.start  # for an epoch that goes on in its middle
         if not self.enabled:
             return
         log.info(HEADER)

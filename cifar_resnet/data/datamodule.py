@@ -1,6 +1,7 @@
 """The split, the batches and their way onto the device; where images come from is in sources.py."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -37,14 +38,16 @@ def stratified_split(labels: Tensor, num_val: int, seed: int) -> tuple[Tensor, T
 class ShuffledBatches(Sampler[Tensor]):
     """The batches of one epoch as index tensors, in an order drawn from (seed, epoch) and dealt out among the ranks.
 
-    The last images of the order, too few for a batch on every rank, wait for another epoch.
+    The last images of the order, too few for a batch on every rank, wait for another epoch. `state_dict` is that of the
+    moment after the latest batch has been augmented, so that an epoch can go on in its middle.
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world_size: int, device: torch.device):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.rank, self.world_size, self.device = rank, world_size, device
-        self.epoch = 0
+        self.epoch, self.num_given = 0, 0
         self.generator = Generator(device)  # for what happens to the batches of this epoch, on this rank
+        self.restored: dict | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch, a resumed one included."""
@@ -59,7 +62,24 @@ class ShuffledBatches(Sampler[Tensor]):
         shuffle = Generator().manual_seed(seed_for("order", self.seed, self.epoch))
         order = torch.randperm(self.num_images, generator=shuffle)
         batches = order[: len(self) * self.batch_size * self.world_size].view(-1, self.world_size, self.batch_size)
-        yield from batches[:, self.rank].to(self.device)
+        self.num_given = 0
+        if self.restored:
+            self.num_given = self.restored["num_given"]
+            self.generator.set_state(self.restored["generator"])
+            self.host.bit_generator.state = json.loads(self.restored["host"])
+            self.restored = None
+        for batch in batches[self.num_given :, self.rank].to(self.device):
+            self.num_given += 1
+            yield batch
+
+    def state_dict(self) -> dict:
+        if not 0 < self.num_given < len(self):
+            return {}
+        host = json.dumps(self.host.bit_generator.state)
+        return {"num_given": self.num_given, "generator": self.generator.get_state(), "host": host}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.restored = state or None
 
 
 class OrderedBatches(Sampler[Tensor]):

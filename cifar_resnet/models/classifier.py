@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_resnet.data.augment import normalise
@@ -102,6 +103,8 @@ class Classifier(LightningModule):
         self.train_acc, self.val_acc, self.test_acc = (
             MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
         )
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        self.moment: dict | None = None  # of the middle of an epoch, from which to go on
         self.config: dict | None = None  # of the run, kept in its checkpoints
         self.data_state: dict | None = None  # what its images and answers mean, once loaded from a checkpoint
         self.test_log_probs: list[Tensor] = []  # of the last test, batch by batch
@@ -240,11 +243,10 @@ class Classifier(LightningModule):
 
     def log_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Means over the epoch, kept on the device: nothing here waits for the GPU."""
-        accuracy = getattr(self, f"{split}_acc")
+        mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_acc")
+        mean.update(loss.detach(), len(labels))
         accuracy.update(logits, labels)
-        options = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
-        self.log(f"{split}/loss", loss.detach(), sync_dist=True, **options)
-        self.log(f"{split}/acc", accuracy, **options)
+        self.log_dict({f"{split}/loss": mean, f"{split}/acc": accuracy}, on_step=False, on_epoch=True)
 
     def build_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler | None]:
         optimizer = self.optimizer(self.parameter_groups())
@@ -274,8 +276,32 @@ class Classifier(LightningModule):
             others["lr_factor"] = self.bias_lr_factor
         return [{"params": [parameter for parameter in parameters if parameter.ndim > 1]}, others]
 
+    def on_train_start(self) -> None:
+        if self.moment and self.trainer.fit_loop.restarted_mid_epoch:
+            # not by Lightning's own way for loaders: that comes too early, before what it should load into is there
+            self.trainer.datamodule.batches.load_state_dict(self.moment["batches"])
+            torch.set_rng_state(self.moment["cpu"])
+            if self.moment["cuda"] is not None:
+                torch.cuda.set_rng_state(self.moment["cuda"], self.device)
+            for name in ("train_loss", "train_acc"):
+                metric = getattr(self, name)
+                for state, value in self.moment[name].items():
+                    setattr(metric, state, value.to(self.device))
+                metric._update_count = 1  # or it would warn that it has seen nothing
+        self.moment = None
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.moment = checkpoint.get("moment")
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Add, as plain values, what makes a checkpoint of use on its own, in another process or another year."""
+        checkpoint["moment"] = {
+            "batches": self.trainer.datamodule.batches.state_dict(),
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "train_loss": dict(self.train_loss.metric_state),
+            "train_acc": dict(self.train_acc.metric_state),
+        }
         checkpoint["architecture"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["config"] = self.config
         checkpoint["data"] = self.trainer.datamodule.state()

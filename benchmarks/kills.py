@@ -1,0 +1,136 @@
+"""Kills a training again and again, at random moments, and resumes it: does it end as if it had never been stopped?
+
+    python benchmarks/kills.py                                # 50 kills for each of four recipes, some ten minutes
+    python benchmarks/kills.py --kills 5 --epochs 25 sgd
+
+Each life is a process of its own that runs `cifar-train … resume=auto`. It is killed by SIGKILL: after a random time,
+or, every third time, at the moment when a checkpoint is being written; some are asked to stop by SIGTERM instead. In
+the end weights, optimizer, every epoch's metrics and the test score are compared, bit for bit, with those of a run that
+was left alone. Works where processes can be forked.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+# all that a training imports, so that a forked process need not
+from cifar_resnet import callbacks, checkpoints, data, models, optim, page, terminal, train  # noqa: F401
+
+RECIPES = {
+    "sgd": ["optimizer=sgd", "scheduler=cosine", "model.dropout=0.1"],
+    "adam": ["optimizer=adam", "optimizer.lr=0.01", "scheduler=one_cycle", "augment=randaugment"],
+    "sam": ["optimizer=sam", "scheduler=cosine"],
+    "ema": ["averaging=ema", "averaging.decay=0.9", "scheduler=linear"],
+}
+SMALL = [
+    "data=synthetic", "data.num_train=240", "data.num_val=40", "data.num_test=50", "data.batch_size=40", "page=false",
+    "model=resnet_cifar", "model.depth=8", "model.widths=[4,8,8]", "precision=32-true", "resume=auto",
+]  # fmt: skip
+
+
+def begin(run_dir: Path, overrides: list[str]) -> int:
+    """Start a life of the training; its process number."""
+    if child := os.fork():
+        return child
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    torch.set_num_threads(1)
+    os._exit(train.main([*SMALL, *overrides, f"run_dir={run_dir}"]))
+
+
+def is_alive(child: int) -> bool:
+    return os.waitpid(child, os.WNOHANG) == (0, 0)
+
+
+def wait_for_a_write(child: int, run_dir: Path) -> None:
+    """Until a checkpoint is being written, if it comes to that."""
+    parts = [run_dir / "checkpoints" / f"{name}.ckpt.part" for name in ("best", "last")]
+    while is_alive(child) and not any(part.exists() for part in parts):
+        pass
+
+
+def train_with_kills(run_dir: Path, overrides: list[str], kills: int, dice: random.Random) -> dict[str, int]:
+    """Kill so many times, then let it finish; how often each way was taken."""
+    ways = {"SIGKILL": 0, "SIGKILL while writing": 0, "SIGTERM": 0}
+    while sum(ways.values()) < kills:
+        child = begin(run_dir, overrides)
+        way = list(ways)[sum(ways.values()) % 3]
+        if way == "SIGKILL while writing":
+            for _ in range(dice.randrange(1, 4)):
+                wait_for_a_write(child, run_dir)
+        else:
+            time.sleep(dice.uniform(0.2, 1.8))
+        try:
+            os.kill(child, signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
+            os.waitpid(child, 0)
+        except (ProcessLookupError, ChildProcessError):
+            sys.exit(f"the training ended after {sum(ways.values())} of {kills} kills; give more --epochs")
+        if (run_dir / "result.json").exists():
+            sys.exit(f"the training ended after {sum(ways.values())} of {kills} kills; give more --epochs")
+        ways[way] += 1
+    _, status = os.waitpid(begin(run_dir, overrides), 0)
+    if status:
+        sys.exit(f"the last life ended with {os.waitstatus_to_exitcode(status)}; see {run_dir}/train.log")
+    return ways
+
+
+def outcome(run_dir: Path) -> tuple[dict, dict, list, dict]:
+    """Weights and averages, optimizer, metrics of each epoch, scores."""
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    weights = checkpoint["state_dict"] | {
+        f"latest {name}": value for name, value in checkpoint.get("current_model_state", {}).items()
+    }
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [{key: value for key, value in row.items() if "per_second" not in key} for row in csv.DictReader(file)]
+    scores = json.loads((run_dir / "result.json").read_text())["metrics"]
+    return weights, checkpoint["optimizer_states"], rows, {k: v for k, v in scores.items() if "per_second" not in k}
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=list(RECIPES), help=", ".join(RECIPES))
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    names = ("weights", "optimizer", "metrics of each epoch", "scores")
+    all_equal = True
+    for recipe in options.recipes:
+        overrides = [*RECIPES[recipe], f"trainer.max_epochs={options.epochs}"]
+        with tempfile.TemporaryDirectory() as folder:
+            alone, killed = Path(folder, "alone"), Path(folder, "killed")
+            start = time.perf_counter()
+            os.waitpid(begin(alone, overrides), 0)
+            ways = train_with_kills(killed, overrides, options.kills, random.Random(options.seed))
+            same = [equal(a, b) for a, b in zip(outcome(alone), outcome(killed), strict=True)]
+        all_equal &= all(same)
+        found = ", ".join(
+            f"{name} {'equal' if is_same else 'DIFFERENT'}" for name, is_same in zip(names, same, strict=True)
+        )
+        lives = ", ".join(f"{count} {way}" for way, count in ways.items())
+        print(f"{recipe:6}{lives}: {found} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return 0 if all_equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Whether the numbers are still numbers."""
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cifar_resnet.command import RunError
+
+
+class FiniteLoss(Callback):
+    """Ends a training whose loss is no longer finite, and counts the steps that 16-bit loss scaling skipped.
+
+    every_n_steps: how often a GPU is asked, which has to wait for it; a CPU is asked after each step.
+    """
+
+    def __init__(self, every_n_steps: int = 50):
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.finite_loss.every_n_steps counts steps. Got {every_n_steps}; give 1 or more")
+        self.every_n_steps = every_n_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device = pl_module.device
+        self.is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self.scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.skipped = torch.zeros((), device=device)
+        self.scale: torch.Tensor | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        self.is_finite &= outputs["loss"].isfinite()
+        if self.scaler is not None:
+            scale = self.scaler._get_scale_async()
+            if self.scale is not None:
+                self.skipped += scale < self.scale  # which is how a scaler answers to gradients that are not finite
+            self.scale = scale.clone()
+        on_cpu = pl_module.device.type == "cpu"
+        if on_cpu or trainer.is_last_batch or (batch_idx + 1) % self.every_n_steps == 0:
+            self.look(trainer, outputs["loss"])
+
+    def look(self, trainer: Trainer, loss: torch.Tensor) -> None:
+        if self.is_finite:
+            return
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        precision = "" if "32" in str(trainer.precision) else ", or precision=32-true"
+        raise RunError(
+            f"the loss is no longer finite. Got {loss.item()} by step {trainer.global_step} (epoch "
+            f"{trainer.current_epoch + 1}) at a learning rate of {rate:.3g}; give a lower optimizer.lr, "
+            f"scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1{precision}"
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.scaler is not None:
+            pl_module.log("train/skipped_steps", self.skipped)

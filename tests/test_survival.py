@@ -1,0 +1,280 @@
+"""Runs that are stopped, fail or cannot write: what was finished stays, and the rest can go on."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, assert_equal, last_of, record_of, rows_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cifar_resnet import train
+from cifar_resnet.callbacks import FiniteLoss, WholeCheckpoints
+from cifar_resnet.command import RunError
+from cifar_resnet.data import Synthetic
+from cifar_resnet.models import Classifier
+
+# resume=auto
+
+
+def test_resume_auto_begins_goes_on_and_ends_as_if_never_stopped(cifar_train, run_dirs, crash, capsys):
+    command = ["trainer.max_epochs=3", "optimizer.lr=0.05", "resume=auto"]
+    assert cifar_train(*command[:2]) == 0
+    crash(1)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train(*command)
+    crash(None)
+    assert cifar_train(*command) == 0
+    whole, resumed = run_dirs()
+    assert_equal(last_of(whole)["state_dict"], last_of(resumed)["state_dict"])
+    assert_equal(last_of(whole)["optimizer_states"], last_of(resumed)["optimizer_states"])
+    assert [row["val/loss"] for row in rows_of(whole)] == [row["val/loss"] for row in rows_of(resumed)]
+    before = record_of(resumed)
+    assert cifar_train(*command) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert record_of(resumed) == before
+    assert cifar_train("trainer.max_epochs=2", "optimizer.lr=0.05", "resume=auto") == 0  # another command: another run
+    assert len(run_dirs()) == 3
+
+
+def test_resume_auto_in_a_folder_of_ones_own(cifar_train, capsys):
+    assert cifar_train("resume=auto", "run_dir=mine") == 0
+    assert cifar_train("resume=auto", "run_dir=mine", "seed=3") == 2
+    assert "run_dir holds a run of another command. Got mine" in capsys.readouterr().err
+    assert record_of(Path("mine"))["config"]["seed"] == 0
+
+
+def test_a_run_killed_before_its_configuration_was_whole_begins_anew(cifar_train):
+    Path("mine").mkdir()
+    Path("mine/config.yaml.part").write_text("data: {")
+    assert cifar_train("resume=auto", "run_dir=mine") == 0
+
+
+# Numbers
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(cifar_train, run_dirs, capsys):
+    assert cifar_train("optimizer.lr=1e25", "trainer.max_epochs=3") == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert "the loss is no longer finite. Got nan" in line
+    assert re.search(r"by step \d+ \(epoch 1\) at a learning rate of \d\.\d+e\+24", line)
+    assert "give a lower optimizer.lr" in line
+    assert "Traceback" not in captured.out
+    assert not (run_dirs()[0] / "result.json").exists()
+
+
+def test_skipped_steps_are_counted_by_the_scale_that_they_halve():
+    callback = FiniteLoss()
+    scales = iter([64.0, 64.0, 32.0, 16.0, 16.0, 32.0])
+
+    class Stand:
+        device = torch.device("cpu")
+        is_last_batch = False
+        precision_plugin = None
+        scaler = None
+
+        def _get_scale_async(self):
+            return torch.tensor(next(scales))
+
+        def log(self, name, value):
+            self.logged = {name: value.item()}
+
+    stand = Stand()
+    stand.precision_plugin = stand
+    stand.scaler = stand
+    callback.on_train_start(stand, stand)
+    for step in range(6):
+        callback.on_train_batch_end(stand, stand, {"loss": torch.tensor(1.0)}, None, step)
+    callback.on_train_epoch_end(stand, stand)
+    assert stand.logged == {"train/skipped_steps": 2}
+
+
+# Writing
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(cifar_train, run_dirs, monkeypatch, capsys):
+    save, saved = torch.save, []
+
+    def fill_up(checkpoint, file):
+        saved.append(1)
+        if len(saved) <= 2:  # best and last of the first epoch
+            return save(checkpoint, file)
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    assert cifar_train("trainer.max_epochs=3") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a checkpoint could not be written ([Errno 28] No space left on device)" in line
+    (run_dir,) = run_dirs()
+    assert last_of(run_dir)["epoch"] == 0
+    assert not list(run_dir.rglob("*.part"))
+    monkeypatch.setattr(torch, "save", save)
+    assert train.main([f"resume={run_dir}"]) == 0
+    assert record_of(run_dir)["epochs"] == 3
+
+
+def test_a_process_killed_while_it_writes_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    io = WholeCheckpoints()
+    io.save_checkpoint({"epoch": 0, "weights": torch.arange(1000)}, path)
+
+    def die(checkpoint, file):
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    else:
+        monkeypatch.setattr(torch, "save", die)
+        io.save_checkpoint({"epoch": 1, "weights": torch.zeros(1000)}, path)
+        os._exit(0)
+    assert (tmp_path / "last.ckpt.part").exists()
+    assert torch.load(path, weights_only=True)["epoch"] == 0
+    io.save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True)["epoch"] == 2
+
+
+def test_the_first_checkpoint_that_fails_says_that_there_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="there is none yet"):
+        WholeCheckpoints().save_checkpoint({"epoch": 0}, tmp_path / "file" / "last.ckpt")
+
+
+# Sweeps
+
+
+def test_a_sweep_with_failures_ends_and_tries_only_those_again(capsys):
+    tiny = [text for text in TINY if not text.startswith(("data", "trainer"))]
+    images, labels = Synthetic(num_train=120, num_test=40).read(train=True)
+    for name in ("a", "b", "test"):
+        np.savez(f"{name}.npz", images=images[:100].numpy(), labels=labels[:100].numpy())
+    command = [
+        "-m", *tiny, "data=files", "data.train=a.npz,b.npz,c.npz", "data.test=test.npz", "data.batch_size=20",
+        "data.num_val=20", "seed=0,1", "trainer.max_epochs=1",
+    ]  # fmt: skip
+    assert train.main(command) == 1
+    out = capsys.readouterr().out
+    assert "2 of 6 jobs failed" in out
+    assert out.count("c.npz, which is not there") >= 2
+    results = sorted(Path("outputs").rglob("result.json"))
+    assert len(results) == 4
+    stamps = [path.stat().st_mtime_ns for path in results]
+    failures = list(Path("outputs").rglob("failure.txt"))
+    assert len(failures) == 2
+    assert "c.npz" in failures[0].read_text()
+    np.savez("c.npz", images=images[:100].numpy(), labels=labels[:100].numpy())
+    assert train.main(command) == 0
+    assert [path.stat().st_mtime_ns for path in results] == stamps
+    assert len(list(Path("outputs").rglob("result.json"))) == 6
+    assert not list(Path("outputs").rglob("failure.txt"))
+    assert "failed" not in capsys.readouterr().out
+
+
+# Signals
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """Have this process get a signal within a training step, counted from 1, until called with None."""
+    training_step = Classifier.training_step
+
+    def at(step, number=signal.SIGTERM):
+        def step_with_signal(self, batch, batch_idx):
+            if self.trainer.global_step + 1 == step:
+                os.kill(os.getpid(), number)
+            return training_step(self, batch, batch_idx)
+
+        monkeypatch.setattr(Classifier, "training_step", step_with_signal if step else training_step)
+
+    return at
+
+
+MOMENTS = {
+    "sgd, cosine": ("optimizer=sgd", "scheduler=cosine", "model.dropout=0.2"),
+    "adam, one_cycle, policies": ("optimizer=adam", "scheduler=one_cycle", "augment=randaugment", "optimizer.lr=0.01"),
+    "sam": ("optimizer=sam", "model.stochastic_depth=0.3"),
+    "ema": ("averaging=ema", "averaging.decay=0.7", "augment=cutmix"),
+    "muon": ("optimizer=muon", "trainer.accumulate_grad_batches=2"),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+@pytest.mark.parametrize("step", [1, 8, 15])
+def test_stopped_within_an_epoch_and_resumed_equals_never_stopped(cifar_train, run_dirs, send, capsys, name, step):
+    overrides = ["trainer.max_epochs=3", *MOMENTS[name]]
+    if "accumulate" in overrides[-1]:
+        step = (step + 1) // 2
+    assert cifar_train(*overrides) == 0
+    send(step)
+    assert cifar_train(*overrides) == 128 + signal.SIGTERM
+    assert "by SIGTERM" in capsys.readouterr().err
+    whole, resumed = run_dirs()
+    assert last_of(resumed)["global_step"] == step
+    send(None)
+    assert train.main([f"resume={resumed}"]) == 0
+    assert_equal(last_of(whole)["state_dict"], last_of(resumed)["state_dict"])
+    assert_equal(last_of(whole)["optimizer_states"], last_of(resumed)["optimizer_states"])
+    for a, b in zip(rows_of(whole), rows_of(resumed), strict=True):
+        same = {key for key in a if key != "train/images_per_second"}
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
+    assert record_of(whole)["metrics"]["test/loss"] == record_of(resumed)["metrics"]["test/loss"]
+
+
+def test_ctrl_c_has_an_exit_code_of_its_own_and_ends_a_sweep(cifar_train, run_dirs, send, capsys):
+    send(3, signal.SIGINT)
+    assert cifar_train("-m", "seed=0,1") == 130
+    assert "by SIGINT" in capsys.readouterr().err
+    assert len(run_dirs()) == 1
+    send(None)
+    assert cifar_train("-m", "seed=0,1") == 0
+    assert len(list(Path("outputs").rglob("result.json"))) == 2
+
+
+def test_handlers_are_given_back(cifar_train):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert cifar_train() == 0
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_signal_in_the_last_epochs_validation_stops_before_the_test(cifar_train, run_dirs, monkeypatch):
+    validation_step = Classifier.validation_step
+
+    def stop(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validation_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "validation_step", stop)
+    assert cifar_train() == 143
+    (run_dir,) = run_dirs()
+    assert not (run_dir / "result.json").exists()
+    monkeypatch.setattr(Classifier, "validation_step", validation_step)
+    assert train.main([f"resume={run_dir}"]) == 0
+    assert record_of(run_dir)["epochs"] == 1
+
+
+def test_tensorboard_has_no_point_twice(cifar_train, run_dirs, crash, send):
+    overrides = ["trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
+    assert cifar_train(*overrides) == 0
+    send(8)
+    assert cifar_train(*overrides) == 143
+    send(None)
+    whole, resumed = run_dirs()
+    crash(2)
+    with pytest.raises(RuntimeError, match="power"):
+        train.main([f"resume={resumed}"])
+    crash(None)
+    assert train.main([f"resume={resumed}"]) == 0
+    points = []
+    for run_dir in (whole, resumed):
+        events = EventAccumulator(str(run_dir / "tensorboard"))
+        events.Reload()
+        tags = [tag for tag in events.Tags()["scalars"] if "per_second" not in tag]
+        points.append({tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags})
+    assert points[0] == points[1]
