@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +280,12 @@ def test_tensorboard_has_no_point_twice(cifar_train, run_dirs, crash, send):
         tags = [tag for tag in events.Tags()["scalars"] if "per_second" not in tag]
         points.append({tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags})
     assert points[0] == points[1]
+
+
+def test_killed_five_times_at_random_a_run_ends_as_if_left_alone():
+    """The short form; 50 kills for each of four recipes: python benchmarks/kills.py."""
+    script = Path(train.__file__).parents[1] / "benchmarks" / "kills.py"
+    command = [sys.executable, str(script), "--kills", "5", "--epochs", "30", "sgd"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" equal") == 4
