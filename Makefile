@@ -19,7 +19,7 @@ quickstart: .venv/installed  ## train on the built-in data set: no download, abo
 	cifar-train experiment=quickstart
 
 test: .venv/installed  ## the tests, offline
-	pytest -n 2
+	pytest -n 2 --dist worksteal
 
 lint: .venv/installed  ## ruff: style and formatting
 	ruff check . && ruff format --check .

@@ -237,11 +237,11 @@ class Composer:
 
     def compare_types(self, cfg: DictConfig, overrides: list[str]) -> None:
         """Refuse a value of another kind than its default at once: finer checks have to wait for slow imports."""
-        parsed = parse(overrides)
-        default = self.defaults(tuple(override.input_line for override in parsed if self.is_group(override)))
-        for override in parsed:
-            if self.is_group(override) or override.is_delete():
-                continue
+        parsed = [override for override in parse(overrides) if not override.is_delete()]
+        choices = [override.input_line for override in parsed if self.is_group(override)]
+        values = [override for override in parsed if not self.is_group(override)]
+        default = self.defaults(tuple(choices)) if values else cfg
+        for override in values:
             if override.is_add() or override.is_force_add():
                 self.refuse_stray_addition(cfg, override)
                 continue
@@ -370,11 +370,12 @@ def check_arguments(cfg: DictConfig) -> None:
             known = arguments(node["_target_"])
             for name in node:
                 place = f"{key}.{name}"
-                if name.startswith("_") or known is None:
+                if name in HYDRA_KEYS or (known is None and not name.startswith("_")):
                     continue
+                known = known or {}
                 if name not in known:
                     raise UsageError(
-                        f"unknown key {place}.{near(place, [f'{key}.{other}' for other in known])} "
+                        f"unknown key {place}.{near(place, [f'{key}.{other}' for other in (*known, *HYDRA_KEYS)])} "
                         f"{node['_target_']} takes no such argument"
                     )
                 value = select(cfg, place) if not OmegaConf.is_missing(node, name) else None
@@ -382,6 +383,11 @@ def check_arguments(cfg: DictConfig) -> None:
                     raise UsageError(f"{place} has no default. Give it: {place}=…")
                 if not fits(value, known[name]):
                     raise UsageError(f"{place} must be {describe(known[name])}. Got {value!r}")
+
+
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+# who takes the **kwargs of those that hand them on
+RECEIVERS = {"lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter"}
 
 
 def arguments(target: str) -> dict[str, object] | None:
@@ -403,7 +409,7 @@ def arguments(target: str) -> dict[str, object] | None:
         found = {**{name: hints.get(name, typing.Any) for name in named if name != "self"}, **found}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return found
-    return None
+    return found | arguments(RECEIVERS[target]) if target in RECEIVERS else None
 
 
 BASIC = (bool, int, float, str, types.NoneType)

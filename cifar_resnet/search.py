@@ -52,7 +52,7 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     from hydra.utils import instantiate
 
     from cifar_resnet.terminal import set_up_logging
-    from cifar_resnet.train import build, images_kept
+    from cifar_resnet.train import build, callbacks_of, images_kept
 
     set_up_logging()
     with usage_errors():
@@ -60,6 +60,7 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     with images_kept():
         build(cfg)  # finds what only the network or the data can tell, before there is a folder
         with usage_errors():
+            callbacks_of(cfg)
             search.open(Path(cfg.output_dir) / cfg.name, composer, fixed, space)
         search.go_on()
     return search.report()

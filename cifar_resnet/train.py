@@ -276,9 +276,7 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
     run_dir = open_run_dir(cfg)
     try:
         with usage_errors(MisconfigurationException):
-            callbacks = dict(instantiate(cfg.callbacks))
-            if "averaging" in cfg:
-                callbacks["averaging"] = instantiate(cfg.averaging)
+            callbacks = callbacks_of(cfg)
             throughput = Throughput()
             if not data.has_val:
                 callbacks.pop("best", None)
@@ -388,6 +386,11 @@ def show(run_dir: Path, record: dict, data: "DataModule", chosen: Path, loggers:
             for block in blocks:
                 if block.figure:
                     logger.experiment.add_figure(block.name, block.figure, record["steps"])
+
+
+def callbacks_of(cfg: DictConfig) -> dict[str, "Callback"]:
+    averaging = {"averaging": instantiate(cfg.averaging)} if "averaging" in cfg else {}
+    return dict(instantiate(cfg.callbacks)) | averaging
 
 
 def loggers_of(cfg: DictConfig, first_step: int | None) -> list["Logger"]:

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -126,5 +127,21 @@ def crash(monkeypatch):
             on_train_epoch_start(self)
 
         monkeypatch.setattr(Classifier, "on_train_epoch_start", start)
+
+    return at
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """Have this process get a signal within a training step, counted from 1, until called with None."""
+    training_step = Classifier.training_step
+
+    def at(step, number=signal.SIGTERM):
+        def step_with_signal(self, batch, batch_idx):
+            if self.trainer.global_step + 1 == step:
+                os.kill(os.getpid(), number)
+            return training_step(self, batch, batch_idx)
+
+        monkeypatch.setattr(Classifier, "training_step", step_with_signal if step else training_step)
 
     return at

@@ -130,7 +130,6 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     [
         (None, 1, ()),
         (0.5, 1, ("model.label_smoothing=0.1",)),
-        (None, 2, ()),
         (0.5, 2, ("augment.mixing=mixup",)),
     ],
 )

@@ -103,6 +103,8 @@ def test_biases_and_norms_learn_at_their_own_rate(optimizer):
         base = rates[id(model.fc.weight)]
         (rate,) = {rates[id(p)] for p in model.parameters() if p.ndim <= 1}
         assert rate == pytest.approx(base * factor)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
         built.step()
         schedule.step()
         moved = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}

@@ -128,7 +128,10 @@ def test_without_validation_images_the_last_epoch_is_kept(cifar_train, run_dirs)
         ("optimizer=adamw", "scheduler=multistep", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"),
     ],
 )
-def test_two_epochs_and_two_more_equal_four_to_the_last_bit(cifar_train, run_dirs, crash, overrides, capsys):
+def test_crashed_stopped_and_resumed_equals_never_stopped_to_the_last_bit(
+    cifar_train, run_dirs, crash, send, overrides, capsys
+):
+    """Killed after two of four epochs, stopped within the third, and resumed each time."""
     overrides = [*overrides, "trainer.max_epochs=4", "model.dropout=0.2"]
     assert cifar_train(*overrides) == 0
     crash(2)
@@ -140,7 +143,11 @@ def test_two_epochs_and_two_more_equal_four_to_the_last_bit(cifar_train, run_dir
     crash(None)
     from cifar_resnet import train
 
-    assert train.main([f"resume={resumed.relative_to(Path.cwd())}"]) == 0
+    resume = [f"resume={resumed.relative_to(Path.cwd())}"]
+    send(2 * last_of(whole)["global_step"] // 4 + 2)
+    assert train.main(resume) == 143
+    send(None)
+    assert train.main(resume) == 0
     assert len(run_dirs()) == 2
     a, b = last_of(whole), last_of(resumed)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):

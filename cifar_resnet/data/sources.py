@@ -39,9 +39,10 @@ class CIFAR10(DataModule):
         if self.train is not None or self.is_complete():  # once read, nothing more is needed
             return
         reason = None
+        is_new, lock = not self.root.exists(), self.root / f".{self.dataset.base_folder}.lock"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{self.dataset.base_folder}.lock"):
+            with FileLock(lock):
                 for pause in (0, 2, 8):
                     time.sleep(pause)
                     if self.is_complete():  # another process may have been quicker
@@ -49,8 +50,13 @@ class CIFAR10(DataModule):
                     reason = self.download()
                     if reason is None:
                         return
-        except OSError as error:  # a folder that cannot be written
-            reason = error
+                    if isinstance(getattr(reason, "reason", None), socket.gaierror):  # no network to wait for
+                        break
+            lock.unlink()
+            if is_new:
+                self.root.rmdir()
+        except OSError as error:  # a folder that cannot be written, or is not empty any more
+            reason = reason or error
         if reason is not None:
             raise FileNotFoundError(
                 f"{self.dataset.__name__} is not in {self.root} and could not be downloaded ({reason}). "

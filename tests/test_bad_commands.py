@@ -1,0 +1,181 @@
+"""Generated mistakes: each gets one line that names what was given, exit code 2, and leaves nothing behind.
+
+BAD_COMMANDS=300 pytest tests/test_bad_commands.py   # the long form
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from omegaconf import OmegaConf
+
+from cifar_resnet import design, evaluate, export, find_lr, predict, report, search, train
+from cifar_resnet.command import CONF, Composer, kind, leaves, select
+
+COUNT = int(os.environ.get("BAD_COMMANDS", "20"))
+COMMANDS = {
+    "train": train, "find_lr": find_lr, "search": search, "design": design,
+    "evaluate": evaluate, "predict": predict, "export": export, "report": report,
+}  # fmt: skip
+TRAINERS = ("train", "find_lr", "search")
+TAKES_A_CHECKPOINT = ("evaluate", "predict", "export")
+
+OUT_OF_RANGE = [
+    "data.batch_size=0", "data.batch_size=-5", "data.eval_batch_size=0", "data.num_val=-1", "data.num_val=1e9",
+    "data.split_seed=-1", "data.num_train=3", "data.mean=[0,0,0] data.std=[0,1,1]", "seed=-1",
+    "model.depth=21", "model.depth=0", "model.widths=[]", "model.widths=[4,8,-8]", "model.dropout=1.5",
+    "model.label_smoothing=1.0", "model.drop_block=-0.5", "model.stochastic_depth=2.0", "model.kernel_sizes=4",
+    "model.block=wide", "model.shortcut=none", "model.stem=patch", "model.tta=twice", "model.max_params=10",
+    "model.bias_lr_factor=-1", "model.squeeze_excitation=-2", "model.pool_size=0", "model.strides=[1,2]",
+    "scheduler.warmup_fraction=2", "scheduler.end_factor=-1", "scheduler=one_cycle scheduler.shape=round",
+    "scheduler=one_cycle scheduler.peak_fraction=3", "scheduler=one_cycle scheduler.max_lr=-1",
+    "optimizer.lr=-0.1", "optimizer.momentum=-1", "optimizer.weight_decay=-1", "optimizer=sam optimizer.rho=-1",
+    "optimizer=muon optimizer.momentum=1", "optimizer=adam optimizer.betas=[2,0.9]",
+    "augment.crop_padding=-1", "augment.crop_padding=99", "augment.cutout_size=-4", "augment.flip=sideways",
+    "augment.cutout_probability=7", "augment.policy=randomness", "augment.mixing=blender",
+    "averaging=ema averaging.decay=2", "trainer.max_epochs=0", "trainer.max_epochs=-1",
+    "trainer.accelerator=abacus", "trainer.gradient_clip_algorithm=scissors trainer.gradient_clip_val=1",
+    "precision=16-mixed", "precision.float32_matmul=most", "callbacks.finite_loss.every_n_steps=0",
+    "callbacks.augmented_batch.num_images=0", "distill.teacher=[] distill.weight=0.5",
+]  # fmt: skip
+IMPOSSIBLE = {
+    "train": [
+        "resume=RUN seed=3", "resume=nowhere", "run_dir=RUN", "-m resume=RUN seed=0,1", "-m trainer.devices=2 seed=0,1",
+        "optimizer.lr=0.1,0.2", "-m optimizer.lr=interval(0,1)", "trainer.limit_val_batches=0",
+        "optimizer=sam trainer.devices=2", "hydra.run.dir=there", "--nonsense", "--config-dir nowhere",
+        "distill.teacher=nowhere", "distill.teacher=CUT", "data.num_val=230",
+    ],
+    "find_lr": [
+        "range_test.steps=0", "range_test.suggest=best", "range_test.min_lr=3 range_test.max_lr=1", "resume=RUN",
+    ],
+    "search": [
+        "search.method=luck", "search.trials=0", "search.narrow=0", "data.num_val=0", "optimizer.lr=0.1", "-m seed=0",
+    ],
+    "design": ["max_params=5", "max_params=-1", "max_params=1e6 stages=[]", "max_params=lots", "max_params=1e6 keep=0"],
+    "evaluate": ["checkpoint=RUN tta=often", "checkpoint=RUN data=files data.test=nowhere", "checkpoint=[]"],
+    "predict": [
+        "checkpoint=RUN input=nowhere", "checkpoint=RUN input=PICTURE top_k=0",
+        "checkpoint=RUN input=PICTURE output=a.txt",
+    ],
+    "export": ["checkpoint=RUN formats=[tflite]", "checkpoint=nowhere"],
+    "report": ["nowhere", "compare RUN", "compare RUN nowhere", "RUN pivot=[seed]", "RUN pivot=[seed,wings]"],
+}  # fmt: skip
+DAMAGED = [
+    "data=files data.train=BROKEN.npz data.test=BROKEN.npz", "data=files data.train=FLOATS.npz data.test=FLOATS.npz",
+    "data=files data.train=TRAP.pkl data.test=TRAP.pkl", "data=image_folder data.root=HALF",
+    "data=image_folder data.root=nowhere", "data=cifar10 data.root=CIFAR",
+]  # fmt: skip
+
+
+def misspelt(word: str, dice: random.Random) -> str:
+    place = dice.randrange(len(word))
+    return dice.choice([word[:place] + word[place + 1 :], word[:place] + "q" + word[place:], word + "s"])
+
+
+def generated(count: int) -> Iterator[tuple[str, str]]:
+    """Commands and their arguments, each with one mistake."""
+    dice = random.Random(0)
+    keys = {}
+    for command in COMMANDS:
+        cfg = Composer(command).jobs([])[0].cfg
+        keys[command] = {key: select(cfg, key) for key in leaves(cfg) if not OmegaConf.is_missing(cfg, key)}
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    made = set()
+    while len(made) < count:
+        command = dice.choice(list(COMMANDS))
+        key = dice.choice([key for key in keys[command] if key.split(".")[0] not in ("overrides", "choices")])
+        parent, _, name = key.rpartition(".")
+        typo = ".".join(filter(None, [parent, misspelt(name, dice)]))
+        sort = dice.choice(["key", "added key", "choice", "type", "range", "impossible", "damaged", "checkpoint"])
+        line = None
+        if sort == "key" and typo not in keys[command]:
+            line = f"{typo}=1"
+        elif sort == "added key" and typo not in keys[command] and command in TRAINERS:
+            line = f"+{typo}=1"
+        elif sort == "choice" and command in TRAINERS:
+            group = dice.choice(groups)
+            line = f"{group}={misspelt(dice.choice(sorted((CONF / group).glob('*.yaml'))).stem, dice)}"
+        elif sort == "type" and kind(keys[command][key]) in ("a number", "true or false"):
+            line = f"{key}=several"
+        elif sort == "range" and command in TRAINERS:
+            line = dice.choice(OUT_OF_RANGE)
+        elif sort == "impossible":
+            line = dice.choice(IMPOSSIBLE[command])
+        elif sort == "damaged" and command in TRAINERS:
+            line = dice.choice(DAMAGED)
+        elif sort == "checkpoint" and command in TAKES_A_CHECKPOINT:
+            line = f"checkpoint={dice.choice(['CUT', 'OTHER', 'EMPTY', 'nowhere', 'HALF'])} input=PICTURE"
+            line = line if command == "predict" else line.split()[0]
+        if line and (command, line) not in made:
+            made.add((command, line))
+            yield command, line
+
+
+@pytest.fixture(scope="module")
+def things(sweep_dir, tmp_path_factory) -> dict[str, str]:
+    """What the placeholders stand for: a good run, and damaged files."""
+    folder = tmp_path_factory.mktemp("things")
+    good = (sweep_dir / "seed-0" / "checkpoints" / "best.ckpt").read_bytes()
+    (folder / "cut.ckpt").write_bytes(good[:5000])
+    (folder / "empty.ckpt").write_bytes(b"")
+    torch.save({"net": torch.zeros(3)}, folder / "other.ckpt")
+    (folder / "broken.npz").write_bytes(b"PK\x03\x04broken")
+    np.savez(folder / "floats.npz", images=np.zeros((9, 32, 32, 3)), labels=np.arange(9))
+    (folder / "trap.pkl").write_bytes(b"cposix\nmkdir\n(S'executed'\ntR.")
+    (folder / "half" / "train" / "cat").mkdir(parents=True)
+    (folder / "cifar" / "cifar-10-batches-py").mkdir(parents=True)
+    (folder / "cifar" / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
+    (folder / "picture.png").write_bytes(b"no picture")
+    names = {
+        "CUT": "cut.ckpt", "EMPTY": "empty.ckpt", "OTHER": "other.ckpt", "HALF": "half", "CIFAR": "cifar",
+        "BROKEN.npz": "broken.npz", "FLOATS.npz": "floats.npz", "TRAP.pkl": "trap.pkl", "PICTURE": "picture.png",
+    }  # fmt: skip
+    return {name: str(folder / file) for name, file in names.items()} | {"RUN": str(sweep_dir / "seed-0")}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The network is not there, and says so at once."""
+
+    def refuse(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("cifar_resnet.data.sources.time.sleep", lambda seconds: None)
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("command", "line"), generated(COUNT))
+def test_one_line_exit_code_two_and_nothing_left(command, line, things, offline, capsys, tmp_path):
+    arguments = line.split()
+    for name, path in things.items():
+        arguments = [text.replace(name, path) for text in arguments]
+    if command in TRAINERS:
+        given = {text.partition("=")[0] for text in arguments}
+        other_data = any(text.startswith("data=") for text in arguments)
+        small = [text for text in TINY if text.partition("=")[0] not in given]
+        arguments = [*(text for text in small if not (other_data and text.startswith("data"))), *arguments]
+        if any(text.startswith("resume=") for text in arguments):
+            arguments = [text for text in arguments if text not in TINY]
+    elsewhere = Path(things["CUT"]).parent
+    before = everything(tmp_path) | everything(elsewhere)
+    try:
+        code = COMMANDS[command].main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    captured = capsys.readouterr()
+    complaint = [text for text in captured.err.splitlines() if not text.startswith("skipped: ")]
+    assert code == 2, (arguments, captured)
+    assert len(complaint) == 1, captured.err
+    assert complaint[0].startswith("error: ")
+    assert 20 < len(complaint[0]) < 600
+    assert "Traceback" not in captured.out + captured.err
+    assert everything(tmp_path) | everything(elsewhere) == before
