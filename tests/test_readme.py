@@ -36,7 +36,7 @@ DATA = ("data=", "data.root=", "data.image_size=", "data.num_val=", "data.batch_
 def trained_small(line: str, run_dir: Path | None) -> list[str]:
     """The command's arguments, with the network, the data and the length of the training cut down."""
     arguments = shlex.split(line.replace("outputs/train/<run folder>", str(run_dir)))[1:]
-    if {"--help", "--cfg"} & set(arguments) or any(argument.startswith("resume=") for argument in arguments):
+    if {"--help", "--cfg"} & set(arguments) or any("resume=" in text and text != "resume=auto" for text in arguments):
         return arguments
     kept = [argument for argument in arguments if not argument.startswith(DATA) or argument == "data.num_val=0"]
     depths = [argument for argument in kept if argument.startswith("model.depth=")]
