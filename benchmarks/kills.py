@@ -41,10 +41,9 @@ def begin(run_dir: Path, overrides: list[str]) -> int:
     """Start a life of the training; its process number."""
     if child := os.fork():
         return child
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    torch.set_num_threads(1)
+    said = os.open(run_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     os._exit(train.main([*SMALL, *overrides, f"run_dir={run_dir}"]))
 
 
@@ -78,10 +77,15 @@ def train_with_kills(run_dir: Path, overrides: list[str], kills: int, dice: rand
         if (run_dir / "result.json").exists():
             sys.exit(f"the training ended after {sum(ways.values())} of {kills} kills; give more --epochs")
         ways[way] += 1
+    train_undisturbed(run_dir, overrides)
+    return ways
+
+
+def train_undisturbed(run_dir: Path, overrides: list[str]) -> None:
     _, status = os.waitpid(begin(run_dir, overrides), 0)
     if status:
-        sys.exit(f"the last life ended with {os.waitstatus_to_exitcode(status)}; see {run_dir}/train.log")
-    return ways
+        said = run_dir.with_suffix(".log").read_text()[-2000:]
+        sys.exit(f"{said}\na life that nobody ended ended with {os.waitstatus_to_exitcode(status)}")
 
 
 def outcome(run_dir: Path) -> tuple[dict, dict, list, dict]:
@@ -113,6 +117,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a process that has started OpenMP's threads cannot be forked
     names = ("weights", "optimizer", "metrics of each epoch", "scores")
     all_equal = True
     for recipe in options.recipes:
@@ -120,7 +125,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             alone, killed = Path(folder, "alone"), Path(folder, "killed")
             start = time.perf_counter()
-            os.waitpid(begin(alone, overrides), 0)
+            train_undisturbed(alone, overrides)
             ways = train_with_kills(killed, overrides, options.kills, random.Random(options.seed))
             same = [equal(a, b) for a, b in zip(outcome(alone), outcome(killed), strict=True)]
         all_equal &= all(same)
