@@ -32,7 +32,8 @@ def accuracy(overrides: list[str], lr: float, name: str) -> float:
     if record := runs.read_record(run_dir):
         return record["metrics"]["val/acc"]
     (job,) = Composer("train").jobs([*overrides, f"optimizer.lr={lr}", "test=false"])
-    return train_in(run_dir, job.cfg)["metrics"]["val/acc"]
+    record = train_in(run_dir, job.cfg)
+    return record["metrics"]["val/acc"] if record else 0.0  # a loss that is no longer finite ends a run
 
 
 def measure(network: str, optimizer: str, epochs: int, more: list[str]) -> dict:

@@ -244,7 +244,7 @@ def data_of(cfg: DictConfig) -> "DataModule":
         settings = OmegaConf.to_container(cfg.data, resolve=True)
         of_the_images = {key: value for key, value in settings.items() if key not in ("seed", "batch_size")}
         key = json.dumps([cfg.trainer.accelerator, of_the_images], sort_keys=True)
-        if key in _kept:
+        if key in _kept and _kept[key].train is not None:  # a job that failed early has read nothing
             data.adopt(_kept[key])
         _kept.clear()
         _kept[key] = data

@@ -407,3 +407,17 @@ def test_the_jobs_of_a_sweep_read_their_images_once(cifar_train, run_dirs, monke
     assert record_of(run_dirs()[-1])["metrics"]["test/loss"] == together["seed-1_lr-0.2"]["test/loss"]
     assert cifar_train("-m", "data.num_val=40,60") == 0  # another split is read anew
     assert reads == [True, False] * 4
+
+
+def test_a_job_that_fails_before_it_reads_leaves_the_next_nothing_to_take_over(cifar_train, run_dirs, monkeypatch):
+    """With a source that, as CIFAR-10 does, knows its classes only once it has read."""
+    read, classes = Synthetic.read, Synthetic.classes
+
+    def read_and_learn_classes(self, train):
+        self.classes = classes
+        return read(self, train)
+
+    monkeypatch.delattr(Synthetic, "classes")
+    monkeypatch.setattr(Synthetic, "read", read_and_learn_classes)
+    assert cifar_train("-m", "optimizer.lr=-1,0.1") == 1
+    assert [path.name for path in run_dirs() if (path / "result.json").exists()] == ["lr-0.1"]
