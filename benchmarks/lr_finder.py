@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 
 from cifar_resnet import runs
-from cifar_resnet.command import Composer
+from cifar_resnet.command import Composer, Diverged
 from cifar_resnet.find_lr import range_test
 from cifar_resnet.terminal import set_up_logging
 from cifar_resnet.train import train_in
@@ -32,8 +32,10 @@ def accuracy(overrides: list[str], lr: float, name: str) -> float:
     if record := runs.read_record(run_dir):
         return record["metrics"]["val/acc"]
     (job,) = Composer("train").jobs([*overrides, f"optimizer.lr={lr}", "test=false"])
-    record = train_in(run_dir, job.cfg)
-    return record["metrics"]["val/acc"] if record else 0.0  # a loss that is no longer finite ends a run
+    try:
+        return train_in(run_dir, job.cfg)["metrics"]["val/acc"]
+    except Diverged:
+        return 0.0
 
 
 def measure(network: str, optimizer: str, epochs: int, more: list[str]) -> dict:

@@ -42,6 +42,10 @@ class RunError(Exception):
     """A run that could not go on, through nobody's mistake: its text says what happened and what may help."""
 
 
+class Diverged(RunError):
+    """A training whose loss is no longer finite."""
+
+
 class Interrupted(BaseException):
     """A run that was asked to stop, and has saved where it was. signal: by which one."""
 

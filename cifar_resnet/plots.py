@@ -64,7 +64,7 @@ def search_figure(trials: list["FrozenTrial"], best: "FrozenTrial", key: str, lo
     (axes,) = figure.axes
     rounds = sorted({trial.user_attrs["round"] for trial in trials})
     for index, round_ in enumerate(rounds):
-        members = [trial for trial in trials if trial.user_attrs["round"] == round_]
+        members = [trial for trial in trials if trial.user_attrs["round"] == round_ and trial.value is not None]
         shade = 0.35 + 0.65 * (index + 1) / len(rounds)
         values, accuracies = [trial.params[key] for trial in members], [100 * trial.value for trial in members]
         axes.scatter(

@@ -23,7 +23,16 @@ if not __package__:  # run as a file
 from omegaconf import DictConfig
 
 from cifar_resnet import runs
-from cifar_resnet.command import Choice, Composer, Interval, UsageError, check_arguments, interpret, usage_errors
+from cifar_resnet.command import (
+    Choice,
+    Composer,
+    Diverged,
+    Interval,
+    UsageError,
+    check_arguments,
+    interpret,
+    usage_errors,
+)
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -33,7 +42,7 @@ log = logging.getLogger("cifar_resnet")
 
 DEFAULT_SPACE = {"optimizer.lr": Interval(1e-6, 1.0, log=True)}
 METHODS = ("random", "tpe")
-ROUND = "round"  # attribute of a trial
+ROUND, DIVERGED = "round", "diverged"  # attributes of a trial
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,13 +196,19 @@ class Search:
         log.info(f"\n{where}trial {len(self.finished()) + 1} of {self.rounds * self.trials}: {' '.join(varying)}")
         try:
             (job,) = self.composer.jobs([*self.fixed, *varying])
-            record = runs.read_record(run_dir) or train_in(run_dir, job.cfg, [pruning_callback(trial)])
         except UsageError:
             self.study.tell(trial, state=TrialState.FAIL)
             raise
-        if record is None:
+        try:
+            record = runs.read_record(run_dir) or train_in(run_dir, job.cfg, [pruning_callback(trial)])
+        except Diverged:  # which says something about its values: there is nothing to try again
+            trial.set_user_attr(DIVERGED, True)
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return
+        except Exception:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif self.method == "tpe" and record["epochs"] < job.cfg.trainer.max_epochs:
+            return
+        if self.method == "tpe" and record["epochs"] < job.cfg.trainer.max_epochs:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, record["metrics"]["val/acc"])

@@ -172,7 +172,8 @@ def search_table(trials: list["FrozenTrial"], keys: list[str], in_rounds: bool) 
     for trial in trials:
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, keys)]
         accuracy = "" if trial.value is None else f"{trial.value:.2%}"
-        state = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}[trial.state.name]
+        ended = "diverged" if "diverged" in trial.user_attrs else "ended early"
+        state = {"COMPLETE": "", "PRUNED": ended, "FAIL": "failed", "RUNNING": "not finished"}[trial.state.name]
         round_ = [str(trial.user_attrs["round"] + 1)] if in_rounds and "round" in trial.user_attrs else [""] * in_rounds
         table.add_row(str(trial.number + 1), *round_, *values, accuracy, state)
     return table

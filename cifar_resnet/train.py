@@ -124,10 +124,12 @@ def sweep(jobs: list[Job]) -> int:
             run_dir = folder / name
             done = runs.read_record(run_dir)
             log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
-            record = done or train_in(run_dir, job.cfg)
-            records.append((job.varying, record))
-            if record is None:
+            try:
+                record = done or train_in(run_dir, job.cfg)
+            except Exception:
+                record = None
                 reasons.append(f"{' '.join(job.varying)}: {reason_of(run_dir)}")
+            records.append((job.varying, record))
     print_table(sweep_table(records))
     if reasons:
         log.error(f"  {len(reasons)} of {len(jobs)} jobs failed; the same command again trains only those\n")
@@ -138,12 +140,11 @@ def sweep(jobs: list[Job]) -> int:
 
 def reason_of(run_dir: Path) -> str:
     """The last line of what a failed job left."""
-    path = run_dir / FAILURE
-    return path.read_text().strip().rpartition("\n")[2] if path.is_file() else "it left no reason"
+    return (run_dir / FAILURE).read_text().strip().rpartition("\n")[2]
 
 
-def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> dict | None:
-    """Train in this folder, from where it stopped if it was begun before; the record, or None where it failed."""
+def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> dict:
+    """Train in this folder, from where it stopped if it was begun before; the record. A failure leaves its reason."""
     begun = (run_dir / runs.CONFIG).is_file()
     cfg = runs.load_config(run_dir) if begun else cfg
     cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
@@ -157,6 +158,7 @@ def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()
         log.error(f"error: {text}")
         run_dir.mkdir(parents=True, exist_ok=True)
         runs.write_atomically(failure, f"{text.rstrip()}\n")
+        raise
     return runs.read_record(run_dir)
 
 

@@ -121,12 +121,29 @@ def test_whole_numbers_stay_whole_in_trials_that_train():
 def test_a_trial_that_failed_is_tried_again(scored, monkeypatch):
     arguments = ["data=synthetic", "search.rounds=1", "search.trials=3"]
     train_in = train.train_in
-    monkeypatch.setattr(train, "train_in", lambda *rest: None if len(scored) == 1 else train_in(*rest))
+
+    def failing(*rest):
+        if len(scored) == 1:
+            raise OSError("no space left on device")
+        return train_in(*rest)
+
+    monkeypatch.setattr(train, "train_in", failing)
     assert search.main(arguments) == 0
     assert len(scored) == 1
     monkeypatch.setattr(train, "train_in", train_in)
     assert search.main(arguments) == 0
     assert len(scored) == 3
+
+
+def test_a_trial_that_diverged_is_finished_and_never_the_best(capsys):
+    space = ["optimizer.lr=choice(0.05,1e38)", "search.method=tpe", "search.trials=4"]
+    assert search.main([*SMALL, *space]) == 0
+    states = {trial["optimizer.lr"]: trial["state"] for trial in trials_of()}
+    assert states == {"0.05": "COMPLETE", "1e+38": "PRUNED"}
+    assert "diverged" in capsys.readouterr().out
+    number = len(trials_of())
+    assert search.main([*SMALL, *space]) == 0
+    assert len(trials_of()) == number == 4
 
 
 def test_trials_leave_the_test_images_alone():

@@ -3,7 +3,7 @@
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cifar_resnet.command import RunError
+from cifar_resnet.command import Diverged
 
 
 class FiniteLoss(Callback):
@@ -40,7 +40,7 @@ class FiniteLoss(Callback):
             return
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         precision = "" if "32" in str(trainer.precision) else ", or precision=32-true"
-        raise RunError(
+        raise Diverged(
             f"the loss is no longer finite. Got {loss.item()} by step {trainer.global_step} (epoch "
             f"{trainer.current_epoch + 1}) at a learning rate of {rate:.3g}; give a lower optimizer.lr, "
             f"scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1{precision}"
