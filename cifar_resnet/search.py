@@ -86,6 +86,8 @@ def check(composer: Composer, fixed: list[str], space: dict[str, Interval | Choi
     cfg = configurations[0]
     if cfg.resume or cfg.run_dir or cfg.dry_run:
         raise UsageError("a search names and resumes its runs itself: leave out run_dir, resume and dry_run")
+    if cfg.ensemble.size != 1:
+        raise UsageError(f"a search trains one network at a time. Got ensemble.size={cfg.ensemble.size}; leave it out")
     if cfg.trainer.devices != 1:
         raise UsageError(f"a search trains on one device at a time. Got trainer.devices={cfg.trainer.devices}; give 1")
     if cfg.data.get("num_val") == 0:

@@ -31,7 +31,7 @@ from cifar_resnet.command import Composer, Job, RunError, UsageError, check_argu
 from cifar_resnet.command import main as command_main
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
     from cifar_resnet.data import DataModule
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cifar_resnet")
 
 RESUME_MAY_CHANGE = ("resume", "data.root", "trainer.accelerator", "trainer.devices", "trainer.strategy")
-AUTO = "auto"  # of resume: begin, or go on where the same command was stopped
+AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; of scheduler.max_lr: find it
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
 
@@ -61,6 +61,10 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
         return 0
     if is_sweep:
         return sweep(jobs)
+    if jobs[0].cfg.ensemble.size > 1:
+        from cifar_resnet.ensemble import train_side_by_side
+
+        return train_side_by_side(jobs[0])
     start_or_resume(jobs[0])
     return 0
 
@@ -75,6 +79,8 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
 
     (job,) = Composer("train", config_dir).jobs(list(overrides))
     check_arguments(job.cfg)
+    if job.cfg.ensemble.size > 1:
+        raise UsageError("train() answers with the record of one run: leave out ensemble.size, or use cifar-train")
     set_up_logging()
     return start_or_resume(job)
 
@@ -113,6 +119,8 @@ def sweep(jobs: list[Job]) -> int:
 
     if any(job.cfg.resume or job.cfg.run_dir for job in jobs):
         raise UsageError("a sweep names and resumes its runs itself: leave out run_dir and resume")
+    if any(job.cfg.ensemble.size > 1 for job in jobs):
+        raise UsageError("a sweep trains one network after the other: leave out ensemble.size, or -m")
     if any(job.cfg.trainer.devices != 1 for job in jobs):
         raise UsageError("a sweep trains on one device at a time. Leave out trainer.devices, or train without -m")
     varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
@@ -253,63 +261,26 @@ def data_of(cfg: DictConfig) -> "DataModule":
     return data
 
 
-def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
-    """Fit, test the checkpoint that validation chose, leave the record, and return the validation accuracy.
+def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> None:
+    """Fit, test the checkpoint that validation chose, and leave the record.
 
-    Without validation images (data.num_val=0) the last epoch is tested, and its training accuracy returned.
+    Without validation images (data.num_val=0) the last epoch is tested.
     watchers: callbacks beside those of the configuration.
     """
-    import torch
-    from lightning.pytorch.loggers import TensorBoardLogger
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    from cifar_resnet import checkpoints
-    from cifar_resnet.answers import FILE, Answers
-    from cifar_resnet.callbacks import Interruption, Throughput, WholeCheckpoints
-    from cifar_resnet.models.size import num_macs, num_parameters
     from cifar_resnet.terminal import announcement, log_to, summary
 
     start = time.perf_counter()
-    schedule = cfg.get("scheduler") or {}
-    found = find_max_lr(cfg) if schedule.get("max_lr") == "auto" else None
+    found = find_max_lr(cfg) if is_max_lr_sought(cfg) else None
     data, model, precision = build(cfg)
-    size = {"parameters": num_parameters(model), "macs": num_macs(model, data.image_shape)}
-
     run_dir = open_run_dir(cfg)
     try:
-        with usage_errors(MisconfigurationException):
-            callbacks = callbacks_of(cfg)
-            throughput = Throughput()
-            if not data.has_val:
-                callbacks.pop("best", None)
-                cfg.trainer.limit_val_batches = 0
-            elif "best" in callbacks:
-                check_validation(cfg)
-            if not {"best", "last"} & callbacks.keys():
-                raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
-            last = run_dir / "checkpoints" / "last.ckpt"
-            begun = cfg.resume is not None and last.exists()
-            loggers = loggers_of(cfg, checkpoints.read(last)["global_step"] if begun else None)
-            everyone = [throughput, *callbacks.values(), *watchers, Interruption(last)]
-            plugins = [WholeCheckpoints()]
-            trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers, plugins=plugins)
-            model.check(trainer)
+        trainer = trainer_of(cfg, data, model, precision, watchers)
     except UsageError:
         if not cfg.resume:
             runs.discard(run_dir)
         raise
-
     model.config = OmegaConf.to_container(cfg, resolve=True)
-    record = {
-        "name": cfg.name,
-        "run_dir": str(run_dir),
-        "network": cfg.choices.model,
-        "data": cfg.choices.data,
-        **size,
-        **data.state(),
-        "device": runs.device_name(trainer.strategy.root_device),
-        "precision": precision,
-    }
+    record = described(cfg, data, model, precision, trainer)
     with log_to(run_dir / "train.log"):
         log.info(announcement(record))
         if found:
@@ -318,49 +289,125 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> float:
             log.warning(f"warning: {warning}\n")
         if cfg.compile:
             model.compile()
-        chosen = run_dir / "checkpoints" / "best.ckpt" if "best" in callbacks else last
         try:
-            trainer.fit(model, data, ckpt_path=last if begun else None)
+            record |= run_trainer(trainer, model, data, run_dir)
         except BaseException:
             log.info(f"\nstopped before its end; to continue: cifar-train resume={run_dir}")
             raise
-        trained = {  # before testing, which restores what these were when the checkpoint was written
-            "epochs": trainer.current_epoch,
-            "steps": trainer.global_step,
-            "train_seconds": throughput.seconds,
-            "images_per_second": throughput.images / throughput.seconds,
-            "training_flops": 6 * size["macs"] * throughput.images,  # the backward pass taken for two forward ones
-        }
-        test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
-
-        checkpoint = torch.load(chosen, map_location="cpu", weights_only=True)
-        metrics = checkpoint["metrics"] | test
-        record |= {
-            "selected": "best on validation" if "best" in callbacks else "last",
-            "epoch": checkpoint["epoch"] + 1,
-            **trained,
-            "seconds": time.perf_counter() - start,
-            "metrics": metrics,
-            "commit": runs.commit(),
-            "versions": runs.versions(),
-            "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "config": model.config,
-        }
+        conclude(cfg, record, trainer, model, data, start)
         if trainer.is_global_zero:
-            if cfg.test:
-                log_probs = torch.cat(model.test_log_probs)
-                images, labels = data.test.tensors
-                Answers.about(images, log_probs, labels).save(run_dir / FILE)
-            runs.write_record(run_dir, record)
-            groups = {group: model.config[group] for group in cfg.choices if group in model.config}
-            for logger in trainer.loggers:
-                scores = [metrics] if isinstance(logger, TensorBoardLogger) else []
-                logger.log_hyperparams(groups, *scores)
-                logger.save()
-            if cfg.page:
-                show(run_dir, record, data, chosen, trainer.loggers)
             log.info(f"\n{summary(record)}")
-    return metrics["val/acc" if data.has_val else "train/acc"]
+
+
+def trainer_of(
+    cfg: DictConfig, data: "DataModule", model: "Classifier", precision: str, watchers: Sequence["Callback"]
+) -> "Trainer":
+    """The trainer with its callbacks and loggers; UsageError where the model, or Lightning, cannot work with it."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from cifar_resnet import checkpoints
+    from cifar_resnet.callbacks import Interruption, Throughput, WholeCheckpoints
+
+    last = last_checkpoint(Path(cfg.run_dir))
+    with usage_errors(MisconfigurationException):
+        callbacks = callbacks_of(cfg)
+        if not data.has_val:
+            callbacks.pop("best", None)
+            cfg.trainer.limit_val_batches = 0
+        elif "best" in callbacks:
+            check_validation(cfg)
+        if not {"best", "last"} & callbacks.keys():
+            raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
+        loggers = loggers_of(cfg, checkpoints.read(last)["global_step"] if last.exists() else None)
+        everyone = [Throughput(), *callbacks.values(), *watchers, Interruption(last)]
+        plugins = [WholeCheckpoints()]
+        trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers, plugins=plugins)
+        model.check(trainer)
+    return trainer
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+def described(
+    cfg: DictConfig, data: "DataModule", model: "Classifier", precision: str, trainer: "Trainer"
+) -> dict[str, object]:
+    """What a run's record says before there is anything to say about its training."""
+    from cifar_resnet.models.size import num_macs, num_parameters
+
+    return {
+        "name": cfg.name,
+        "run_dir": cfg.run_dir,
+        "network": cfg.choices.model,
+        "data": cfg.choices.data,
+        "parameters": num_parameters(model),
+        "macs": num_macs(model, data.image_shape),
+        **data.state(),
+        "device": runs.device_name(trainer.strategy.root_device),
+        "precision": precision,
+    }
+
+
+def run_trainer(trainer: "Trainer", model: "Classifier", data: "DataModule", run_dir: Path) -> dict[str, float]:
+    """Train to the end, from where it stopped if it was begun before; how much that was, and how long it took."""
+    from cifar_resnet.callbacks import Throughput
+
+    last = last_checkpoint(run_dir)
+    trainer.fit(model, data, ckpt_path=last if last.exists() else None)
+    (throughput,) = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]
+    return {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "images": throughput.images,
+        "train_seconds": throughput.seconds,
+        "images_per_second": throughput.images / throughput.seconds,
+    }
+
+
+def conclude(
+    cfg: DictConfig, record: dict, trainer: "Trainer", model: "Classifier", data: "DataModule", start: float
+) -> None:
+    """Test the network, complete its record, and leave that with everything that shows how it went.
+
+    start: of the whole command, by time.perf_counter.
+    """
+    import torch
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from cifar_resnet.answers import FILE, Answers
+
+    run_dir = Path(record["run_dir"])
+    best = run_dir / "checkpoints" / "best.ckpt"
+    is_best = "best" in cfg.callbacks and data.has_val
+    chosen = best if is_best else last_checkpoint(run_dir)
+    test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
+    checkpoint = torch.load(chosen, map_location="cpu", weights_only=True)
+    metrics = checkpoint["metrics"] | test
+    record |= {
+        "selected": "best on validation" if is_best else "last",
+        "epoch": checkpoint["epoch"] + 1,
+        "training_flops": 6 * record["macs"] * record["images"],  # the backward pass taken for two forward ones
+        "seconds": time.perf_counter() - start,
+        "metrics": metrics,
+        "commit": runs.commit(),
+        "versions": runs.versions(),
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "config": model.config,
+    }
+    if not trainer.is_global_zero:
+        return
+    if cfg.test:
+        images, labels = data.test.tensors
+        Answers.about(images, torch.cat(model.test_log_probs), labels).save(run_dir / FILE)
+    runs.write_record(run_dir, record)
+    groups = {group: model.config[group] for group in cfg.choices if group in model.config}
+    for logger in trainer.loggers:
+        scores = [metrics] if isinstance(logger, TensorBoardLogger) else []
+        logger.log_hyperparams(groups, *scores)
+        logger.save()
+    if cfg.page:
+        show(run_dir, record, data, chosen, trainer.loggers)
 
 
 def show(run_dir: Path, record: dict, data: "DataModule", chosen: Path, loggers: Sequence["Logger"]) -> None:
@@ -404,6 +451,10 @@ def loggers_of(cfg: DictConfig, first_step: int | None) -> list["Logger"]:
     return found
 
 
+def is_max_lr_sought(cfg: DictConfig) -> bool:
+    return (cfg.get("scheduler") or {}).get("max_lr") == AUTO
+
+
 def find_max_lr(cfg: DictConfig) -> "RangeTest":
     """Replace scheduler.max_lr=auto by what a range test suggests."""
     from cifar_resnet.find_lr import range_test
@@ -425,6 +476,8 @@ def warnings_about(cfg: DictConfig) -> Iterator[str]:
 
 def check(cfg: DictConfig) -> None:
     """Refuse what could only fail later."""
+    if cfg.ensemble.size < 1:
+        raise ValueError(f"ensemble.size counts networks. Got {cfg.ensemble.size}; give 1 or more")
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {epochs}")

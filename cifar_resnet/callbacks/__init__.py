@@ -1,5 +1,5 @@
 from cifar_resnet.callbacks.averaging import EMA
-from cifar_resnet.callbacks.checkpoint import Checkpoint, WholeCheckpoints
+from cifar_resnet.callbacks.checkpoint import Checkpoint, MemberCheckpoints, WholeCheckpoints
 from cifar_resnet.callbacks.finite import FiniteLoss
 from cifar_resnet.callbacks.interruption import Interruption
 from cifar_resnet.callbacks.metrics import MetricsCSV, Throughput
@@ -12,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "FiniteLoss",
     "Interruption",
+    "MemberCheckpoints",
     "MetricsCSV",
     "Progress",
     "ScheduleCurve",

@@ -82,6 +82,31 @@ class ShuffledBatches(Sampler[Tensor]):
         self.restored = state or None
 
 
+class SideBySide(Sampler[Tensor]):
+    """The batches of several trainings, each as it would be alone, one behind the other in one tensor."""
+
+    def __init__(self, trainings: Sequence[ShuffledBatches]):
+        self.trainings = trainings
+
+    def set_epoch(self, epoch: int) -> None:
+        for training in self.trainings:
+            training.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.trainings[0])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batches in zip(*self.trainings, strict=True):
+            yield torch.cat(batches)
+
+    def state_dict(self) -> list[dict]:
+        return [training.state_dict() for training in self.trainings]
+
+    def load_state_dict(self, state: list[dict]) -> None:
+        for training, own in zip(self.trainings, state, strict=True):
+            training.load_state_dict(own)
+
+
 class OrderedBatches(Sampler[Tensor]):
     """Every index once, in order; the last batch may be smaller."""
 
@@ -162,6 +187,7 @@ class DataModule(LightningDataModule, ABC):
             raise ValueError(f"data.std divides the pixels. Got {list(std)}; give positive numbers, or null")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_val, self.split_seed, self.seed = num_val, split_seed, seed
+        self.seeds = [seed]  # of all the networks that are trained side by side
         self.mean, self.std = mean, std
         self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
         self.split_hash: str | None = None
@@ -213,8 +239,8 @@ class DataModule(LightningDataModule, ABC):
         self.load()
         self.train, self.val = self.train.to(device), self.val.to(device)
         self.constants = torch.tensor([self.mean, self.std], device=device)  # here, once: a copy waits for the GPU
-        coins = torch.rand(len(self.train), generator=Generator().manual_seed(seed_for("flips", self.seed)))
-        self.mirrored_first = (coins < 0.5).to(device)
+        tossers = [Generator().manual_seed(seed_for("flips", seed)) for seed in self.seeds]
+        self.mirrored_first = [(torch.rand(len(self.train), generator=coin) < 0.5).to(device) for coin in tossers]
         if stage == "test" and self.test is None:
             self.test = rows(*self.read(train=False)).to(device)
 
@@ -231,7 +257,12 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.batches = ShuffledBatches(len(self.train), self.batch_size, self.seed, rank, world_size, self.train.device)
+        self.batches = SideBySide(
+            [
+                ShuffledBatches(len(self.train), self.batch_size, seed, rank, world_size, self.train.device)
+                for seed in self.seeds
+            ]
+        )
         if not len(self.batches):
             raise ValueError(
                 f"too few training images for one batch on every device. Got {len(self.train)} for {world_size} "
@@ -261,11 +292,18 @@ class DataModule(LightningDataModule, ABC):
         """
         images, labels, *numbers = batch
         if self.trainer.training:
-            turns = self.mirrored_first[numbers[0]] ^ bool(self.batches.epoch % 2)
-            draws = Draws(self.batches.generator, self.batches.host, turns)
-            images, parts = self.augment(images, self.normalise, draws)
-            return images, labels if parts is None else parts.probabilities(labels, self.num_classes)
+            count = len(self.seeds)
+            each = zip(images.chunk(count), labels.chunk(count), numbers[0].chunk(count), strict=True)
+            augmented = [self.augmented(index, *own) for index, own in enumerate(each)]
+            return augmented[0] if count == 1 else tuple(map(torch.cat, zip(*augmented, strict=True)))
         return self.normalise(images), labels
+
+    def augmented(self, index: int, images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """One network's batch. numbers: (N,), which images of the training set these are."""
+        batches = self.batches.trainings[index]
+        turns = self.mirrored_first[index][numbers] ^ bool(batches.epoch % 2)
+        images, parts = self.augment(images, self.normalise, Draws(batches.generator, batches.host, turns))
+        return images, labels if parts is None else parts.probabilities(labels, self.num_classes)
 
     def state(self) -> dict:
         """What somebody needs to use a network trained on this data: plain values, for checkpoints and records."""

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_resnet.data.augment import normalise
@@ -94,7 +94,7 @@ class Classifier(LightningModule):
         check_tta(tta, "model.tta")
         if max_params is not None and max_params < 1:
             raise ValueError(f"model.max_params counts parameters. Got {max_params}; give 1 or more, or null")
-        self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation", "members"], logger=False)
         self.label_smoothing = label_smoothing
         self.decay_norm_and_bias, self.bias_lr_factor = decay_norm_and_bias, bias_lr_factor
         self.tta = tta
@@ -283,9 +283,9 @@ class Classifier(LightningModule):
             torch.set_rng_state(self.moment["cpu"])
             if self.moment["cuda"] is not None:
                 torch.cuda.set_rng_state(self.moment["cuda"], self.device)
-            for name in ("train_loss", "train_acc"):
-                metric = getattr(self, name)
-                for state, value in self.moment[name].items():
+            for name, states in self.moment["metrics"].items():
+                metric = self.get_submodule(name)
+                for state, value in states.items():
                     setattr(metric, state, value.to(self.device))
                 metric._update_count = 1  # or it would warn that it has seen nothing
         self.moment = None
@@ -299,8 +299,11 @@ class Classifier(LightningModule):
             "batches": self.trainer.datamodule.batches.state_dict(),
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "train_loss": dict(self.train_loss.metric_state),
-            "train_acc": dict(self.train_acc.metric_state),
+            "metrics": {
+                name: dict(metric.metric_state)
+                for name, metric in self.named_modules()
+                if isinstance(metric, Metric) and name.rpartition(".")[2].startswith("train_")
+            },
         }
         checkpoint["architecture"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["config"] = self.config

@@ -1,0 +1,133 @@
+"""ensemble.size: networks that differ in nothing but their seed, trained side by side on one device.
+
+What is left is what a sweep over the seed would leave: a folder for each member, as if it had been trained alone.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cifar_resnet import runs
+from cifar_resnet.command import Job, UsageError, usage_errors
+from cifar_resnet.train import (
+    build,
+    conclude,
+    described,
+    find_max_lr,
+    images_kept,
+    is_max_lr_sought,
+    last_checkpoint,
+    run_trainer,
+    trainer_of,
+    warnings_about,
+)
+
+log = logging.getLogger("cifar_resnet")
+
+TOGETHER = "together"  # the folder of what the members share: curves, the checkpoint from which all go on
+
+
+def train_side_by_side(job: Job) -> int:
+    """Train the members of this job, unless that has been done before; the exit code."""
+    from cifar_resnet.terminal import print_table, sweep_table
+
+    cfg = job.cfg
+    if cfg.resume or cfg.run_dir:
+        raise UsageError(
+            "an ensemble names and resumes its runs itself, by the same command again: leave out run_dir and resume"
+        )
+    if cfg.compile:
+        raise UsageError("networks side by side are not compiled. Got compile=true; leave it out, or ensemble.size=1")
+    asked = [text for text in job.overrides if not text.startswith(("seed=", "ensemble.size="))]
+    name = "-".join(filter(None, ["ensemble", runs.slug(asked), runs.digest([*job.arguments, *job.overrides])]))
+    folder = Path(cfg.output_dir) / cfg.name / name
+    members = [member_of(cfg, folder, asked, cfg.seed + number) for number in range(cfg.ensemble.size)]
+    records = [runs.read_record(Path(member.run_dir)) for member in members]
+    if all(records):
+        log.info("this ensemble has been trained before")
+    else:
+        records = train_members(folder, members)
+    varying = [[f"seed={member.seed}"] for member in members]
+    print_table(sweep_table(list(zip(varying, records, strict=True))))
+    log.info(f"  as an ensemble: cifar-evaluate checkpoint={folder}")
+    return 0
+
+
+def member_of(cfg: DictConfig, folder: Path, asked: Sequence[str], seed: int) -> DictConfig:
+    """The configuration of one network, as if it were to be trained alone."""
+    member = cfg.copy()
+    member.seed, member.ensemble.size = seed, 1
+    member.run_dir = str(folder / f"seed-{seed}")
+    member.overrides = [*asked, f"seed={seed}"]
+    return member
+
+
+def train_members(folder: Path, members: Sequence[DictConfig]) -> list[dict]:
+    """Train them all, from where that stopped if it was begun before; their records."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from cifar_resnet.callbacks import MemberCheckpoints
+    from cifar_resnet.models import SideBySide
+    from cifar_resnet.terminal import announcement, log_to
+
+    start = time.perf_counter()
+    together = members[0].copy()
+    together.run_dir = str(folder / TOGETHER)
+    found = None
+    if is_max_lr_sought(together):
+        found = find_max_lr(together)
+        for member in members:
+            member.scheduler.max_lr = found.suggestion
+    with images_kept():
+        built = [build(member) for member in members]
+    (data, _, precision), models = built[0], [model for _, model, _ in built]
+    data.seeds = [member.data.seed for member in members]
+    everyone = SideBySide(models)
+    for model, member in zip(models, members, strict=True):
+        model.config = OmegaConf.to_container(member, resolve=True)
+
+    is_new = not last_checkpoint(Path(together.run_dir)).exists()
+    run_dirs = [Path(member.run_dir) for member in members]
+    choose = "best" in together.callbacks and data.has_val
+    with open_dict(together):
+        together.callbacks.pop("best", None)  # each member has its own
+    splitting = MemberCheckpoints(last_checkpoint(Path(together.run_dir)), run_dirs, choose)
+    trainer = trainer_of(together, data, everyone, precision, [splitting])
+    for member, run_dir in zip(members, run_dirs, strict=True):
+        with usage_errors(OSError):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            runs.save_config(run_dir, member)
+    Path(together.run_dir).mkdir(exist_ok=True)
+    records = [
+        described(member, data, model, precision, trainer) for member, model in zip(members, models, strict=True)
+    ]
+    with log_to(Path(together.run_dir) / "train.log"):
+        first = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
+        log.info(announcement(first))
+        if found and is_new:
+            found.save(Path(together.run_dir))
+        for warning in warnings_about(together):
+            log.warning(f"warning: {warning}\n")
+        try:
+            trained = run_trainer(trainer, everyone, data, Path(together.run_dir))
+        except BaseException:
+            log.info("\nstopped before its end; the same command again goes on")
+            raise
+    for key in ("images", "images_per_second"):
+        trained[key] /= len(members)
+    for member, model, record in zip(members, models, records, strict=True):
+        record |= trained | {"side_by_side": len(members)}
+        with usage_errors(MisconfigurationException):
+            tester = tester_of(member, precision)
+        conclude(member, record, tester, model, data, start)
+    return records
+
+
+def tester_of(cfg: DictConfig, precision: str):
+    from hydra.utils import instantiate
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return instantiate(cfg.trainer, precision=precision, **quiet)

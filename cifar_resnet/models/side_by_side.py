@@ -1,0 +1,114 @@
+"""Several networks of one architecture, trained at once as one module."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchmetrics import Metric
+
+from cifar_resnet.models.classifier import Classifier
+from cifar_resnet.optim import SAM
+
+
+class SideBySide(Classifier):
+    """Stacks its members' weights and runs each layer for all of them at once; every member learns as if it were alone.
+
+    A batch holds the members' batches, one behind the other, and so do the answers.
+
+    members: alike in everything but their weights. What the training needs is taken from the first of them.
+    """
+
+    def __init__(self, members: Sequence[Classifier]):
+        first = members[0]
+        super().__init__(
+            num_classes=first.train_acc.num_classes,
+            label_smoothing=first.label_smoothing,
+            decay_norm_and_bias=first.decay_norm_and_bias,
+            bias_lr_factor=first.bias_lr_factor,
+            tta=first.tta,
+            optimizer=first.optimizer,
+            scheduler=first.scheduler,
+            distillation=first.distillation,
+        )
+        self.members = nn.ModuleList(members)
+
+    def check(self, trainer: Trainer) -> None:
+        optimizer, _ = self.build_optimizer(total_steps=1)
+        if isinstance(optimizer, SAM):
+            raise ValueError(
+                "SAM looks for one worst point, which networks side by side would share. Got ensemble.size="
+                f'{len(self.members)}; give another optimizer, or train one after the other: -m "seed=range(0,…)"'
+            )
+        if trainer.gradient_clip_val:
+            raise ValueError(
+                f"gradients are clipped by one norm, which networks side by side would share. Got "
+                f"trainer.gradient_clip_val={trainer.gradient_clip_val}; leave it out, or give ensemble.size=1"
+            )
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"networks are trained side by side on one device. Got {trainer.world_size}; give trainer.devices=1"
+            )
+
+    def stacked(self, tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([own[name] for own in tensors]) for name in tensors[0]}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (members * N, num_classes) from images (members * N, C, H, W)."""
+        buffers = [dict(member.named_buffers()) for member in self.members]
+        parameters = self.stacked([dict(member.named_parameters()) for member in self.members])
+        moved = self.stacked(buffers)
+
+        def answer(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+            return functional_call(self.members[0], (parameters, buffers), (images,))
+
+        each = images.unflatten(0, (len(self.members), -1))
+        logits = torch.vmap(answer, randomness="different")(parameters, moved, each)
+        if self.training:
+            with torch.no_grad():
+                for name, tensor in moved.items():
+                    torch._foreach_copy_([own[name] for own in buffers], list(tensor.unbind()))
+        return logits.flatten(0, 1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        # the mean over all members' images would give each a gradient too small
+        return super().training_step(batch, batch_idx) * len(self.members)
+
+    def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        count = len(self.members)
+        return super().evaluation_step(split, (images.repeat(count, 1, 1, 1), labels.repeat(count)))
+
+    def log_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """The members' mean, and each member's own under its number."""
+        super().log_metrics(split, loss, logits, labels)
+        count = len(self.members)
+        found: dict[str, Metric] = {}
+        for number, (answers, own) in enumerate(zip(logits.chunk(count), labels.chunk(count), strict=True)):
+            accuracy = found[f"{split}/acc_{number}"] = getattr(self.members[number], f"{split}_acc")
+            accuracy.update(answers, own)
+            if split != "train":
+                mean = found[f"{split}/loss_{number}"] = getattr(self.members[number], f"{split}_loss")
+                mean.update(F.cross_entropy(answers, own), len(own))
+        self.log_dict(found, on_step=False, on_epoch=True)
+
+    def part(self, checkpoint: dict, number: int) -> dict:
+        """Of this module's checkpoint what one member trained alone would have left, without the optimizer's state."""
+        member, prefix, suffix = self.members[number], f"members.{number}.", f"_{number}"
+        kept = ("epoch", "global_step", "pytorch-lightning_version", "data")
+        state, metrics = checkpoint["state_dict"], checkpoint["metrics"]
+        return {key: checkpoint[key] for key in kept} | {
+            "state_dict": {
+                name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
+            },
+            "metrics": {
+                name.removesuffix(suffix): value
+                for name, value in metrics.items()
+                if name.endswith(suffix) and name.removesuffix(suffix) in metrics
+            },
+            "hyper_parameters": dict(member.hparams),
+            "architecture": f"{type(member).__module__}.{type(member).__qualname__}",
+            "config": member.config,
+        }

@@ -1,0 +1,115 @@
+"""Networks trained side by side: that each becomes what it would have become alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, assert_equal, last_of, record_of
+
+from cifar_resnet import checkpoints, evaluate, train
+from cifar_resnet.command import UsageError
+from cifar_resnet.train import train as train_one
+
+FOUR = ["ensemble.size=4", "optimizer.lr=0.02", "trainer.max_epochs=2"]
+
+
+def folder_of(name: str = "train") -> Path:
+    (folder,) = Path("outputs", name).glob("ensemble-*")
+    return folder
+
+
+def weights_of(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ["model.label_smoothing=0.1", "augment.flip=alternating", "data.num_val=41"],
+        ["averaging=ema", "augment.mixing=cutmix", "model.bias_lr_factor=4", "data.num_val=0"],
+    ],
+    ids=["best", "last"],
+)
+def test_members_equal_networks_trained_alone(cifar_train, recipe):
+    recipe = [*recipe, "model.widths=[4,4,8]"]
+    assert cifar_train(*recipe, *FOUR, "seed=3") == 0
+    assert cifar_train(*recipe, *FOUR[1:], "-m", "seed=3,4,5,6", "name=alone") == 0
+    (alone,) = Path("outputs/alone").glob("sweep-*")
+    for seed in range(3, 7):
+        ours, theirs = folder_of() / f"seed-{seed}", alone / f"seed-{seed}"
+        names = ["last", "best"] if "data.num_val=41" in recipe else ["last"]
+        for name in names:
+            found, expected = weights_of(ours, name), weights_of(theirs, name)
+            assert found.keys() == expected.keys()
+            for key, tensor in expected.items():
+                torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4, msg=f"{seed} {name} {key}")
+        record, other = record_of(ours), record_of(theirs)
+        assert {"macs", "parameters", "split_hash", "images", "steps", "epoch", "selected"} <= record.keys()
+        for key in ("macs", "parameters", "split_hash", "images", "steps", "epoch", "selected", "training_flops"):
+            assert record[key] == other[key], key
+        for key in ("test/acc", "test/loss", *(["val/acc", "val/loss"] if "best" in names else [])):
+            assert record["metrics"][key] == pytest.approx(other["metrics"][key], rel=1e-3), key
+    first, second = (weights_of(folder_of() / f"seed-{seed}") for seed in (3, 4))
+    assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
+
+
+def test_an_ensemble_that_was_stopped_goes_on(cifar_train, crash, capsys):
+    assert cifar_train(*FOUR, "trainer.max_epochs=3", "output_dir=whole") == 0
+    crash(2)
+    with pytest.raises(RuntimeError):
+        cifar_train(*FOUR, "trainer.max_epochs=3")
+    crash(None)
+    assert not list(Path("outputs").rglob("result.json"))
+    assert cifar_train(*FOUR, "trainer.max_epochs=3") == 0
+    (whole,) = Path("whole/train").glob("ensemble-*")
+    for seed in range(4):
+        for name in ("best", "last"):
+            resumed, expected = (weights_of(parent / f"seed-{seed}", name) for parent in (folder_of(), whole))
+            assert_equal(resumed, expected, f"{seed} {name}")
+    written = {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*.ckpt")}
+    capsys.readouterr()
+    assert cifar_train(*FOUR, "trainer.max_epochs=3") == 0
+    assert "trained before" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*.ckpt")} == written
+
+
+def test_its_folder_is_an_ensemble_to_the_other_commands(cifar_train):
+    assert cifar_train("ensemble.size=2", "page=true") == 0
+    folder = folder_of()
+    assert [path.parent.parent.name for path in checkpoints.members(folder)] == ["seed-0", "seed-1"]
+    assert evaluate.main([f"checkpoint={folder}", "accelerator=cpu", "precision=32-true"]) == 0
+    (evaluation,) = folder.glob("evaluation*/evaluation.json")
+    result = json.loads(evaluation.read_text())
+    for seed, scores in enumerate(result["members"]):
+        record = record_of(folder / f"seed-{seed}")
+        assert scores["acc"] == pytest.approx(record["metrics"]["test/acc"])
+        assert record["config"]["seed"] == record["config"]["data"]["seed"] == seed
+        assert (folder / f"seed-{seed}" / "page.html").exists()
+        assert last_of(folder / f"seed-{seed}")["config"]["overrides"][-1] == f"seed={seed}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (["optimizer=sam"], "SAM looks for one worst point"),
+        (["trainer.gradient_clip_val=1"], "gradients are clipped by one norm"),
+        (["trainer.devices=2"], "trainer.devices=1"),
+        (["ensemble.size=0"], "ensemble.size counts networks. Got 0"),
+        (["compile=true"], "Got compile=true"),
+        (["resume=auto"], "leave out run_dir and resume"),
+        (["-m", "seed=0,1"], "leave out ensemble.size, or -m"),
+    ],
+)
+def test_what_cannot_be_done_side_by_side_is_refused(cifar_train, capsys, overrides, answer):
+    assert cifar_train("ensemble.size=2", *overrides) == 2
+    captured = capsys.readouterr()
+    assert answer in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_from_python_one_network_is_trained():
+    with pytest.raises(UsageError, match="one run"):
+        train_one([*TINY, "ensemble.size=2"])
+    assert train.main(["-m", *TINY, "ensemble.size=1,2"]) == 2
