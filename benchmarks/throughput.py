@@ -11,7 +11,8 @@ conventional  fp32, NCHW, per-image torchvision transforms in a DataLoader with 
 
 The first two take turns step by step on a CPU, and every 50 steps on a GPU, which a change of turns makes wait; the
 third follows in each round. So whatever else the machine does meets all of them. Ratios are taken within rounds, and
-their median printed. Nothing else should run meanwhile.
+their median printed. FLOPs are 6 for each multiply-add of a forward pass; beside them stands their share of what the
+machine does in a large product of matrices. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -38,9 +39,12 @@ from cifar_resnet.callbacks import Throughput
 from cifar_resnet.command import Composer
 from cifar_resnet.data.augment import normalise
 from cifar_resnet.memory import keep_freed_memory
+from cifar_resnet.models.size import num_macs
+from cifar_resnet.precision import resolve
 from cifar_resnet.terminal import set_up_logging
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 DEFAULT = ["resnet18@128", "resnet20@512"]
 
 
@@ -58,12 +62,14 @@ class Ours:
         recipe = {"optimizer": self.cfg.optimizer, "scheduler": self.cfg.scheduler}
         return instantiate(self.cfg.model, num_classes=10, **recipe, _convert_="all")
 
+    def trainer(self, callbacks: list[Callback]) -> Trainer:
+        options = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
+        return instantiate(self.cfg.trainer, precision=self.precision, callbacks=callbacks, **options)
+
     def images_per_second(self, *rivals: "Bare") -> float:
         """Of one epoch. rivals: who take turns with it, and are timed meanwhile."""
         throughput, turns = Throughput(), Turns(rivals)
-        options = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
-        trainer = instantiate(self.cfg.trainer, precision=self.precision, callbacks=[throughput, turns], **options)
-        trainer.fit(self.model, self.data)
+        self.trainer([throughput, turns]).fit(self.model, self.data)
         return throughput.images / (throughput.seconds - turns.seconds)
 
 
@@ -87,7 +93,7 @@ class Turns(Callback):
 class Bare:
     def __init__(self, ours: Ours, batch_size: int):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(ours.precision)
+        self.dtype = DTYPES.get(ours.precision)
         self.model = ours.new_model().to(self.device, memory_format=torch.channels_last)
         self.optimizer, _ = self.model.build_optimizer(total_steps=1)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -193,6 +199,21 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def matmul_flops(dtype: torch.dtype | None, size: int = 4096, seconds: float = 2.0) -> float:
+    """FLOP/s of a large product of matrices: about the most that this machine can do in this precision."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left @ right
+    synchronize()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        for _ in range(20 if device == "cuda" else 1):
+            left @ right
+            count += 1
+        synchronize()
+    return 2 * size**3 * count / (time.perf_counter() - start)
+
+
 def begin() -> dict:
     """Set this process up as cifar-train would, and say on what the figures are taken."""
     set_up_logging()
@@ -221,6 +242,7 @@ def measure(name: str, rounds: int, steps: int) -> dict:
         "batch_size": batch_size,
         "precision": ours.precision,
         "images_per_second": medians,
+        "flops": 6 * num_macs(ours.new_model(), ours.data.image_shape) * medians["ours"],
         "ours / bare": statistics.median(ratios["bare"]),
         "ours / conventional": statistics.median(ratios["conventional"]),
         "ratios": ratios,
@@ -235,20 +257,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
+    most = matmul_flops(DTYPES.get(resolve()))
+    print(f"a large product of matrices: {most / 1e12:.2f} TFLOP/s\n")
     speeds = f"{'ours':>8}{'bare':>8}{'conventional':>14}"
-    print(f"{'network':12}{'batch':>6}   images/s: {speeds}   ours/bare  ours/conventional")
+    print(f"{'network':12}{'batch':>6}   images/s: {speeds}   ours/bare  ours/conventional  TFLOP/s  of the most")
     results = []
     for name in options.networks:
         result = measure(name, options.rounds, options.steps)
         speeds = result["images_per_second"]
         print(
             f"{result['network']:12}{result['batch_size']:6}   {'':10}{speeds['ours']:8,.0f}{speeds['bare']:8,.0f}"
-            f"{speeds['conventional']:14,.0f}   {result['ours / bare']:9.3f}  {result['ours / conventional']:17.2f}",
+            f"{speeds['conventional']:14,.0f}   {result['ours / bare']:9.3f}  {result['ours / conventional']:17.2f}"
+            f"{result['flops'] / 1e12:9.2f}{result['flops'] / most:13.1%}",
             flush=True,
         )
         results.append(result)
     if options.json:
-        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+        options.json.write_text(json.dumps(about | {"matmul_flops": most, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

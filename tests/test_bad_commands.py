@@ -27,7 +27,7 @@ TAKES_A_CHECKPOINT = ("evaluate", "predict", "export")
 
 OUT_OF_RANGE = [
     "data.batch_size=0", "data.batch_size=-5", "data.eval_batch_size=0", "data.num_val=-1", "data.num_val=1e9",
-    "data.split_seed=-1", "data.num_train=3", "data.mean=[0,0,0] data.std=[0,1,1]", "seed=-1",
+    "ensemble.size=0", "data.split_seed=-1", "data.num_train=3", "data.mean=[0,0,0] data.std=[0,1,1]", "seed=-1",
     "model.depth=21", "model.depth=0", "model.widths=[]", "model.widths=[4,8,-8]", "model.dropout=1.5",
     "model.label_smoothing=1.0", "model.drop_block=-0.5", "model.stochastic_depth=2.0", "model.kernel_sizes=4",
     "model.block=wide", "model.shortcut=none", "model.stem=patch", "model.tta=twice", "model.max_params=10",

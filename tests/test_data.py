@@ -5,6 +5,8 @@ import http.server
 import pickle
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -255,6 +257,21 @@ def test_a_broken_image_is_named(folder):
     (folder / "train" / "dog" / "1.bmp").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"not a readable image: .*dog/1.bmp"):
         folder_data(folder)
+
+
+def test_two_that_begin_at_once_decode_once(folder, monkeypatch):
+    decode_files, decoded = ImageFolder.decode_files, []
+
+    def slowly(self, paths):
+        decoded.append(len(paths))
+        time.sleep(0.3)
+        return decode_files(self, paths)
+
+    monkeypatch.setattr(ImageFolder, "decode_files", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(folder_data, [folder, folder])
+    assert sorted(decoded) == [3, 12]
+    assert torch.equal(first.read(train=True)[0], second.read(train=True)[0])
 
 
 def test_image_folder_says_what_is_missing(folder, tmp_path):

@@ -1,5 +1,6 @@
 """Where images come from: one data module per source."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import socket
 import time
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +54,7 @@ class CIFAR10(DataModule):
                         return
                     if isinstance(getattr(reason, "reason", None), socket.gaierror):  # no network to wait for
                         break
-            lock.unlink()
+                lock.unlink()  # while it is held: those who wait for it see that it is gone, and make a new one
             if is_new:
                 self.root.rmdir()
         except OSError as error:  # a folder that cannot be written, or is not empty any more
@@ -188,10 +190,13 @@ class Files(DataModule):
         cache = folder.parent / f".cifar_resnet_{folder.name}_{self.image_size}.npz"
         cached = read_cache(cache, fingerprint)
         if cached is None:
-            arrays, resized = self.decode_files([path for path, _ in files])
-            labels = np.array([label for _, label in files])
-            cached = {"images": np.stack(arrays), "labels": labels, "resized": np.array(resized)}
-            write_cache(cache, fingerprint, cached)
+            with alone_at(cache.with_suffix(".lock")):
+                cached = read_cache(cache, fingerprint)  # another process may have been quicker
+                if cached is None:
+                    arrays, resized = self.decode_files([path for path, _ in files])
+                    labels = np.array([label for _, label in files])
+                    cached = {"images": np.stack(arrays), "labels": labels, "resized": np.array(resized)}
+                    write_cache(cache, fingerprint, cached)
         images = torch.from_numpy(cached["images"]).permute(0, 3, 1, 2)
         return images, torch.from_numpy(cached["labels"]), int(cached["resized"])
 
@@ -211,6 +216,18 @@ class ImageFolder(Files):
                     f"data.root must hold train/<class>/… and test/<class>/…. Got {root}, without {half}/"
                 )
         super().__init__(train=f"{root}/train", test=f"{root}/test", **files)
+
+
+@contextlib.contextmanager
+def alone_at(lock: Path) -> Iterator[None]:
+    """One process after the other, where the folder lets a lock be made."""
+    held = FileLock(lock)
+    with contextlib.suppress(OSError):
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:

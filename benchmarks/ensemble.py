@@ -1,0 +1,73 @@
+"""When networks train faster side by side (ensemble.size) than one after the other.
+
+    python benchmarks/ensemble.py                                   # ResNet-8 at batch 128, ResNet-20 at batch 128
+    python benchmarks/ensemble.py --sizes 2 4 10 resnet20@512
+
+A ratio above 1 means that side by side is faster: images/s of all members together / images/s of one alone. One alone
+and each size take turns within each round; the medians of the rounds are printed. Nothing else should run meanwhile.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from throughput import Ours, begin
+
+from cifar_resnet.models import SideBySide
+
+DEFAULT = ["resnet_cifar@128", "resnet20@128"]  # resnet_cifar has a depth of 8 here
+
+
+class Together(Ours):
+    """`size` networks at once; images/s of all of them."""
+
+    def __init__(self, network: str, batch_size: int, images: int, size: int, *more: str):
+        super().__init__(network, batch_size, images, *more)
+        self.data.seeds = list(range(size))
+        self.model = SideBySide([self.new_model() for _ in range(size)])
+
+
+def measure(name: str, sizes: list[int], rounds: int, steps: int) -> dict:
+    network, _, batch_size = name.partition("@")
+    batch_size = int(batch_size)
+    more = ["model.depth=8"] if network == "resnet_cifar" else []
+    arguments = network, batch_size, batch_size * steps
+    contestants = {1: Ours(*arguments, *more)} | {size: Together(*arguments, size, *more) for size in sizes}
+    speeds = []
+    for _ in range(1 + rounds):  # the first is for warming up
+        speeds.append({size: contestant.images_per_second() for size, contestant in contestants.items()})
+    ratios = {size: [speed[size] / speed[1] for speed in speeds[1:]] for size in sizes}
+    return {
+        "network": "resnet8" if more else network,
+        "batch_size": batch_size,
+        "precision": contestants[1].precision,
+        "images_per_second": {size: statistics.median(speed[size] for speed in speeds[1:]) for size in contestants},
+        "side by side / one after the other": {size: statistics.median(ratios[size]) for size in sizes},
+        "ratios": ratios,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[2, 4])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="batches per round")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    about = begin()
+    print(f"{'network':12}{'batch':>6}{'members':>9}{'images/s':>10}   side by side / one after the other")
+    results = []
+    for name in options.networks:
+        result = measure(name, options.sizes, options.rounds, options.steps)
+        for size, ratio in result["side by side / one after the other"].items():
+            speed = result["images_per_second"][size]
+            print(f"{result['network']:12}{result['batch_size']:6}{size:9}{speed:10,.0f}   {ratio:.2f}", flush=True)
+        results.append(result)
+    if options.json:
+        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

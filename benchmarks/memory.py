@@ -1,0 +1,73 @@
+"""Peak memory of training: cifar-train's own loop against the bare loop, each in a process of its own.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py resnet56@256
+
+On a CPU the most that the process ever held (which counts Python and torch, some hundreds of MB), on a GPU the most
+that torch had allocated there. The data set lies in that memory as well: its size is printed beside it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from throughput import DEFAULT, Bare, Ours, begin
+
+from cifar_resnet.memory import keep_freed_memory
+from cifar_resnet.terminal import set_up_logging
+
+
+def peak(connection: Connection, contestant: str, network: str, batch_size: int, images: int) -> None:
+    set_up_logging()
+    keep_freed_memory()
+    ours = Ours(network, batch_size, images)
+    if contestant == "ours":
+        ours.images_per_second()
+    else:
+        Bare(ours, batch_size).go_on(images // batch_size)
+    on_gpu = torch.cuda.is_available()
+    connection.send(
+        torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+
+
+def in_a_process_of_its_own(*arguments) -> int:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=peak, args=(there, *arguments))
+    process.start()
+    there.close()
+    found = here.recv()
+    process.join()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    about = begin()
+    print(f"{'network':12}{'batch':>6}{'ours, MB':>10}{'bare, MB':>10}{'images, MB':>12}   ours / bare")
+    results = []
+    for name in options.networks:
+        network, _, batch_size = name.partition("@")
+        images = int(batch_size) * options.steps
+        ours, bare = (
+            in_a_process_of_its_own(contestant, network, int(batch_size), images) for contestant in ("ours", "bare")
+        )
+        held = images * 3 * 32 * 32
+        figures = f"{ours / 2**20:10,.0f}{bare / 2**20:10,.0f}{held / 2**20:12,.0f}   {ours / bare:.2f}"
+        print(f"{network:12}{batch_size:>6}{figures}", flush=True)
+        results.append({"network": name, "ours": ours, "bare": bare, "images": held, "ours / bare": ours / bare})
+    if options.json:
+        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
