@@ -24,5 +24,10 @@ test: .venv/installed  ## the tests, offline
 lint: .venv/installed  ## ruff: style and formatting
 	ruff check . && ruff format --check .
 
-bench: .venv/installed  ## our training loop against the bare loop and the conventional pipeline
-	python benchmarks/throughput.py
+BENCHMARKS = throughput augmentation optimizers startup memory ensemble predict
+bench: .venv/installed  ## what training costs, as ratios; figures go to benchmarks/results/
+	@device=$$(python -c "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"); \
+	for name in $(BENCHMARKS); do \
+	    echo; echo "== python benchmarks/$$name.py"; \
+	    python benchmarks/$$name.py --json benchmarks/results/$$name-$$device.json || exit 1; \
+	done

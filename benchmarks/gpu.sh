@@ -10,7 +10,7 @@ train experiment=speed94 "$@" || failed=1                       # time to 94%: t
 python3 benchmarks/throughput.py --rounds 3 --steps 50 resnet18@512 resnet18@2048 \
     --json $results/throughput-gpu.json || failed=1             # share of the chip's speed, ours against the bare loop
 train experiment=speed96 "$@" || failed=1
-python3 benchmarks/profile.py resnet18@512 --steps 50 > $results/profile-gpu.txt || failed=1
+python3 benchmarks/step_profile.py resnet18@512 --steps 50 > $results/step_profile-gpu.txt || failed=1
 python3 benchmarks/ensemble.py resnet_cifar@128 resnet20@128 --sizes 2 4 10 --steps 50 \
     --json $results/ensemble-gpu.json || failed=1
 python3 benchmarks/optimizers.py --steps 50 --json $results/optimizers-gpu.json || failed=1

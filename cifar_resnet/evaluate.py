@@ -7,6 +7,7 @@
 Leaves evaluation.json, predictions.npz and page.html.
 """
 
+import itertools
 import json
 import logging
 import sys
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from cifar_resnet.page import Block
 
 log = logging.getLogger("cifar_resnet")
+
+GROWTH = ("members", "growth", "growth_calibrated")  # scores of each member, and of the ensemble up to it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,12 +120,16 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     labels = places_of(data.classes, ensemble.classes)[labels]
 
     each = ensemble.about(images, cfg.batch_size)
-    log_probs = mean_probability(each)
-    temperature, reason = None, "not asked for"
+    grown = [mean_probability(each[:count]) for count in range(1, len(each) + 1)]
+    log_probs = grown[-1]
+    temperatures, reason = [], "not asked for"
     if cfg.calibrate:
-        temperature, reason = fitted_temperature(cfg, paths, ensemble, data)
-    own = [metrics.scores(member, labels) for member in each]
-    growth = [metrics.scores(mean_probability(each[:count]), labels) for count in range(1, len(each) + 1)]
+        temperatures, reason = fitted_temperatures(cfg, paths, ensemble, data)
+    temperature = temperatures[-1] if temperatures else None
+    calibrated = [  # where there are no temperatures, there are none of these either
+        metrics.scores(metrics.at_temperature(answers, own), labels)
+        for answers, own in zip(grown, temperatures, strict=False)
+    ]
     result = {
         "checkpoints": [str(path) for path in paths],
         "data": cfg.choices.data,
@@ -133,9 +140,10 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
         "scores": metrics.scores(log_probs, labels),
         "temperature": temperature,
         "temperature_from": reason,
-        "calibrated": temperature and metrics.scores(metrics.at_temperature(log_probs, temperature), labels),
-        "members": own,
-        "growth": growth,
+        "calibrated": calibrated[-1] if calibrated else None,
+        "members": [metrics.scores(member, labels) for member in each],
+        "growth": [metrics.scores(answers, labels) for answers in grown],
+        "growth_calibrated": calibrated,
         "disagreement": metrics.disagreement(each) if len(each) > 1 else None,
         "confusion": metrics.confusion(log_probs, labels).tolist(),
         "device": runs.device_name(ensemble.device),
@@ -173,29 +181,30 @@ def places_of(classes: Sequence[str], known: Sequence[str]) -> "Tensor":
     )
 
 
-def fitted_temperature(cfg: DictConfig, paths: list[Path], ensemble, data: "DataModule") -> tuple[float | None, str]:
-    """The temperature, and the images that it was fitted on; or None, and why there is none."""
+def fitted_temperatures(cfg: DictConfig, paths: list[Path], ensemble, data: "DataModule") -> tuple[list[float], str]:
+    """Of the ensembles of the first 1, 2, … members, and on what images they were fitted; or why there are none."""
     from cifar_resnet import checkpoints, metrics
     from cifar_resnet.inference import mean_probability
 
     hashes = {checkpoints.read(path)["data"]["split_hash"] for path in paths}
     saved = ensemble.networks[0].config
     if len(hashes) > 1:
-        return None, "the members held out different images"
+        return [], "the members held out different images"
     try:
         if cfg.choices.data != saved["choices"]["data"]:
             data = instantiate(saved["data"], _convert_="all")
             data.prepare_data()
         data.load()
     except (ValueError, OSError) as error:
-        return None, f"no validation images: {' '.join(str(error).split())}"
+        return [], f"no validation images: {' '.join(str(error).split())}"
     if not data.has_val:
-        return None, "no images were held out for validation"
+        return [], "no images were held out for validation"
     if data.split_hash not in hashes:
-        return None, "the validation images are others than in training"
+        return [], "the validation images are others than in training"
     images, labels = data.val.tensors
-    log_probs = mean_probability(ensemble.about(images, cfg.batch_size))
-    return metrics.fit_temperature(log_probs, labels), f"{len(labels):,} validation images"
+    each = ensemble.about(images, cfg.batch_size)
+    found = [metrics.fit_temperature(mean_probability(each[:count]), labels) for count in range(1, len(each) + 1)]
+    return found, f"{len(labels):,} validation images"
 
 
 def facts(result: dict) -> dict[str, str]:
@@ -231,19 +240,19 @@ def ensemble_blocks(result: dict) -> list["Block"]:
 
     if len(result["checkpoints"]) == 1:
         return []
-    growth, members = ([scores["acc"] for scores in result[key]] for key in ("growth", "members"))
     return [
-        Block("Ensemble", "", growth_figure(growth, members), name="growth"),
+        Block("Ensemble", "", growth_figure(*(result[key] for key in GROWTH)), name="growth"),
         Block("Members", "", table=member_rows(result)),
     ]
 
 
 def member_rows(result: dict) -> list[list[str]]:
     """A head, and for each member its own scores and those of the ensemble up to it."""
-    rows = [["member", "accuracy", "loss", "ensemble so far", "loss"]]
-    for path, own, grown in zip(result["checkpoints"], result["members"], result["growth"], strict=True):
+    rows = [["member", "accuracy", "loss", "ensemble so far", "loss", "calibrated"]]
+    for path, own, grown, calibrated in itertools.zip_longest(result["checkpoints"], *(result[key] for key in GROWTH)):
         name = Path(path).parent.parent.name if Path(path).parent.name == "checkpoints" else Path(path).name
-        rows.append([name, f"{own['acc']:.2%}", f"{own['loss']:.4f}", f"{grown['acc']:.2%}", f"{grown['loss']:.4f}"])
+        scores = [f"{own['acc']:.2%}", f"{own['loss']:.4f}", f"{grown['acc']:.2%}", f"{grown['loss']:.4f}"]
+        rows.append([name, *scores, f"{calibrated['loss']:.4f}" if calibrated else ""])
     return rows
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d97706", "#3f8f4f", "#9aa3ad"
 
+Scores = Mapping[str, float]  # as metrics.scores gives them
 
 LONG_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -176,17 +177,22 @@ def mistakes_figure(images: np.ndarray, captions: Sequence[str]) -> Figure:
     return figure
 
 
-def growth_figure(growth: Sequence[float], members: Sequence[float]) -> Figure:
-    """An ensemble's accuracy as it grows, and its members' own. Both in [0, 1]."""
-    figure = new_figure(5.4, 3.6)
-    (axes,) = figure.axes
+def growth_figure(members: Sequence[Scores], growth: Sequence[Scores], calibrated: Sequence[Scores]) -> Figure:
+    """An ensemble's accuracy and loss as it grows, and its members' own; calibrated: empty where nothing was fitted."""
+    figure = new_figure(9.6, 3.6, 2)
     sizes = range(1, len(growth) + 1)
-    axes.scatter(sizes, [100 * acc for acc in members], color=GREY, label="member alone")
-    axes.plot(sizes, [100 * acc for acc in growth], color=BLUE, marker="o", label="ensemble of the first n")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("members")
-    axes.set_ylabel("test accuracy, %")
-    axes.legend(frameon=False)
+    for axes, key, scale, label in zip(figure.axes, ("acc", "loss"), (100, 1), ("accuracy, %", "loss"), strict=True):
+        axes.scatter(sizes, [scale * scores[key] for scores in members], color=GREY, label="member alone")
+        axes.plot(
+            sizes, [scale * scores[key] for scores in growth], color=BLUE, marker="o", label="ensemble of the first n"
+        )
+        if calibrated and key == "loss":  # accuracy knows no temperature
+            values = [scores[key] for scores in calibrated]
+            axes.plot(sizes, values, color=ORANGE, marker="o", label="ensemble, calibrated")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("members")
+        axes.set_ylabel(f"test {label}")
+        axes.legend(frameon=False)
     return figure
 
 

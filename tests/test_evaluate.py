@@ -98,6 +98,9 @@ def test_an_ensemble_equals_an_average_in_numpy(own_sweep):
     assert result["scores"]["loss"] == pytest.approx(-np.log(probabilities[np.arange(50), labels]).mean(), rel=1e-4)
     assert result["growth"][0] == result["members"][0]
     assert result["growth"][1] == result["scores"]
+    assert result["growth_calibrated"][1] == result["calibrated"]
+    for grown, calibrated in zip(result["growth"], result["growth_calibrated"], strict=True):
+        assert calibrated["acc"] == grown["acc"]  # which no temperature changes
     own = [np.mean(one.log_probs.argmax(1).numpy() == labels) for one in each]
     assert [member["acc"] for member in result["members"]] == pytest.approx(own)
     differ = np.mean(each[0].log_probs.argmax(1).numpy() != each[1].log_probs.argmax(1).numpy())
