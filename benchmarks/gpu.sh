@@ -14,5 +14,5 @@ python3 benchmarks/step_profile.py resnet18@512 --steps 50 > $results/step_profi
 python3 benchmarks/ensemble.py resnet_cifar@128 resnet20@128 --sizes 2 4 10 --steps 50 \
     --json $results/ensemble-gpu.json || failed=1
 python3 benchmarks/optimizers.py --steps 50 --json $results/optimizers-gpu.json || failed=1
-python3 -m cifar_resnet.report outputs/gpu output_dir=$results/gpu || failed=1
+python3 -m cifar_resnet.report outputs/gpu output=$results/gpu || failed=1
 exit $failed

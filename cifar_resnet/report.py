@@ -5,6 +5,7 @@ cifar-report compare outputs/train/<run folder> outputs/train/<run folder>
 """
 
 import csv
+import json
 import logging
 import math
 import statistics
@@ -30,8 +31,10 @@ log = logging.getLogger("cifar_resnet")
 
 NOTE = (
     "Accuracies: mean ± standard deviation over n runs; 95% interval of the mean by Student's t. Tested was the epoch "
-    "that did best on validation images, or the last one."
+    "that did best on validation images, or the last one. Ensembles answer by their members' mean probability; their "
+    "loss and calibration error stand as they are and at a temperature fitted on validation images."
 )
+EVALUATION = "evaluation.json"  # what cifar-evaluate leaves
 # Student's t, the 97.5% quantile for 1, 2, … degrees of freedom: SciPy has it, but would slow every command's start
 T_975 = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
@@ -60,10 +63,13 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
             log.info(listed(comparison(Path(words[1]), Path(words[2]), cfg.resamples, cfg.seed)))
         return 0
     with usage_errors():
-        found = find(list(map(Path, words or cfg.runs)))
+        folders = list(map(Path, words or cfg.runs))
+        found = find(folders)
         keys = list(cfg.by) if cfg.by else differences(found)
         groups = group(found, keys)
         tables = {"Groups": group_rows(groups, keys), "Runs": run_rows(found, keys)}
+        if ensembles := ensemble_rows(folders):
+            tables["Ensembles"] = ensembles
         if cfg.pivot:
             tables = {"Pivot": pivot_rows(found, cfg), **tables}
         folder = Path(cfg.output)
@@ -221,6 +227,26 @@ def run_rows(found: Sequence[Run], keys: Sequence[str]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def ensemble_rows(folders: Sequence[Path]) -> list[list[str]]:
+    """A head, and a row for each ensemble that cifar-evaluate has asked; nothing where there is none."""
+    head = ["ensemble", "data", "members", "best member", "test", "loss", "calibrated", "error", "calibrated"]
+    rows = []
+    for path in sorted({path.resolve(): path for folder in folders for path in folder.rglob(EVALUATION)}.values()):
+        try:
+            result = json.loads(path.read_text())
+            scores, calibrated = result["scores"], result["calibrated"]
+            if len(result["members"]) < 2:
+                continue
+            row = [str(path.parent), result["data"], str(len(result["members"]))]
+            row += [f"{max(member['acc'] for member in result['members']):.2%}", f"{scores['acc']:.2%}"]
+            for key, form in {"loss": ".4f", "calibration_error": ".2%"}.items():
+                row += [f"{scores[key]:{form}}", f"{calibrated[key]:{form}}" if calibrated else ""]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"not what cifar-evaluate leaves. Got {path} ({type(error).__name__}: {error})") from error
+        rows.append(row)
+    return [head, *rows] if rows else []
 
 
 def pivot_rows(found: Sequence[Run], cfg: DictConfig) -> list[list[str]]:

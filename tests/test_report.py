@@ -63,6 +63,22 @@ def rows_of(path: str) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+def test_ensembles_that_were_evaluated_are_listed_with_their_best_member(sweep, capsys):
+    scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
+    members = [scores | {"acc": acc} for acc in (0.90, 0.911)]
+    evaluation = {"data": "cifar10", "members": members, "scores": scores, "calibrated": scores | {"loss": 0.24}}
+    Path("sweep/evaluation.json").write_text(json.dumps(evaluation))
+    alone = evaluation | {"members": members[:1]}
+    Path("sweep/20-0.05-0/evaluation.json").write_text(json.dumps(alone))
+    assert report.main(["sweep"]) == 0
+    _, *rows = rows_of("outputs/report/ensembles.csv")
+    assert rows == [["sweep", "cifar10", "2", "91.10%", "92.30%", "0.2500", "0.2400", "3.10%", "3.10%"]]
+    assert "best member" in capsys.readouterr().out
+    Path("sweep/evaluation.json").write_text("{}")
+    assert report.main(["sweep"]) == 2
+    assert "not what cifar-evaluate leaves. Got sweep/evaluation.json" in capsys.readouterr().err
+
+
 def test_groups_over_seeds_with_mean_deviation_and_interval(sweep, capsys):
     assert report.main(["sweep"]) == 0
     head, *rows = rows_of("outputs/report/groups.csv")
