@@ -1,7 +1,7 @@
 """When networks train faster side by side (ensemble.size) than one after the other.
 
     python benchmarks/ensemble.py                                   # ResNet-8 at batch 128, ResNet-20 at batch 128
-    python benchmarks/ensemble.py --sizes 2 4 10 resnet20@512
+    python benchmarks/ensemble.py resnet20@512 --sizes 2 4 10
 
 A ratio above 1 means that side by side is faster: images/s of all members together / images/s of one alone. One alone
 and each size take turns within each round; the medians of the rounds are printed. Nothing else should run meanwhile.

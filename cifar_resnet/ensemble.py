@@ -14,6 +14,7 @@ from cifar_resnet import runs
 from cifar_resnet.command import Job, UsageError, usage_errors
 from cifar_resnet.train import (
     build,
+    check_validation,
     conclude,
     described,
     find_max_lr,
@@ -27,40 +28,54 @@ from cifar_resnet.train import (
 
 log = logging.getLogger("cifar_resnet")
 
-TOGETHER = "together"  # the folder of what the members share: curves, the checkpoint from which all go on
-
 
 def train_side_by_side(job: Job) -> int:
     """Train the members of this job, unless that has been done before; the exit code."""
     from cifar_resnet.terminal import print_table, sweep_table
 
     cfg = job.cfg
+    refuse(cfg)
+    asked = [text for text in job.overrides if not text.startswith(("seed=", "ensemble.size="))]
+    name = "-".join(filter(None, ["ensemble", runs.slug(asked), runs.digest([*job.arguments, *job.overrides])]))
+    folder = Path(cfg.output_dir) / cfg.name / name
+    seeds = range(cfg.seed, cfg.seed + cfg.ensemble.size)
+    run_dirs = [folder / f"seed-{seed}" for seed in seeds]
+    if (run_dirs[0] / runs.CONFIG).is_file():  # begun before
+        cfg = runs.load_config(run_dirs[0])
+    members = [member_of(cfg, run_dir, asked, seed) for run_dir, seed in zip(run_dirs, seeds, strict=True)]
+    records = [runs.read_record(run_dir) for run_dir in run_dirs]
+    if all(records):
+        log.info("this ensemble has been trained before")
+    else:
+        records = train_members(folder, members)
+    varying = [[f"seed={seed}"] for seed in seeds]
+    print_table(sweep_table(list(zip(varying, records, strict=True))))
+    log.info(f"  as an ensemble: cifar-evaluate checkpoint={folder}")
+    return 0
+
+
+def refuse(cfg: DictConfig) -> None:
+    """UsageError for what networks side by side cannot have; what only the network can tell, it tells itself."""
     if cfg.resume or cfg.run_dir:
         raise UsageError(
             "an ensemble names and resumes its runs itself, by the same command again: leave out run_dir and resume"
         )
     if cfg.compile:
         raise UsageError("networks side by side are not compiled. Got compile=true; leave it out, or ensemble.size=1")
-    asked = [text for text in job.overrides if not text.startswith(("seed=", "ensemble.size="))]
-    name = "-".join(filter(None, ["ensemble", runs.slug(asked), runs.digest([*job.arguments, *job.overrides])]))
-    folder = Path(cfg.output_dir) / cfg.name / name
-    members = [member_of(cfg, folder, asked, cfg.seed + number) for number in range(cfg.ensemble.size)]
-    records = [runs.read_record(Path(member.run_dir)) for member in members]
-    if all(records):
-        log.info("this ensemble has been trained before")
-    else:
-        records = train_members(folder, members)
-    varying = [[f"seed={member.seed}"] for member in members]
-    print_table(sweep_table(list(zip(varying, records, strict=True))))
-    log.info(f"  as an ensemble: cifar-evaluate checkpoint={folder}")
-    return 0
+    if "early_stopping" in cfg.callbacks:
+        raise UsageError("networks side by side end together. Got early stopping; give callbacks=default")
+    if "last" not in cfg.callbacks:
+        raise UsageError("networks side by side go on from callbacks.last. Got ~callbacks.last; leave that out")
+    best = cfg.callbacks.get("best")
+    if best and best.monitor not in ("val/acc", "val/loss"):
+        raise UsageError(f"a member is chosen by val/acc or val/loss. Got callbacks.best.monitor={best.monitor}")
 
 
-def member_of(cfg: DictConfig, folder: Path, asked: Sequence[str], seed: int) -> DictConfig:
+def member_of(cfg: DictConfig, run_dir: Path, asked: Sequence[str], seed: int) -> DictConfig:
     """The configuration of one network, as if it were to be trained alone."""
     member = cfg.copy()
     member.seed, member.ensemble.size = seed, 1
-    member.run_dir = str(folder / f"seed-{seed}")
+    member.run_dir = str(run_dir)
     member.overrides = [*asked, f"seed={seed}"]
     return member
 
@@ -74,14 +89,12 @@ def train_members(folder: Path, members: Sequence[DictConfig]) -> list[dict]:
     from cifar_resnet.terminal import announcement, log_to
 
     start = time.perf_counter()
-    together = members[0].copy()
-    together.run_dir = str(folder / TOGETHER)
     found = None
-    if is_max_lr_sought(together):
-        found = find_max_lr(together)
-        for member in members:
-            member.scheduler.max_lr = found.suggestion
     with images_kept():
+        if is_max_lr_sought(members[0]):
+            found = find_max_lr(members[0])
+            for member in members:
+                member.scheduler.max_lr = found.suggestion
         built = [build(member) for member in members]
     (data, _, precision), models = built[0], [model for _, model, _ in built]
     data.seeds = [member.data.seed for member in members]
@@ -89,33 +102,38 @@ def train_members(folder: Path, members: Sequence[DictConfig]) -> list[dict]:
     for model, member in zip(models, members, strict=True):
         model.config = OmegaConf.to_container(member, resolve=True)
 
-    is_new = not last_checkpoint(Path(together.run_dir)).exists()
-    run_dirs = [Path(member.run_dir) for member in members]
-    choose = "best" in together.callbacks and data.has_val
+    together, run_dirs = members[0].copy(), [Path(member.run_dir) for member in members]
+    shared = folder / runs.TOGETHER
+    together.run_dir = str(shared)
     with open_dict(together):
-        together.callbacks.pop("best", None)  # each member has its own
-    splitting = MemberCheckpoints(last_checkpoint(Path(together.run_dir)), run_dirs, choose)
+        best = together.callbacks.pop("best", None)  # each member has its own
+    monitor, mode = (best.monitor, best.mode) if best and data.has_val else (None, "max")
+    with usage_errors():
+        if monitor:
+            check_validation(together)
+    splitting = MemberCheckpoints(last_checkpoint(shared), run_dirs, monitor, mode)
     trainer = trainer_of(together, data, everyone, precision, [splitting])
-    for member, run_dir in zip(members, run_dirs, strict=True):
-        with usage_errors(OSError):
+    with usage_errors(OSError):
+        for member, run_dir in zip(members, run_dirs, strict=True):
             run_dir.mkdir(parents=True, exist_ok=True)
             runs.save_config(run_dir, member)
-    Path(together.run_dir).mkdir(exist_ok=True)
+        shared.mkdir(exist_ok=True)
     records = [
         described(member, data, model, precision, trainer) for member, model in zip(members, models, strict=True)
     ]
-    with log_to(Path(together.run_dir) / "train.log"):
+    with log_to(shared / "train.log"):
         first = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
         log.info(announcement(first))
-        if found and is_new:
-            found.save(Path(together.run_dir))
+        if found:
+            found.save(shared)
         for warning in warnings_about(together):
             log.warning(f"warning: {warning}\n")
         try:
-            trained = run_trainer(trainer, everyone, data, Path(together.run_dir))
+            trained = run_trainer(trainer, everyone, data, shared)
         except BaseException:
             log.info("\nstopped before its end; the same command again goes on")
             raise
+    splitting.complete(everyone)
     for key in ("images", "images_per_second"):
         trained[key] /= len(members)
     for member, model, record in zip(members, models, records, strict=True):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RECORD = "result.json"
 CONFIG = "config.yaml"
+TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
 
 
 def slug(overrides: list[str], max_length: int = 80) -> str:

@@ -83,10 +83,12 @@ def check(composer: Composer, fixed: list[str], space: dict[str, Interval | Choi
         (job,) = composer.jobs([*fixed, *(f"{key}={value}" for key, value in zip(space, values, strict=True))])
         check_arguments(job.cfg)
         configurations.append(job.cfg)
+    from cifar_resnet.train import ensemble_size
+
     cfg = configurations[0]
     if cfg.resume or cfg.run_dir or cfg.dry_run:
         raise UsageError("a search names and resumes its runs itself: leave out run_dir, resume and dry_run")
-    if cfg.ensemble.size != 1:
+    if ensemble_size(cfg) > 1:
         raise UsageError(f"a search trains one network at a time. Got ensemble.size={cfg.ensemble.size}; leave it out")
     if cfg.trainer.devices != 1:
         raise UsageError(f"a search trains on one device at a time. Got trainer.devices={cfg.trainer.devices}; give 1")

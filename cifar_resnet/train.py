@@ -61,7 +61,7 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
         return 0
     if is_sweep:
         return sweep(jobs)
-    if jobs[0].cfg.ensemble.size > 1:
+    if ensemble_size(jobs[0].cfg) > 1:
         from cifar_resnet.ensemble import train_side_by_side
 
         return train_side_by_side(jobs[0])
@@ -79,10 +79,17 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
 
     (job,) = Composer("train", config_dir).jobs(list(overrides))
     check_arguments(job.cfg)
-    if job.cfg.ensemble.size > 1:
+    if ensemble_size(job.cfg) > 1:
         raise UsageError("train() answers with the record of one run: leave out ensemble.size, or use cifar-train")
     set_up_logging()
     return start_or_resume(job)
+
+
+def ensemble_size(cfg: DictConfig) -> int:
+    size = cfg.ensemble.size
+    if not isinstance(size, int) or size < 1:
+        raise UsageError(f"ensemble.size counts networks. Got {size}; give 1 or more")
+    return size
 
 
 def start_or_resume(job: Job) -> dict:
@@ -119,7 +126,7 @@ def sweep(jobs: list[Job]) -> int:
 
     if any(job.cfg.resume or job.cfg.run_dir for job in jobs):
         raise UsageError("a sweep names and resumes its runs itself: leave out run_dir and resume")
-    if any(job.cfg.ensemble.size > 1 for job in jobs):
+    if any(ensemble_size(job.cfg) > 1 for job in jobs):
         raise UsageError("a sweep trains one network after the other: leave out ensemble.size, or -m")
     if any(job.cfg.trainer.devices != 1 for job in jobs):
         raise UsageError("a sweep trains on one device at a time. Leave out trainer.devices, or train without -m")
@@ -134,9 +141,9 @@ def sweep(jobs: list[Job]) -> int:
             log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
             try:
                 record = done or train_in(run_dir, job.cfg)
-            except Exception:
+            except Exception as error:
                 record = None
-                reasons.append(f"{' '.join(job.varying)}: {reason_of(run_dir)}")
+                reasons.append(f"{' '.join(job.varying)}: {reason_of(error)}")
             records.append((job.varying, record))
     print_table(sweep_table(records))
     if reasons:
@@ -146,9 +153,9 @@ def sweep(jobs: list[Job]) -> int:
     return 1 if reasons else 0
 
 
-def reason_of(run_dir: Path) -> str:
-    """The last line of what a failed job left."""
-    return (run_dir / FAILURE).read_text().strip().rpartition("\n")[2]
+def reason_of(error: Exception) -> str:
+    expected = isinstance(error, (UsageError, RunError))
+    return f"{error}" if expected else traceback.format_exception_only(error)[-1].strip()
 
 
 def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> dict:
@@ -178,8 +185,13 @@ def resumed(job: Job) -> DictConfig:
             f"resume continues a run with the configuration it began with. Got {', '.join(refused)} as well; "
             f"leave that out, or start a new run"
         )
+    run_dir = Path(job.cfg.resume)
     with usage_errors():
-        cfg = runs.load_config(Path(job.cfg.resume))
+        cfg = runs.load_config(run_dir)
+    if (run_dir.parent / runs.TOGETHER).is_dir() and not runs.read_record(run_dir):
+        raise UsageError(
+            f"a member of an ensemble goes on with the others, by the command that began them. Got {run_dir}"
+        )
     for key in given:
         OmegaConf.update(cfg, key, OmegaConf.select(job.cfg, key))
     cfg.run_dir = cfg.resume
@@ -476,8 +488,6 @@ def warnings_about(cfg: DictConfig) -> Iterator[str]:
 
 def check(cfg: DictConfig) -> None:
     """Refuse what could only fail later."""
-    if cfg.ensemble.size < 1:
-        raise ValueError(f"ensemble.size counts networks. Got {cfg.ensemble.size}; give 1 or more")
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {epochs}")

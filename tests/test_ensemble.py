@@ -1,6 +1,8 @@
 """Networks trained side by side: that each becomes what it would have become alone."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from conftest import TINY, assert_equal, last_of, record_of
 
 from cifar_resnet import checkpoints, evaluate, train
+from cifar_resnet.callbacks import MemberCheckpoints
 from cifar_resnet.command import UsageError
 from cifar_resnet.train import train as train_one
 
@@ -27,7 +30,7 @@ def weights_of(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
     "recipe",
     [
         ["model.label_smoothing=0.1", "augment.flip=alternating", "data.num_val=41"],
-        ["averaging=ema", "augment.mixing=cutmix", "model.bias_lr_factor=4", "data.num_val=0"],
+        ["averaging=ema", "augment.mixing=cutmix", "model.bias_lr_factor=4", "model.tta=flip", "data.num_val=0"],
     ],
     ids=["best", "last"],
 )
@@ -74,6 +77,20 @@ def test_an_ensemble_that_was_stopped_goes_on(cifar_train, crash, capsys):
     assert {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*.ckpt")} == written
 
 
+def test_a_training_stopped_between_its_end_and_its_members_checkpoints(cifar_train, monkeypatch, capsys):
+    command = [*FOUR[1:], "ensemble.size=2", "data.num_val=0", "model.dropout=0.1", "model.drop_block=0.1"]
+    assert cifar_train(*command, "output_dir=whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(MemberCheckpoints, "complete", lambda self, model: os.kill(os.getpid(), signal.SIGINT))
+        assert cifar_train(*command) == 130
+    assert train.main([f"resume={folder_of()}/seed-0"]) == 2
+    assert "by the command that began them" in capsys.readouterr().err
+    assert cifar_train(*command) == 0
+    (whole,) = Path("whole/train").glob("ensemble-*")
+    for seed in (0, 1):
+        assert_equal(weights_of(folder_of() / f"seed-{seed}"), weights_of(whole / f"seed-{seed}"))
+
+
 def test_its_folder_is_an_ensemble_to_the_other_commands(cifar_train):
     assert cifar_train("ensemble.size=2", "page=true") == 0
     folder = folder_of()
@@ -96,6 +113,12 @@ def test_its_folder_is_an_ensemble_to_the_other_commands(cifar_train):
         (["trainer.gradient_clip_val=1"], "gradients are clipped by one norm"),
         (["trainer.devices=2"], "trainer.devices=1"),
         (["ensemble.size=0"], "ensemble.size counts networks. Got 0"),
+        (["ensemble.size=1.5"], "ensemble.size counts networks. Got 1.5"),
+        (["model.stochastic_depth=0.2"], "by its own chance. Got StochasticDepth"),
+        (["trainer.limit_val_batches=0"], "no epoch would be validated"),
+        (["callbacks=early_stopping"], "end together"),
+        (["~callbacks.last"], "go on from callbacks.last"),
+        (["callbacks.best.monitor=train/loss"], "Got callbacks.best.monitor=train/loss"),
         (["compile=true"], "Got compile=true"),
         (["resume=auto"], "leave out run_dir and resume"),
         (["-m", "seed=0,1"], "leave out ensemble.size, or -m"),

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -68,45 +68,51 @@ class Checkpoint(ModelCheckpoint):
 class MemberCheckpoints(LightningCheckpoint):
     """Of networks that are trained side by side each one's own last.ckpt, and the best.ckpt of its own validation.
 
-    Derived from Lightning's base so that it comes after the checkpoint of all of them, which it takes apart.
+    Derived from Lightning's base so that it comes after the checkpoint of all of them, which it takes apart. What it
+    knows it reads from these files, so that it goes on from wherever a training was stopped.
 
-    whole: that checkpoint. run_dirs: of each member. choose: False keeps no best.
+    whole: that checkpoint. run_dirs: of each member.
+    monitor: of each member, which chooses its best; None keeps none. mode: whether better is "max" or "min".
     """
 
-    def __init__(self, whole: Path, run_dirs: Sequence[Path], choose: bool):
+    def __init__(self, whole: Path, run_dirs: Sequence[Path], monitor: str | None, mode: str):
         self.whole = whole
-        self.choose = choose
+        self.monitor, self.sign = monitor, {"max": 1, "min": -1}[mode]
         self.folders = [run_dir / "checkpoints" for run_dir in run_dirs]
-        self.best = [-math.inf for _ in run_dirs]
         self.io = WholeCheckpoints()
+        self.best = [-math.inf] * len(self.folders)
+        for number, folder in enumerate(self.folders):
+            if monitor and (folder / "best.ckpt").exists():
+                self.best[number] = self.sign * read(folder / "best.ckpt")["metrics"][monitor]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Of a training that goes on: what the files hold is true whenever it was stopped."""
-        if not self.choose or not trainer.global_step:
-            return
-        for number, folder in enumerate(self.folders):
-            if (folder / "best.ckpt").exists():
-                checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
-                self.best[number] = checkpoint["metrics"]["val/acc"]
-        whole = self.read()
-        if not trainer.fit_loop.restarted_mid_epoch:
-            self.keep_best(pl_module, whole)
+        if trainer.global_step:  # stopped perhaps before it could be taken apart
+            self.keep_best(pl_module, read(self.whole))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.choose:
-            self.keep_best(pl_module, self.read())
+        scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if any(self.is_better(number, scores) for number in range(len(self.folders))):
+            self.keep_best(pl_module, read(self.whole))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        whole = self.read()
+    def complete(self, pl_module: LightningModule) -> None:
+        """After the training, even one that had ended before and was stopped only then."""
+        whole = read(self.whole)
+        self.keep_best(pl_module, whole)
         for number, folder in enumerate(self.folders):
             self.io.save_checkpoint(pl_module.part(whole, number), folder / "last.ckpt")
 
-    def keep_best(self, pl_module: LightningModule, whole: dict) -> None:
-        for number, folder in enumerate(self.folders):
-            accuracy = whole["metrics"].get(f"val/acc_{number}", -math.inf)
-            if accuracy > self.best[number]:
-                self.io.save_checkpoint(pl_module.part(whole, number), folder / "best.ckpt")
-                self.best[number] = accuracy
+    def is_better(self, number: int, scores: Mapping[str, float]) -> bool:
+        key = f"{self.monitor}_{number}"
+        return key in scores and self.sign * scores[key] > self.best[number]
 
-    def read(self) -> dict:
-        return torch.load(self.whole, map_location="cpu", weights_only=True)
+    def keep_best(self, pl_module: LightningModule, whole: dict) -> None:
+        if any(whole["moment"]["batches"]):  # saved within an epoch: its scores are those of the epoch before
+            return
+        for number, folder in enumerate(self.folders):
+            if self.is_better(number, whole["metrics"]):
+                self.io.save_checkpoint(pl_module.part(whole, number), folder / "best.ckpt")
+                self.best[number] = self.sign * whole["metrics"][f"{self.monitor}_{number}"]
+
+
+def read(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

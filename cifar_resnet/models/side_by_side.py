@@ -8,8 +8,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchmetrics import Metric
+from torchvision.ops import StochasticDepth
 
 from cifar_resnet.models.classifier import Classifier
+from cifar_resnet.models.regularisers import ShakeDrop
 from cifar_resnet.optim import SAM
 
 
@@ -41,6 +43,12 @@ class SideBySide(Classifier):
             raise ValueError(
                 "SAM looks for one worst point, which networks side by side would share. Got ensemble.size="
                 f'{len(self.members)}; give another optimizer, or train one after the other: -m "seed=range(0,…)"'
+            )
+        apart = [type(module).__name__ for module in self.modules() if isinstance(module, (ShakeDrop, StochasticDepth))]
+        if apart:
+            raise ValueError(
+                f"networks side by side cannot skip blocks each by its own chance. Got {apart[0]}; leave it out, or "
+                f"give ensemble.size=1"
             )
         if trainer.gradient_clip_val:
             raise ValueError(
