@@ -353,7 +353,10 @@ def near(word: str, known: Sequence[str]) -> str:
 
 
 def select(cfg: DictConfig, key: str) -> object:
-    value = OmegaConf.select(cfg, key)
+    try:
+        value = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{key} refers to what is not there. Got {str(error).splitlines()[0]}") from error
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 

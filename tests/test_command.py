@@ -178,6 +178,17 @@ def test_an_optimizer_is_one_yaml_file_away(cifar_train, run_dirs, tmp_path):
     assert len(run_dirs()) == 1
 
 
+def test_a_choice_of_ones_own_that_refers_to_nothing_gets_one_line(cifar_train, tmp_path, capsys):
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(
+        "_target_: torch.optim.SGD\n_partial_: true\nlr: ${trainer.rate}\n"
+    )
+    assert cifar_train("--config-dir", str(tmp_path / "mine"), "optimizer=mine") == 2
+    captured = capsys.readouterr()
+    assert "optimizer.lr refers to what is not there. Got Interpolation key 'trainer.rate' not found" in captured.err
+    assert captured.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
