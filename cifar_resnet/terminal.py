@@ -38,8 +38,9 @@ def set_up_logging() -> None:
     log.propagate = False
     if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
         log.addHandler(ConsoleHandler())
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):  # which set their own level where they are imported later
+        for logger in (name, f"{name}.utilities.rank_zero"):
+            logging.getLogger(logger).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # batches are drawn on the device: there is nothing for workers to do
         "Checkpoint directory .* exists and is not empty",  # that of a resumed run

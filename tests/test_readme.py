@@ -82,7 +82,8 @@ def own_pictures():
 
 @pytest.mark.parametrize("line", ANSWERS)
 def test_lines_about_finished_runs_run(line, sweep_dir, own_pictures):
-    shutil.copytree(sweep_dir, "outputs/train/sweep")
+    for name in ("train", "five"):
+        shutil.copytree(sweep_dir, f"outputs/{name}/sweep")
     folders = {"<sweep folder>": "sweep", "<run folder>": "sweep/seed-0", "<other run folder>": "sweep/seed-1"}
     for name, folder in folders.items():
         line = line.replace(name, folder)
