@@ -1,8 +1,6 @@
 """Networks trained side by side: that each becomes what it would have become alone."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -80,8 +78,12 @@ def test_an_ensemble_that_was_stopped_goes_on(cifar_train, crash, capsys):
 def test_a_training_stopped_between_its_end_and_its_members_checkpoints(cifar_train, monkeypatch, capsys):
     command = [*FOUR[1:], "ensemble.size=2", "data.num_val=0", "model.dropout=0.1", "model.drop_block=0.1"]
     assert cifar_train(*command, "output_dir=whole") == 0
+
+    def interrupt(self, model):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(MemberCheckpoints, "complete", lambda self, model: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(MemberCheckpoints, "complete", interrupt)
         assert cifar_train(*command) == 130
     assert train.main([f"resume={folder_of()}/seed-0"]) == 2
     assert "by the command that began them" in capsys.readouterr().err
