@@ -10,6 +10,7 @@ Leaves evaluation.json, predictions.npz and page.html.
 import itertools
 import json
 import logging
+import statistics
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -227,7 +228,8 @@ def facts(result: dict) -> dict[str, str]:
         found["temperature"] = f"none: {result['temperature_from']}"
     found["test-time augmentation"] = result["tta"]
     if len(result["checkpoints"]) > 1:
-        found["members"] = str(len(result["checkpoints"]))
+        own = [member["acc"] for member in result["members"]]
+        found["members"] = f"{len(own)}, alone {statistics.mean(own):.2%} ± {statistics.stdev(own):.2%}"
         found["disagreement"] = f"{result['disagreement']:.2%} of the images, between two members"
     else:
         found["checkpoint"] = result["checkpoints"][0]

@@ -88,7 +88,7 @@ def test_no_temperature_where_the_validation_images_are_others(own_run):
     assert "others than in training" in result["temperature_from"]
 
 
-def test_an_ensemble_equals_an_average_in_numpy(own_sweep):
+def test_an_ensemble_equals_an_average_in_numpy(own_sweep, capsys):
     assert evaluate.main([f"checkpoint={own_sweep}", f"output_dir={own_sweep}/all", *PLAIN]) == 0
     result = result_in(own_sweep / "all")
     each = [Answers.load(own_sweep / f"seed-{seed}" / "predictions.npz") for seed in (0, 1)]
@@ -103,6 +103,7 @@ def test_an_ensemble_equals_an_average_in_numpy(own_sweep):
         assert calibrated["acc"] == grown["acc"]  # which no temperature changes
     own = [np.mean(one.log_probs.argmax(1).numpy() == labels) for one in each]
     assert [member["acc"] for member in result["members"]] == pytest.approx(own)
+    assert f"2, alone {np.mean(own):.2%} ± {np.std(own, ddof=1):.2%}" in capsys.readouterr().out
     differ = np.mean(each[0].log_probs.argmax(1).numpy() != each[1].log_probs.argmax(1).numpy())
     assert result["disagreement"] == pytest.approx(differ)
     listed = [f"{own_sweep}/seed-0", f"{own_sweep}/seed-1/checkpoints/best.ckpt"]
