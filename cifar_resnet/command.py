@@ -9,6 +9,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import math
 import os
 import re
 import sys
@@ -20,8 +21,8 @@ from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +33,10 @@ CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path
 HYDRA_FLAGS = {
     "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version",
 }  # fmt: skip
+
+
+MAY_BE_LEFT_OUT = ("scheduler", "averaging")
+COLLECTIONS = ("callbacks", "logger")
 
 
 class UsageError(Exception):
@@ -224,9 +229,13 @@ class Composer:
             del cfg["hydra"]
             cfg.overrides, cfg.choices = [*fixed, *varying], choices
         self.compare_types(cfg, cfg.overrides)
+        self.refuse_gaps(cfg)
         return Job(cfg, fixed, varying, self.arguments)
 
     def compose(self, overrides: list[str]) -> DictConfig:
+        for override in parse(overrides):
+            if not override.is_delete():
+                self.refuse_choice_without_name(override)
         search_path = ",".join(f"file://{folder}" for folder in self.folders[1:])
         search = [f"hydra.searchpath=[{search_path}]"] if search_path else []
         return hydra.compose(self.config_name, [*search, *overrides], return_hydra_config=True)
@@ -239,9 +248,27 @@ class Composer:
     def is_group(self, override: Override) -> bool:
         return any((folder / override.key_or_group).is_dir() for folder in self.folders)
 
+    def refuse_choice_without_name(self, override: Override) -> None:
+        """Hydra leaves such a value to a ValueError of its own."""
+        group, value = override.key_or_group, override.value()
+        if not self.is_group(override) or isinstance(value, (str, list, QuotedString)):
+            return
+        if value is None and group in MAY_BE_LEFT_OUT:
+            raise HydraException(f"no {group} at all is ~{group}. Got {override.input_line}")
+        known = sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
+        raise HydraException(f"{group} is chosen by name. Got {override.input_line}. Choices: {', '.join(known)}")
+
     def compare_types(self, cfg: DictConfig, overrides: list[str]) -> None:
         """Refuse a value of another kind than its default at once: finer checks have to wait for slow imports."""
-        parsed = [override for override in parse(overrides) if not override.is_delete()]
+        parsed = parse(overrides)
+        for override in parsed:
+            owner, _, _ = override.key_or_group.rpartition(".")
+            if override.is_delete() and override.key_or_group not in MAY_BE_LEFT_OUT and owner not in COLLECTIONS:
+                raise HydraException(
+                    f"~ takes away {', '.join(MAY_BE_LEFT_OUT)}, a callback or a logger. "
+                    f"Got {override.input_line}; give another value"
+                )
+        parsed = [override for override in parsed if not override.is_delete()]
         choices = [override.input_line for override in parsed if self.is_group(override)]
         values = [override for override in parsed if not self.is_group(override)]
         default = self.defaults(tuple(choices)) if values else cfg
@@ -250,10 +277,30 @@ class Composer:
                 self.refuse_stray_addition(cfg, override)
                 continue
             expected, given = select(default, override.key_or_group), select(cfg, override.key_or_group)
-            if kind(expected) and kind(given) and kind(expected) != kind(given):
+            if isinstance(given, float) and not math.isfinite(given):
+                raise HydraException(f"{override.key_or_group} must be a finite number. Got {override.input_line}")
+            owner, _, _ = override.key_or_group.rpartition(".")
+            if given is None and owner in COLLECTIONS:
+                raise HydraException(f"~{override.key_or_group} takes it away. Got {override.input_line}")
+            # where null is an argument, its constructor knows about it
+            must_be = kind(given) or not owner or kind(expected) == "settings"
+            if kind(expected) and must_be and kind(expected) != kind(given):
+                such = "" if kind(expected) == "settings" else f", such as {expected}"
                 raise HydraException(
-                    f"{override.key_or_group} must be {kind(expected)}, such as {expected}. Got {override.input_line}"
+                    f"{override.key_or_group} must be {kind(expected)}{such}. Got {override.input_line}"
                 )
+
+    def refuse_gaps(self, cfg: DictConfig) -> None:
+        """What nothing works without may have been taken away by ~, or by a recipe."""
+        default = self.defaults(())
+        for key in default:
+            if key in ("hydra", *MAY_BE_LEFT_OUT) or OmegaConf.is_missing(default, key) or default[key] is None:
+                continue
+            if cfg.get(key) is None:
+                raise HydraException(f"nothing works without {key}. Got none; leave it as it is, or give another")
+            is_built = isinstance(default[key], DictConfig) and "_target_" in default[key]
+            if is_built and "_target_" not in cfg[key]:
+                raise HydraException(f"{key}._target_ says what it is. Got none; leave it as it is, or give another")
 
     def refuse_stray_addition(self, cfg: DictConfig, override: Override) -> None:
         """A key behind + must be an argument of something, or be something itself: a callback, a logger."""
@@ -299,9 +346,23 @@ def composed(config_name: str, choices: tuple[str, ...]) -> DictConfig:
     return Composer(config_name).compose([*choices])
 
 
+QUOTES = "'\""
+
+
 def parse(overrides: list[str]) -> list[Override]:
+    if nameless := [text for text in overrides if text.startswith("=")]:
+        raise UsageError(f"a setting is key=value. Got {nameless[0]}")
     loader = hydra.core.global_hydra.GlobalHydra.instance().config_loader()
-    return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    try:
+        return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    except OverrideParseException as error:
+        key, equals, value = error.override.partition("=")
+        if not equals:
+            raise UsageError(f"a setting is key=value. Got {error.override}") from error
+        raise UsageError(
+            f"a value that cannot be read. Got {error.override}; where it holds brackets, commas, quotes or =, "
+            f"put it in quotes within quotes: \"{key}='{value.strip(QUOTES)}'\""
+        ) from error
 
 
 def values_of(override: Override) -> list[str]:
@@ -346,6 +407,8 @@ def near(word: str, known: Sequence[str]) -> str:
     """' Did you mean …?' with the closest of `known`, first by last names; empty where nothing is close."""
     by_last_name: dict[str, list[str]] = {}
     for name in known:
+        if name == word:
+            continue
         by_last_name.setdefault(name.rsplit(".", 1)[-1], []).append(name)
     close = difflib.get_close_matches(word.rsplit(".", 1)[-1], by_last_name, n=3, cutoff=0.66)
     found = [name for last_name in close for name in by_last_name[last_name]][:3]
@@ -386,6 +449,8 @@ def check_arguments(cfg: DictConfig) -> None:
                         f"{node['_target_']} takes no such argument"
                     )
                 value = select(cfg, place) if not OmegaConf.is_missing(node, name) else None
+                if value is None and OmegaConf.is_interpolation(node, name):  # the run folder, not known yet
+                    continue
                 if OmegaConf.is_missing(node, name):
                     raise UsageError(f"{place} has no default. Give it: {place}=…")
                 if not fits(value, known[name]):
@@ -439,7 +504,7 @@ def fits(value: object, hint: object) -> bool:
         return isinstance(value, hint)
     if inspect.isclass(origin) and issubclass(origin, (list, tuple, Sequence)):
         return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
-    return True
+    return value is not None or not inspect.isclass(hint)
 
 
 def describe(hint: object) -> str:

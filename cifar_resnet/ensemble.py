@@ -37,7 +37,7 @@ def train_side_by_side(job: Job) -> int:
     refuse(cfg)
     asked = [text for text in job.overrides if not text.startswith(("seed=", "ensemble.size="))]
     name = "-".join(filter(None, ["ensemble", runs.slug(asked), runs.digest([*job.arguments, *job.overrides])]))
-    folder = Path(cfg.output_dir) / cfg.name / name
+    folder = runs.parent_dir(cfg) / name
     seeds = range(cfg.seed, cfg.seed + cfg.ensemble.size)
     run_dirs = [folder / f"seed-{seed}" for seed in seeds]
     if (run_dirs[0] / runs.CONFIG).is_file():  # begun before

@@ -205,8 +205,9 @@ def range_test(cfg: DictConfig) -> RangeTest:
             if not test.add(test.rate(len(test.losses)), outputs["loss"].item()):
                 trainer.should_stop = True
 
-    copy = cfg.copy()
-    copy.scheduler = None
+    copy = cfg.copy()  # with its schedule, so that what is wrong with that is said now
+    if (copy.get("scheduler") or {}).get("max_lr") == "auto":
+        copy.scheduler.max_lr = test.max_lr
     if cfg.trainer.devices != 1:
         raise UsageError(f"a range test runs on one device. Got trainer.devices={cfg.trainer.devices}; give 1")
     if not cfg.optimizer.get("lr"):

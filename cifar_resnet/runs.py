@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from cifar_resnet.command import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -49,6 +51,14 @@ def digest(texts: list[str]) -> str:
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:6]
 
 
+def parent_dir(cfg: DictConfig) -> Path:
+    """<output_dir>/<name>, where the runs of this name are."""
+    name = Path(cfg.name)
+    if not name.parts or name.is_absolute() or ".." in name.parts:
+        raise UsageError(f"name is that of a folder in output_dir. Got {cfg.name!r}; give letters, digits, - and _")
+    return Path(cfg.output_dir) / name
+
+
 def create_run_dir(cfg: DictConfig) -> Path:
     """`cfg.run_dir`, or else a new <output_dir>/<name>/<time>-<what differs> that no other run can have got as well."""
     if cfg.run_dir:
@@ -59,7 +69,7 @@ def create_run_dir(cfg: DictConfig) -> Path:
             )
         path.mkdir(parents=True, exist_ok=True)
         return path
-    parent = Path(cfg.output_dir) / cfg.name
+    parent = parent_dir(cfg)
     parent.mkdir(parents=True, exist_ok=True)
     name = "-".join(filter(None, [f"{datetime.now():%Y-%m-%d_%H-%M-%S}", slug(cfg.overrides)]))
     for count in range(1, 1000):

@@ -70,7 +70,7 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
         build(cfg)  # finds what only the network or the data can tell, before there is a folder
         with usage_errors():
             callbacks_of(cfg)
-            search.open(Path(cfg.output_dir) / cfg.name, composer, fixed, space)
+            search.open(runs.parent_dir(cfg), composer, fixed, space)
         search.go_on()
     return search.report()
 

@@ -131,7 +131,7 @@ def sweep(jobs: list[Job]) -> int:
     if any(job.cfg.trainer.devices != 1 for job in jobs):
         raise UsageError("a sweep trains on one device at a time. Leave out trainer.devices, or train without -m")
     varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
-    folder = runs.sweep_dir(Path(jobs[0].cfg.output_dir) / jobs[0].cfg.name, jobs[0].overrides, varying)
+    folder = runs.sweep_dir(runs.parent_dir(jobs[0].cfg), jobs[0].overrides, varying)
     names = runs.distinct_slugs([job.varying for job in jobs])
     records, reasons = [], []
     with images_kept():
@@ -202,7 +202,7 @@ def begun_or_new(job: Job) -> DictConfig:
     """The run that this command began before, or else a new one: in a folder that the command itself names."""
     asked = [text for text in job.overrides if not text.startswith(("resume=", "run_dir="))]
     name = "-".join(filter(None, ["auto", runs.slug(asked), runs.digest([*job.arguments, *asked])]))
-    run_dir = Path(job.cfg.run_dir or Path(job.cfg.output_dir) / job.cfg.name / name)
+    run_dir = Path(job.cfg.run_dir or runs.parent_dir(job.cfg) / name)
     if not (run_dir / runs.CONFIG).is_file():
         job.cfg.run_dir, job.cfg.resume = str(run_dir), None
         return job.cfg
@@ -330,7 +330,9 @@ def trainer_of(
             check_validation(cfg)
         if not {"best", "last"} & callbacks.keys():
             raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
-        loggers = loggers_of(cfg, checkpoints.read(last)["global_step"] if last.exists() else None)
+        loggers = loggers_of(cfg, checkpoints.step_of(last) if last.exists() else None)
+        if not loggers:
+            callbacks.pop("learning_rate", None)  # it writes to nothing else
         everyone = [Throughput(), *callbacks.values(), *watchers, Interruption(last)]
         plugins = [WholeCheckpoints()]
         trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers, plugins=plugins)
@@ -488,6 +490,7 @@ def warnings_about(cfg: DictConfig) -> Iterator[str]:
 
 def check(cfg: DictConfig) -> None:
     """Refuse what could only fail later."""
+    runs.parent_dir(cfg)
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {epochs}")

@@ -15,7 +15,7 @@ from conftest import TINY
 from omegaconf import OmegaConf
 
 from cifar_resnet import design, evaluate, export, find_lr, predict, report, search, train
-from cifar_resnet.command import CONF, Composer, kind, leaves, select
+from cifar_resnet.command import COLLECTIONS, CONF, MAY_BE_LEFT_OUT, Composer, kind, leaves, select
 
 COUNT = int(os.environ.get("BAD_COMMANDS", "20"))
 COMMANDS = {
@@ -41,6 +41,7 @@ OUT_OF_RANGE = [
     "averaging=ema averaging.decay=2", "trainer.max_epochs=0", "trainer.max_epochs=-1",
     "trainer.accelerator=abacus", "trainer.gradient_clip_algorithm=scissors trainer.gradient_clip_val=1",
     "precision=16-mixed", "precision.float32_matmul=most", "callbacks.finite_loss.every_n_steps=0",
+    "optimizer.lr=nan", "optimizer.lr=inf", "optimizer.lr=null", "name=../elsewhere", "name=/",
     "callbacks.augmented_batch.num_images=0", "distill.teacher=[] distill.weight=0.5",
 ]  # fmt: skip
 IMPOSSIBLE = {
@@ -70,6 +71,10 @@ DAMAGED = [
     "data=files data.train=TRAP.pkl data.test=TRAP.pkl", "data=image_folder data.root=HALF",
     "data=image_folder data.root=nowhere", "data=cifar10 data.root=CIFAR",
 ]  # fmt: skip
+SORTS = [
+    "key", "added key", "choice", "type", "range", "impossible", "damaged", "checkpoint", "taken away", "null",
+    "number for a name", "grammar",
+]  # fmt: skip
 
 
 def misspelt(word: str, dice: random.Random) -> str:
@@ -91,7 +96,7 @@ def generated(count: int) -> Iterator[tuple[str, str]]:
         key = dice.choice([key for key in keys[command] if key.split(".")[0] not in ("overrides", "choices")])
         parent, _, name = key.rpartition(".")
         typo = ".".join(filter(None, [parent, misspelt(name, dice)]))
-        sort = dice.choice(["key", "added key", "choice", "type", "range", "impossible", "damaged", "checkpoint"])
+        sort = dice.choice(SORTS)
         line = None
         if sort == "key" and typo not in keys[command]:
             line = f"{typo}=1"
@@ -102,6 +107,14 @@ def generated(count: int) -> Iterator[tuple[str, str]]:
             line = f"{group}={misspelt(dice.choice(sorted((CONF / group).glob('*.yaml'))).stem, dice)}"
         elif sort == "type" and kind(keys[command][key]) in ("a number", "true or false"):
             line = f"{key}=several"
+        elif sort == "taken away" and parent not in COLLECTIONS and key not in MAY_BE_LEFT_OUT:
+            line = f"~{key}"
+        elif sort == "null" and (parent in COLLECTIONS or not parent) and keys[command][key] is not None:
+            line = f"{key}=null"
+        elif sort == "number for a name" and command in TRAINERS:
+            line = f"{dice.choice(groups)}={dice.choice([18, 0.5, 'true'])}"
+        elif sort == "grammar":
+            line = dice.choice(["{0}=[1", "{0}=a(b", "{0}=c=d", "={0}", "{0}", "{0}={{1"]).format(key)
         elif sort == "range" and command in TRAINERS:
             line = dice.choice(OUT_OF_RANGE)
         elif sort == "impossible":

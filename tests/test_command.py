@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import record_of
 
 from cifar_resnet import runs, train
 from cifar_resnet.command import Composer, fits
@@ -55,6 +56,18 @@ MISTAKES = {
     # grammar
     "optimizer.lr=0.1,0.2": "put -m in front, or give a list: optimizer.lr=[0.1,0.2]",
     "optimizer.lr": "optimizer.lr",
+    "optimizer.lr=[0.1": "put it in quotes within quotes: \"optimizer.lr='[0.1'\"",
+    "=3": "a setting is key=value. Got =3",
+    "model=18": "model is chosen by name. Got model=18. Choices: custom_resnet",
+    "scheduler=null": "no scheduler at all is ~scheduler",
+    "~optimizer": "~ takes away scheduler, averaging, a callback or a logger. Got ~optimizer",
+    "~trainer.max_epochs": "Got ~trainer.max_epochs",
+    "callbacks=[]": "nothing works without callbacks",
+    "callbacks.best=null": "~callbacks.best takes it away",
+    "ensemble=null": "ensemble must be settings",
+    "output_dir=null": "output_dir must be text, such as outputs",
+    "optimizer.lr=nan": "optimizer.lr must be a finite number",
+    "name=../x": "name is that of a folder in output_dir. Got '../x'",
     "hydra.run.dir=/tmp": "run folders and sweeps are not Hydra's here",
 }
 
@@ -67,6 +80,15 @@ def test_a_mistake_gets_one_clear_line_exit_code_2_and_no_folder(capsys, mistake
     assert captured.err.count("\n") == 1
     assert answer in captured.err
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "what", ["~scheduler", "~callbacks.best", "~callbacks.last", "~callbacks.metrics", "~logger.tensorboard"]
+)
+def test_what_a_training_can_do_without_may_be_taken_away(cifar_train, run_dirs, what):
+    assert cifar_train(what) == 0
+    (run_dir,) = run_dirs()
+    assert record_of(run_dir)["epochs"] == 1
 
 
 def test_the_jobs_of_a_sweep_are_checked_before_the_first_starts(cifar_train, capsys):
