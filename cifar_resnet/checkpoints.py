@@ -8,13 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from cifar_resnet import runs
 from cifar_resnet.models import Classifier
 
 log = logging.getLogger("cifar_resnet")
 
-CONTENT = ("architecture", "hyper_parameters", "state_dict", "data", "config")
+MAX_IMAGE_SIZE = 4096
+# what is relied on, and of which kind it must be, for a checkpoint may come from anywhere
+CONTENT = {
+    "architecture": str, "hyper_parameters": dict, "hyper_parameters.num_classes": int, "state_dict": dict,
+    "data": dict, "data.classes": list, "data.mean": list, "data.std": list, "data.image_size": int,
+    "data.split_hash": str, "data.num_train": int, "data.num_val": int,
+    "config": dict, "config.seed": int, "config.data": dict,
+    "config.choices": dict, "config.choices.data": str, "config.choices.model": str,
+}  # fmt: skip
 
 
 def find(path: str | Path) -> Path:
@@ -64,16 +73,77 @@ def run_dir_of(path: Path) -> Path | None:
 
 
 def read(path: str | Path) -> dict:
-    """What the checkpoint holds, on the CPU. Read with weights_only=True, so that no code in the file runs."""
+    """What the checkpoint of a network holds, on the CPU."""
     found = find(path)
-    try:
-        checkpoint = torch.load(found, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file cut short, or of another kind, may raise anything
-        raise ValueError(f"not a readable checkpoint: {found} ({first_sentence(error)})") from error
-    missing = [key for key in CONTENT if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
-        raise ValueError(f"not a checkpoint of cifar-train, which would hold {', '.join(missing)}. Got {found}")
+    checkpoint = contents(found)
+    if reason := what_is_wrong_with(checkpoint):
+        raise ValueError(f"not a checkpoint of this version of cifar-train. Got {found}, {reason}")
     return checkpoint
+
+
+def step_of(path: Path) -> int:
+    """How many steps had been made; of networks side by side as well, whose common checkpoint is none to `read`."""
+    checkpoint = contents(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
+        raise ValueError(f"not a checkpoint of cifar-train. Got {path}, without global_step")
+    return checkpoint["global_step"]
+
+
+def contents(path: Path) -> object:
+    """Read with weights_only=True, so that no code in the file runs."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file cut short, or of another kind, may raise anything
+        raise ValueError(
+            f"not a readable checkpoint. Got {path}, which is damaged, cut short or no checkpoint at all "
+            f"({first_sentence(error)})"
+        ) from error
+
+
+def what_is_wrong_with(checkpoint: object) -> str | None:
+    """Of the content of a file; nothing that it names has been looked up or called yet."""
+    for key, kind in CONTENT.items():
+        node = checkpoint
+        for name in key.split("."):
+            if not isinstance(node, dict) or name not in node:
+                return f"without {key}"
+            node = node[name]
+        if not isinstance(node, kind) or isinstance(node, bool):
+            return f"where {key} is {type(node).__name__}, not {kind.__name__}"
+    data, choices = checkpoint["data"], checkpoint["config"]["choices"]
+    if not all(isinstance(name, str) for name in data["classes"]):
+        return "where data.classes are not names"
+    if len(data["classes"]) != checkpoint["hyper_parameters"]["num_classes"]:
+        return f"with names for {len(data['classes'])} of {checkpoint['hyper_parameters']['num_classes']} classes"
+    for key in ("mean", "std"):
+        if len(data[key]) != 3 or not all(isinstance(value, (int, float)) for value in data[key]):
+            return f"where data.{key} is not three numbers"
+    if not all(value > 0 for value in data["std"]):
+        return "where data.std is not above 0"
+    if not 1 <= data["image_size"] <= MAX_IMAGE_SIZE:
+        return f"for images of {data['image_size']} pixels"
+    if not re.fullmatch(r"[\w-]+", choices["data"]):  # it becomes an override, and that the name of a file
+        return "where config.choices.data is no name"
+    if not is_plain(checkpoint["config"]["data"]):
+        return "where config.data is not plain settings"
+    return None
+
+
+def is_plain(settings: dict) -> bool:
+    """Whether these are numbers, text, and lists of them: nothing to instantiate and nothing to resolve."""
+    values = [item for value in settings.values() for item in (value if isinstance(value, list) else [value])]
+    plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in values)
+    return plain and not any("${" in value for value in values if isinstance(value, str))
+
+
+def restore_data(settings: DictConfig, checkpoint: dict, given: Sequence[str] = ()) -> None:
+    """Put into one of our own choices of data what the checkpoint notes, but for the keys that are `given`.
+
+    Only settings that it has: which class reads the data is never for the checkpoint to say, for that would be called.
+    """
+    for key, value in checkpoint["config"]["data"].items():
+        if key in settings and not key.startswith("_") and key not in given:
+            settings[key] = value
 
 
 def first_sentence(error: Exception) -> str:
@@ -98,7 +168,7 @@ def load(path: str | Path) -> Classifier:
     try:
         model = known[name](**checkpoint["hyper_parameters"])
         model.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, RuntimeError) as error:
+    except Exception as error:  # arguments of unknown origin may raise anything
         raise ValueError(f"{path} holds another {name} than this version's ({first_sentence(error)})") from error
     model.data_state, model.config = checkpoint["data"], checkpoint["config"]
     return model.eval()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cifar_resnet.data import DataModule
+    from cifar_resnet.inference import Ensemble
     from cifar_resnet.page import Block
 
 log = logging.getLogger("cifar_resnet")
@@ -51,7 +53,7 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     with usage_errors():
         cfg = composed(composer, overrides)
         folder = output_folder(cfg, overrides)
-        result = evaluate(cfg, folder)
+        result = evaluate(cfg, folder, composer)
     log.info(listed(facts(result)))
     if len(result["members"]) > 1:
         print_table(rows_table(member_rows(result)))
@@ -73,11 +75,9 @@ def composed(composer: Composer, overrides: list[str]) -> DictConfig:
 
     from cifar_resnet import checkpoints
 
-    saved = checkpoints.read(checkpoints.members(plain(job.cfg.checkpoint))[0])["config"]
-    (job,) = composer.jobs([f"data={saved['choices']['data']}", *overrides])
-    for key, value in saved["data"].items():
-        if f"data.{key}" not in given:
-            job.cfg.data[key] = value
+    saved = checkpoints.read(checkpoints.members(plain(job.cfg.checkpoint))[0])
+    (job,) = composer.jobs([f"data={saved['config']['choices']['data']}", *overrides])
+    checkpoints.restore_data(job.cfg.data, saved, [key.removeprefix("data.") for key in given])
     check_arguments(job.cfg)
     return job.cfg
 
@@ -102,12 +102,14 @@ def output_folder(cfg: DictConfig, overrides: list[str]) -> Path:
     return base / "-".join(["evaluation", *which, *([runs.slug(asked)] if asked else [])])
 
 
-def evaluate(cfg: DictConfig, folder: Path) -> dict:
+def evaluate(cfg: DictConfig, folder: Path, composer: Composer) -> dict:
     """Ask the networks about every test image; the figures, which lie in `folder` as well."""
     from cifar_resnet import checkpoints, metrics, page
     from cifar_resnet.answers import FILE, Answers
     from cifar_resnet.inference import Ensemble, mean_probability
 
+    if cfg.batch_size < 1:
+        raise ValueError(f"batch_size counts images. Got {cfg.batch_size}; give 1 or more")
     paths = checkpoints.members(plain(cfg.checkpoint))
     precision = instantiate(cfg.precision, accelerator=cfg.accelerator)
     ensemble = Ensemble(paths, cfg.tta, cfg.accelerator, precision)
@@ -125,7 +127,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
     log_probs = grown[-1]
     temperatures, reason = [], "not asked for"
     if cfg.calibrate:
-        temperatures, reason = fitted_temperatures(cfg, paths, ensemble, data)
+        temperatures, reason = fitted_temperatures(cfg, paths, ensemble, data, composer)
     temperature = temperatures[-1] if temperatures else None
     calibrated = [  # where there are no temperatures, there are none of these either
         metrics.scores(metrics.at_temperature(answers, own), labels)
@@ -182,21 +184,26 @@ def places_of(classes: Sequence[str], known: Sequence[str]) -> "Tensor":
     )
 
 
-def fitted_temperatures(cfg: DictConfig, paths: list[Path], ensemble, data: "DataModule") -> tuple[list[float], str]:
+def fitted_temperatures(
+    cfg: DictConfig, paths: list[Path], ensemble: "Ensemble", data: "DataModule", composer: Composer
+) -> tuple[list[float], str]:
     """Of the ensembles of the first 1, 2, … members, and on what images they were fitted; or why there are none."""
     from cifar_resnet import checkpoints, metrics
     from cifar_resnet.inference import mean_probability
 
-    hashes = {checkpoints.read(path)["data"]["split_hash"] for path in paths}
-    saved = ensemble.networks[0].config
+    saved = [checkpoints.read(path) for path in paths]
+    hashes = {checkpoint["data"]["split_hash"] for checkpoint in saved}
+    choice = saved[0]["config"]["choices"]["data"]
     if len(hashes) > 1:
         return [], "the members held out different images"
     try:
-        if cfg.choices.data != saved["choices"]["data"]:
-            data = instantiate(saved["data"], _convert_="all")
+        if cfg.choices.data != choice:
+            (job,) = composer.jobs([f"data={choice}"])
+            checkpoints.restore_data(job.cfg.data, saved[0])
+            data = instantiate(job.cfg.data, _convert_="all")
             data.prepare_data()
         data.load()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, InstantiationException, UsageError) as error:
         return [], f"no validation images: {' '.join(str(error).split())}"
     if not data.has_val:
         return [], "no images were held out for validation"

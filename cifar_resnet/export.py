@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from cifar_resnet import runs
-from cifar_resnet.command import Job, UsageError, usage_errors
-from cifar_resnet.command import main as command_main
+from cifar_resnet.command import Composer, UsageError, interpret, usage_errors
+from cifar_resnet.evaluate import composed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,19 +37,17 @@ NUM_IMAGES = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command_main("export", run, argv)
+    return interpret("export", run, argv)
 
 
-def run(jobs: list[Job], is_sweep: bool) -> int:
+def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     if is_sweep:
         raise UsageError("cifar-export has no sweeps: leave out -m")
     from cifar_resnet.terminal import listed, set_up_logging
 
     set_up_logging()
-    cfg = jobs[0].cfg
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise UsageError("checkpoint has no default. Give it: checkpoint=<.ckpt file or run folder>")
     with usage_errors():
+        cfg = composed(composer, overrides)
         formats = list(cfg.formats)
         if unknown := [name for name in formats if name not in FORMATS]:
             raise ValueError(f"unknown format. Got {', '.join(map(str, unknown))}; give {', '.join(FORMATS)}")
@@ -69,7 +69,7 @@ def export(cfg: DictConfig, formats: Sequence[str]) -> dict[str, object]:
     network = checkpoints.load(path).to(memory_format=torch.contiguous_format)
     run_dir = checkpoints.run_dir_of(path)
     folder = Path(cfg.output) if cfg.output else (run_dir or path.parent) / "export"
-    images, source = sample(network)
+    images, source = sample(cfg.data, network.data_state["image_size"])
     portable = Portable(network)
     with torch.no_grad():
         expected = portable(images)
@@ -100,22 +100,20 @@ def require_onnx() -> None:
         raise ValueError(f"formats=[onnx] needs {', '.join(lacking)}. Give: pip install 'cifar-resnet[onnx]'")
 
 
-def sample(network: "Classifier") -> tuple["Tensor", str]:
+def sample(settings: DictConfig, size: int) -> tuple["Tensor", str]:
     """Some images to check with, (64, 3, H, W) in [0, 1], and what they are: test images where those are at hand."""
     import torch
-    from hydra.utils import instantiate
 
     from cifar_resnet.data import Synthetic
 
     try:
-        data = instantiate(network.config["data"], _convert_="all")
+        data = instantiate(settings, _convert_="all")
         if hasattr(data, "is_complete") and not data.is_complete():  # nothing is downloaded for this
             raise FileNotFoundError
         images, source = data.read(train=False)[0][:NUM_IMAGES], "test images"
-    except (OSError, ValueError):
+    except (OSError, ValueError, InstantiationException):
         images, source = Synthetic(num_test=NUM_IMAGES).read(train=False)[0], "synthetic images"
     pixels = images.contiguous() / 255
-    size = network.data_state["image_size"]
     if pixels.shape[2:] != (size, size):
         pixels = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bilinear")
     return pixels, source

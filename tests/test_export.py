@@ -87,11 +87,11 @@ def test_what_answers_differently_is_not_left(trained, capsys, monkeypatch):
     [
         (["checkpoint=nowhere"], "no checkpoint. Got nowhere"),
         ([], "checkpoint has no default"),
-        (["checkpoint=nowhere", "formats=[tflite]"], "unknown format. Got tflite"),
+        (["checkpoint=RUN", "formats=[tflite]"], "unknown format. Got tflite"),
     ],
 )
-def test_mistakes_are_explained(arguments, message, capsys):
-    assert export.main(arguments) == 2
+def test_mistakes_are_explained(arguments, message, trained, capsys):
+    assert export.main([text.replace("RUN", str(trained)) for text in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not list(Path().iterdir())

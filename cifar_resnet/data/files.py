@@ -95,16 +95,22 @@ def read_archive(path: Path, image_size: int) -> Images:
         raise ValueError(f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data")
     pixels, resized = as_images(np.asarray(images), image_size, path)
     labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
-    classes = first_of(found, "classes", "label_names", "fine_label_names")
-    ids = first_of(found, "ids", "filenames")
+    classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
+    ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
     if ids is not None and len(ids) != len(pixels):
         raise ValueError(f"{len(pixels)} images, but {len(ids)} ids. Got {path}")
-    return Images(pixels, labels, classes and [text(name) for name in classes], ids and [text(i) for i in ids], resized)
+    return Images(pixels, labels, classes, ids, resized)
 
 
 def first_of(found: dict, *names: str) -> object:
     value = next((found[name] for name in names if found.get(name) is not None), None)
     return value.tolist() if isinstance(value, np.ndarray) and names[0] not in ("images", "labels") else value
+
+
+def as_texts(values: object, what: str, path: Path) -> list[str] | None:
+    if values is not None and not isinstance(values, (list, tuple)):
+        raise ValueError(f"{what} are a list. Got {type(values).__name__} in {path}")
+    return values and [text(value) for value in values]
 
 
 def text(value: object) -> str:

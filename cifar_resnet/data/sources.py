@@ -19,7 +19,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from cifar_resnet.data.datamodule import DataModule
-from cifar_resnet.data.files import Images, decode, read_archive
+from cifar_resnet.data.files import Images, decode, is_archive, read_archive
 
 
 class CIFAR10(DataModule):
@@ -117,10 +117,10 @@ class Files(DataModule):
         self.image_size = image_size
         self.archives: dict[str, Images] = {}
         for half, path in self.paths.items():
-            if not path.exists():
+            if not path.is_dir() and not (path.is_file() and is_archive(path)):
                 raise FileNotFoundError(
                     f"data.{half} must be a folder of <class>/…, an .npz archive or a CIFAR-style pickle. "
-                    f"Got {path}, which is not there"
+                    f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
                 )
         self.classes = self.names("train" if train else "test")
         if len(self.classes) < 2:
