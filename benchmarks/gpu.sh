@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What waits for a GPU, the most telling first, in about ten minutes: bash benchmarks/gpu.sh [overrides for the trainings]
+# What waits for a GPU, the most telling first: bash benchmarks/gpu.sh [overrides for the trainings]
+# Meant to take ten minutes; it has not been run yet.
 # Figures go to benchmarks/results/*-gpu.*; CIFAR-10 is looked for in $CIFAR_RESNET_DATA, or else in data/.
 set -u
 cd "$(dirname "$0")/.."

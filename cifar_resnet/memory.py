@@ -10,7 +10,7 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what is freed, for the next step's activations, instead of returning it to the system.
 
     By default glibc hands large blocks back at once, and each training step on a CPU faults all its activations in
-    again: some 25,000 page faults for a ResNet-20 at batch 512, 5 to 10% of the step. Returns whether it could be set.
+    again, page by page. Returns whether it could be set.
     """
     if not sys.platform.startswith("linux"):
         return False

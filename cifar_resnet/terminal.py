@@ -167,15 +167,17 @@ def design_table(designs: list["Design"], max_params: float) -> Table:
 
 def search_table(trials: list["FrozenTrial"], keys: list[str], in_rounds: bool) -> Table:
     """A row for each trial of a search."""
+    from cifar_resnet.search import DIVERGED, ROUND
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("trial", *(["round"] if in_rounds else []), *keys, "validation", ""):
         table.add_column(title, justify="right")
     for trial in trials:
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, keys)]
         accuracy = "" if trial.value is None else f"{trial.value:.2%}"
-        ended = "diverged" if "diverged" in trial.user_attrs else "ended early"
+        ended = "diverged" if DIVERGED in trial.user_attrs else "ended early"
         state = {"COMPLETE": "", "PRUNED": ended, "FAIL": "failed", "RUNNING": "not finished"}[trial.state.name]
-        round_ = [str(trial.user_attrs["round"] + 1)] if in_rounds and "round" in trial.user_attrs else [""] * in_rounds
+        round_ = [str(trial.user_attrs[ROUND] + 1)] if in_rounds and ROUND in trial.user_attrs else [""] * in_rounds
         table.add_row(str(trial.number + 1), *round_, *values, accuracy, state)
     return table
 

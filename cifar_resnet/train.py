@@ -153,9 +153,12 @@ def sweep(jobs: list[Job]) -> int:
     return 1 if reasons else 0
 
 
-def reason_of(error: Exception) -> str:
-    expected = isinstance(error, (UsageError, RunError))
-    return f"{error}" if expected else traceback.format_exception_only(error)[-1].strip()
+def reason_of(error: Exception, whole: bool = False) -> str:
+    """What it says, if it was made to be read; of any other its last line, or with `whole` the traceback."""
+    if isinstance(error, (UsageError, RunError)):
+        return str(error)
+    lines = traceback.format_exception(error) if whole else traceback.format_exception_only(error)[-1:]
+    return "".join(lines).strip()
 
 
 def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> dict:
@@ -168,11 +171,10 @@ def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()
     try:
         fit(cfg, watchers)
     except Exception as error:
-        expected = isinstance(error, (UsageError, RunError))
-        text = f"{error}" if expected else traceback.format_exc()
+        text = reason_of(error, whole=True)
         log.error(f"error: {text}")
         run_dir.mkdir(parents=True, exist_ok=True)
-        runs.write_atomically(failure, f"{text.rstrip()}\n")
+        runs.write_atomically(failure, f"{text}\n")
         raise
     return runs.read_record(run_dir)
 

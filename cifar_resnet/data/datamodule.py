@@ -82,7 +82,7 @@ class ShuffledBatches(Sampler[Tensor]):
         self.restored = state or None
 
 
-class SideBySide(Sampler[Tensor]):
+class BatchesSideBySide(Sampler[Tensor]):
     """The batches of several trainings, each as it would be alone, one behind the other in one tensor."""
 
     def __init__(self, trainings: Sequence[ShuffledBatches]):
@@ -257,7 +257,7 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        self.batches = SideBySide(
+        self.batches = BatchesSideBySide(
             [
                 ShuffledBatches(len(self.train), self.batch_size, seed, rank, world_size, self.train.device)
                 for seed in self.seeds
