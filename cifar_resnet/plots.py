@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -27,6 +28,14 @@ def new_figure(width: float = 7.0, height: float = 4.0, columns: int = 1) -> Fig
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     return figure
+
+
+def by_ratio(axes: Axes) -> None:
+    """A logarithmic y axis, labelled in plain numbers: 0.5, 1, 2."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def range_test_figure(test: "RangeTest") -> Figure:
@@ -101,8 +110,7 @@ def curves_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
                 axes.plot(*zip(*points, strict=True), color=colour, label=LONG_NAMES[split], marker=marker)
         axes.set_ylabel(label)
         axes.legend(frameon=False)
-    figure.axes[0].set_yscale("log")  # one bad epoch would flatten the rest
-    figure.axes[0].yaxis.set_major_formatter(ScalarFormatter())
+    by_ratio(figure.axes[0])  # one bad epoch would flatten the rest
     figure.axes[2].plot(epochs, [float(row["lr"]) for row in rows], color=ORANGE)
     figure.axes[2].set_ylabel("learning rate, at the epoch's end")
     figure.axes[2].set_ylim(bottom=0)
@@ -203,9 +211,11 @@ def runs_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, str]]]]) -> 
     """
     figure = new_figure(13.0, 4.4, 3)
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
+    splits = set()
     for colour, (name, members) in zip(colours, curves.items(), strict=True):
         for index, rows in enumerate(members):
             split = "val" if any(row.get("val/acc") for row in rows) else "train"
+            splits.add(LONG_NAMES[split])
             columns = [(f"{split}/loss", 1), (f"{split}/acc", 100), ("lr", 1)]
             for axes, (column, scale) in zip(figure.axes, columns, strict=True):
                 points = [(int(row["epoch"]), scale * float(row[column])) for row in rows if row.get(column)]
@@ -213,11 +223,12 @@ def runs_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, str]]]]) -> 
                     label = None if index else name
                     marker = "o" if len(points) == 1 else None
                     axes.plot(*zip(*points, strict=True), color=colour, alpha=0.8, label=label, marker=marker)
-    for axes, label in zip(figure.axes, ("validation loss", "validation accuracy, %", "learning rate"), strict=True):
+    split = " or ".join(sorted(splits))
+    for axes, label in zip(figure.axes, (f"{split} loss", f"{split} accuracy, %", "learning rate"), strict=True):
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.axes[0].set_yscale("log")
+    by_ratio(figure.axes[0])
     handles, labels = figure.axes[1].get_legend_handles_labels()
     if 1 < len(labels) <= 24:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
