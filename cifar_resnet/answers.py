@@ -28,8 +28,12 @@ class Answers:
     @classmethod
     def load(cls, path: Path) -> "Answers":
         with np.load(path, allow_pickle=False) as arrays:
-            tensors = (torch.from_numpy(arrays[name]) for name in ("log_probs", "labels"))
-            return cls(*tensors, str(arrays["images_hash"]))
+            log_probs, labels = (torch.from_numpy(arrays[name]) for name in ("log_probs", "labels"))
+            if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1] or not log_probs.numel():
+                raise ValueError(f"it holds {tuple(log_probs.shape)} answers for {tuple(labels.shape)} labels")
+            if log_probs.isnan().any():
+                raise ValueError("it holds answers that are no numbers")
+            return cls(log_probs, labels, str(arrays["images_hash"]))
 
     def save(self, path: Path) -> None:
         part = path.with_name(f"{path.name}.part")

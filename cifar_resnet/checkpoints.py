@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,10 @@ from cifar_resnet.models import Classifier
 log = logging.getLogger("cifar_resnet")
 
 MAX_IMAGE_SIZE = 4096
+TO_RESUME = (
+    "pytorch-lightning_version", "global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers", "loops",
+    "callbacks", "config",
+)  # fmt: skip
 # what is relied on, and of which kind it must be, for a checkpoint may come from anywhere
 CONTENT = {
     "architecture": str, "hyper_parameters": dict, "hyper_parameters.num_classes": int, "state_dict": dict,
@@ -81,12 +85,21 @@ def read(path: str | Path) -> dict:
     return checkpoint
 
 
-def step_of(path: Path) -> int:
-    """How many steps had been made; of networks side by side as well, whose common checkpoint is none to `read`."""
+def resumable(path: Path, weights: Mapping[str, torch.Tensor]) -> dict:
+    """What a training goes on from; ValueError unless it is whole, and of a network like this one.
+
+    Of networks side by side as well, whose common checkpoint is none to `read`. weights: the network's state_dict.
+    """
     checkpoint = contents(path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
-        raise ValueError(f"not a checkpoint of cifar-train. Got {path}, without global_step")
-    return checkpoint["global_step"]
+    missing = [key for key in TO_RESUME if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise ValueError(f"nothing to go on from. Got {path}, without {', '.join(missing)}")
+    shapes, own = ({name: value.shape for name, value in each.items()} for each in (checkpoint["state_dict"], weights))
+    if other := sorted(shapes.items() ^ own.items(), key=str):
+        raise ValueError(
+            f"a checkpoint of another network than config.yaml's. Got {path}, which differs in {other[0][0]}"
+        )
+    return checkpoint
 
 
 def contents(path: Path) -> object:

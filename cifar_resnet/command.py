@@ -9,6 +9,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import logging
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())  # installed, or a clone
@@ -37,6 +39,10 @@ HYDRA_FLAGS = {
 
 MAY_BE_LEFT_OUT = ("scheduler", "averaging")
 COLLECTIONS = ("callbacks", "logger")
+
+
+# what composing raises for overrides, and for files of settings
+UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError, RecursionError)
 
 
 class UsageError(Exception):
@@ -70,7 +76,10 @@ def usage_errors(*also: type[Exception]) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         key = re.search(r"full_key: (\S+)", str(error))
         where = f"{key[1]}: " if key and not isinstance(cause, ValueError) else ""
-        raise UsageError(where + " ".join(str(cause).split())) from error
+        text = " ".join(str(cause).split())
+        if isinstance(cause, OSError) and cause.filename and cause.strerror:
+            text = f"{cause.strerror}. Got {cause.filename}; give another place"
+        raise UsageError(where + text) from error
 
 
 @dataclass
@@ -122,12 +131,15 @@ def interpret(
     Help, printing of the configuration and tab completion are left to Hydra.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("--config-dir")
-    options, rest = parser.parse_known_args(argv)
-    flags = [argument for argument in rest if argument.startswith("-")]
     try:
+        try:
+            options, rest = parser.parse_known_args(argv)
+        except argparse.ArgumentError as error:
+            raise UsageError(f"{error}. See {program(config_name)} --help") from error
+        flags = [argument for argument in rest if argument.startswith("-")]
         if set(flags) & HYDRA_FLAGS:
             return delegate_to_hydra(config_name, argv)
         if flags:
@@ -178,7 +190,7 @@ class Composer:
     """
 
     def __init__(self, config_name: str, config_dir: str | None = None):
-        if config_dir is not None and not Path(config_dir).is_dir():
+        if config_dir is not None and not (config_dir and Path(config_dir).is_dir()):
             raise UsageError(f"--config-dir must be a folder. Got {config_dir}")
         self.config_name = config_name
         self.folders = [CONF, *([Path(config_dir).resolve()] if config_dir else [])]
@@ -193,7 +205,7 @@ class Composer:
                 swept = [override for override in parsed if multirun and override.is_sweep_override()]
                 fixed = [override.input_line for override in parsed if override not in swept]
                 return [self.job(fixed, list(varying)) for varying in itertools.product(*map(values_of, swept))]
-            except (HydraException, OmegaConfBaseException) as error:
+            except UNREADABLE as error:
                 message = self.explain(error, overrides)
         raise UsageError(message)
 
@@ -214,7 +226,7 @@ class Composer:
                     for each in parsed
                     if each.is_sweep_override()
                 }
-            except (HydraException, OmegaConfBaseException) as error:
+            except UNREADABLE as error:
                 raise UsageError(self.explain(error, overrides)) from error
         if twice := [override for override in fixed if override.partition("=")[0] in searched]:
             raise UsageError(f"one value, and several to search through. Got {twice[0]} as well; leave out one of them")
@@ -277,11 +289,17 @@ class Composer:
                 self.refuse_stray_addition(cfg, override)
                 continue
             expected, given = select(default, override.key_or_group), select(cfg, override.key_or_group)
+            if given == "":
+                raise HydraException(
+                    f"{override.key_or_group} is empty. Got {override.input_line}; give a value, or null"
+                )
             if isinstance(given, float) and not math.isfinite(given):
                 raise HydraException(f"{override.key_or_group} must be a finite number. Got {override.input_line}")
             owner, _, _ = override.key_or_group.rpartition(".")
             if given is None and owner in COLLECTIONS:
                 raise HydraException(f"~{override.key_or_group} takes it away. Got {override.input_line}")
+            if not owner and type(expected) is int and isinstance(given, float):
+                raise HydraException(f"{override.key_or_group} must be a whole number. Got {override.input_line}")
             # where null is an argument, its constructor knows about it
             must_be = kind(given) or not owner or kind(expected) == "settings"
             if kind(expected) and must_be and kind(expected) != kind(given):
@@ -293,6 +311,15 @@ class Composer:
     def refuse_gaps(self, cfg: DictConfig) -> None:
         """What nothing works without may have been taken away by ~, or by a recipe."""
         default = self.defaults(())
+        known = [
+            *default.keys(),
+            "overrides",
+            "choices",
+            *(path.name for folder in self.folders for path in folder.iterdir() if path.is_dir()),
+        ]
+        if unknown := [key for key in cfg.keys() if key == "experiment" or key not in known]:  # noqa: SIM118, for `in` leaves out ???
+            hint = "; a recipe begins with the line # @package _global_" if unknown[0] == "experiment" else ""
+            raise HydraException(f"unknown key {unknown[0]} in a file of settings.{near(unknown[0], known)}{hint}")
         for key in default:
             if key in ("hydra", *MAY_BE_LEFT_OUT) or OmegaConf.is_missing(default, key) or default[key] is None:
                 continue
@@ -379,7 +406,7 @@ def domain_of(override: Override, default: object) -> Interval | Choice:
         return Choice([value.partition("=")[2] for value in values_of(override)])
     sweep = override.value()
     low, high, log = sweep.start, sweep.end, "log" in sweep.tags
-    if not (low < high and (low > 0 or not log)):
+    if not (low < high and math.isfinite(high - low) and (low > 0 or not log)):
         raise HydraException(f"an interval goes from a smaller to a larger number. Got {override.input_line}")
     if isinstance(default, int):  # Hydra's intervals are of fractions; a batch size is not
         low, high = round(low), round(high)
@@ -464,8 +491,13 @@ RECEIVERS = {"lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorb
 
 def arguments(target: str) -> dict[str, object] | None:
     """Name and type of each argument; where a class takes **kwargs, its bases' too. None: it takes any."""
-    with usage_errors():
-        function = hydra.utils.get_object(target)
+    try:
+        logging.disable()  # Hydra says it as well, in three lines
+        function = hydra.utils.get_object(str(target))
+    except Exception as error:  # whatever an import may raise
+        raise UsageError(f"_target_ names nothing. Got {target} ({' '.join(str(error).split())})") from error
+    finally:
+        logging.disable(logging.NOTSET)
     found: dict[str, object] = {}
     for owner in inspect.getmro(function) if inspect.isclass(function) else [function]:
         call = owner.__init__ if inspect.isclass(owner) else owner

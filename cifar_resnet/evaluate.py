@@ -155,9 +155,6 @@ def evaluate(cfg: DictConfig, folder: Path, composer: Composer) -> dict:
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
-    Answers.about(images, log_probs, labels).save(folder / FILE)
     run_dir = checkpoints.run_dir_of(paths[0]) if len(paths) == 1 else None
     blocks = [
         *(page.curves(run_dir) if run_dir else []),
@@ -166,6 +163,9 @@ def evaluate(cfg: DictConfig, folder: Path, composer: Composer) -> dict:
     ]
     title = f"{paths[0].parent.parent.name if run_dir else folder.name} on {cfg.choices.data}"
     config = ensemble.networks[0].config if len(paths) == 1 else None
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write_atomically(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    Answers.about(images, log_probs, labels).save(folder / FILE)
     page.write(folder / "page.html", title, facts(result), blocks, config)
     return result
 

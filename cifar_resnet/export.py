@@ -73,6 +73,7 @@ def export(cfg: DictConfig, formats: Sequence[str]) -> dict[str, object]:
     portable = Portable(network)
     with torch.no_grad():
         expected = portable(images)
+    model_card = card(network, path, run_dir, formats)
     folder.mkdir(parents=True, exist_ok=True)
     writers = {"safetensors": write_safetensors, "torch": write_torch, "onnx": write_onnx}
     facts: dict[str, object] = {}
@@ -89,7 +90,7 @@ def export(cfg: DictConfig, formats: Sequence[str]) -> dict[str, object]:
             )
         part.replace(target)
         facts[name] = f"{target}, logits within {difference:.1g} of the network's on {len(images)} {source}"
-    runs.write_atomically(folder / "README.md", card(network, path, run_dir, formats))
+    runs.write_atomically(folder / "README.md", model_card)
     return facts | {"model card": folder / "README.md"}
 
 

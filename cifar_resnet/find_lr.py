@@ -48,10 +48,15 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
     (job,) = jobs
     if job.cfg.dry_run or job.cfg.resume or job.cfg.run_dir:
         raise UsageError("dry_run, resume and run_dir are cifar-train's: leave them out")
-    found = range_test(job.cfg)
+    job.cfg.name = "find_lr" if job.cfg.name == "train" else job.cfg.name
     with usage_errors():
-        job.cfg.name = "find_lr" if job.cfg.name == "train" else job.cfg.name
         folder = runs.create_run_dir(job.cfg)
+    try:
+        found = range_test(job.cfg)
+    except BaseException:
+        runs.discard(folder)
+        raise
+    with usage_errors():
         found.save(folder)
     for name, meaning in SUGGESTIONS.items():
         mark = "  <- suggested" if name == found.suggest else ""

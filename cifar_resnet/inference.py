@@ -38,7 +38,10 @@ class Ensemble:
             check_tta(tta, "tta")
         keep_freed_memory()
         self.tta = tta
-        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        try:
+            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        except (RuntimeError, ImportError) as error:  # where there is none
+            raise ValueError(f"no such accelerator here. Got {accelerator}; give auto, or cpu ({error})") from error
         self.device = self.fabric.device
         self.networks = [checkpoints.load(path) for path in paths]
         self.classes = self.networks[0].data_state["classes"]

@@ -1,6 +1,5 @@
 """One self-contained HTML file about a run or an evaluation: no script, no other file, no network."""
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +47,7 @@ def write(path: Path, title: str, facts: dict[str, str], blocks: Sequence[Block]
 
 def curves(run_dir: Path) -> list[Block]:
     """Of a run that has left a table of its epochs."""
-    path = run_dir / "metrics.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = runs.read_metrics(run_dir / runs.METRICS)
     return [Block("Training", "", plots.curves_figure(rows), name="curves")] if rows else []
 
 

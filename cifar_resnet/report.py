@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import runs
 from cifar_resnet.command import Composer, UsageError, interpret, usage_errors
@@ -65,6 +65,8 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     with usage_errors():
         folders = list(map(Path, words or cfg.runs))
         found = find(folders)
+        for name in ("by", "pivot"):
+            check_settings(name, cfg[name], found)
         keys = list(cfg.by) if cfg.by else differences(found)
         groups = group(found, keys)
         tables = {"Groups": group_rows(groups, keys), "Runs": run_rows(found, keys)}
@@ -117,12 +119,25 @@ def find(folders: Sequence[Path]) -> list[Run]:
     return list(found.values())
 
 
+def check_settings(name: str, keys: object, found: Sequence[Run]) -> None:
+    if keys is None:
+        return
+    if not OmegaConf.is_list(keys) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{name} is a list of settings, such as [model.depth,optimizer.lr]. Got {keys}")
+    for key in keys:
+        if not any(member.setting(key) for member in found):
+            raise ValueError(f"no run has the setting {key}. Got {name}={list(keys)}")
+
+
 def read(path: Path) -> dict:
-    try:
-        record = runs.read_record(path.parent)
-        record["metrics"], record["config"]["choices"], record["config"]["overrides"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"not the record of a run. Got {path} ({type(error).__name__}: {error})") from error
+    record = runs.read_record(path.parent)
+    numbers = [record[key] for key in ("parameters", "train_seconds", "epoch", "epochs")]
+    numbers += [value for name, value in record["metrics"].items() if name.endswith("/acc")]
+    texts = [record[key] for key in ("network", "selected", "device")]
+    lists = [record["config"].get("overrides"), record["config"].get("choices")]
+    whole = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
+    if not whole or not all(isinstance(text, str) for text in texts) or None in lists:
+        raise ValueError(f"not the record of a run. Got {path}, with values of other kinds than cifar-train's")
     return record
 
 
@@ -253,9 +268,6 @@ def pivot_rows(found: Sequence[Run], cfg: DictConfig) -> list[list[str]]:
     """A head with one setting's values, and for each value of the other a row of means."""
     if len(cfg.pivot) != 2:
         raise ValueError(f"a pivot has rows and columns. Got pivot={list(cfg.pivot)}; give two settings")
-    for key in cfg.pivot:
-        if not any(member.setting(key) for member in found):
-            raise ValueError(f"no run has the setting {key}. Got pivot={list(cfg.pivot)}")
     everyone_tested = all(member.metric("test/acc") is not None for member in found)
     metric = cfg.metric or ("test/acc" if everyone_tested else "val/acc")
     if all(member.metric(metric) is None for member in found):
@@ -279,6 +291,12 @@ def write(
 ) -> None:
     from cifar_resnet.plots import runs_figure
 
+    curves = {}
+    for values, members in groups.items():
+        for member in members:
+            if rows := runs.read_metrics(member.folder / runs.METRICS):
+                name = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value)
+                curves.setdefault(name or "runs", []).append(rows)
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items()]
     runs.write_atomically(
@@ -287,14 +305,6 @@ def write(
     for name, rows in tables.items():
         with (folder / f"{name.lower()}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
-    curves = {}
-    for values, members in groups.items():
-        for member in members:
-            path = member.folder / "metrics.csv"
-            if path.is_file():
-                with path.open(newline="") as file:
-                    name = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value)
-                    curves.setdefault(name or "runs", []).append(list(csv.DictReader(file)))
     if curves:
         runs_figure(curves).savefig(folder / "curves.png")
 
@@ -312,6 +322,8 @@ def comparison(first: Path, second: Path, resamples: int, seed: int) -> dict[str
     """
     import numpy as np
 
+    if resamples < 1 or seed < 0:
+        raise ValueError(f"resamples must be 1 or more, and seed 0 or more. Got {resamples} and {seed}")
     a, b = answers_of(first), answers_of(second)
     if a.images_hash != b.images_hash or not np.array_equal(a.labels, b.labels):
         raise ValueError(f"a comparison needs the same test images. Got {first} and {second}, which differ in them")

@@ -1,5 +1,6 @@
 """Run folders: their names, their record, and what else makes two runs comparable."""
 
+import csv
 import hashlib
 import json
 import platform
@@ -11,14 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cifar_resnet.command import UsageError
 
 if TYPE_CHECKING:
     import torch
 
+# what others rely on, in files that may be damaged, or somebody else's
+IN_A_CONFIG = ("name", "seed", "data", "model", "optimizer", "trainer", "callbacks", "logger", "overrides", "choices")
+IN_A_RECORD = (
+    "name", "run_dir", "network", "data", "parameters", "num_train", "num_val", "device", "selected", "epoch", "epochs",
+    "train_seconds", "metrics", "config",
+)  # fmt: skip
+MENDING = "take it away, and resume=<run folder> tests the run again"
 RECORD = "result.json"
 CONFIG = "config.yaml"
+METRICS = "metrics.csv"
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
 
 
@@ -99,6 +110,10 @@ def sweep_dir(parent: Path, fixed: list[str], sweep: list[str]) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():  # a pipe or a device takes what it gets
+        path.write_text(text)
+        return
     part = path.with_name(f"{path.name}.part")
     part.write_text(text)
     part.replace(path)
@@ -112,13 +127,43 @@ def load_config(run_dir: Path) -> DictConfig:
     path = run_dir / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"resume needs a run folder. Got {run_dir}, which holds no {CONFIG}")
-    return OmegaConf.load(path)
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"a configuration that cannot be read. Got {path} ({' '.join(str(error).split())})") from error
+    missing = [key for key in IN_A_CONFIG if not isinstance(cfg, DictConfig) or cfg.get(key) is None]
+    if missing:
+        raise UsageError(f"not the configuration of a run. Got {path}, without {', '.join(missing)}")
+    return cfg
 
 
 def read_record(run_dir: Path) -> dict | None:
-    """The record of a finished run; None for one that is not."""
+    """The record of a finished run; None for one that is not. UsageError where there is something else."""
     path = run_dir / RECORD
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"a record that cannot be read. Got {path} ({error}); {MENDING}") from error
+    missing = [key for key in IN_A_RECORD if not isinstance(record, dict) or key not in record]
+    if missing or not all(isinstance(record[key], dict) for key in ("metrics", "config")):
+        raise UsageError(f"not the record of a run. Got {path}, without {', '.join(missing) or 'metrics'}; {MENDING}")
+    return record
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """A row of texts for each epoch; none where no epoch has ended. UsageError where the file holds something else."""
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        [float(value) for row in rows for value in row.values() if value]
+        [int(row["epoch"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UsageError(f"not the metrics of a run. Got {path} ({error}); take it away") from error
+    return rows
 
 
 def write_record(run_dir: Path, record: dict) -> None:

@@ -112,6 +112,8 @@ class Search:
         for name, count in {"rounds": rounds, "trials": trials}.items():
             if count < 1:
                 raise ValueError(f"search.{name} must be positive. Got {count}; give 1 or more")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"search.seed is a seed. Got {seed}; give 0 to 4294967295")
         if not 0 < narrow <= 1:
             raise ValueError(f"search.narrow is a share. Got {narrow}; give more than 0, up to 1")
         self.method, self.trials, self.narrow, self.seed = method, trials, narrow, seed

@@ -42,6 +42,12 @@ log = logging.getLogger("cifar_resnet")
 
 RESUME_MAY_CHANGE = ("resume", "data.root", "trainer.accelerator", "trainer.devices", "trainer.strategy")
 AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; of scheduler.max_lr: find it
+# of Lightning's Trainer: what a run's length, folder and record are made from
+NOT_FOR_USERS = {
+    "max_steps", "min_steps", "fast_dev_run", "overfit_batches", "val_check_interval", "callbacks", "logger",
+    "precision", "plugins", "enable_checkpointing",
+}  # fmt: skip
+NOT_FOR_USERS_WHY = "see trainer.max_epochs, data, callbacks, logger and precision"
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
 
@@ -55,6 +61,8 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
     from cifar_resnet.terminal import set_up_logging
 
     set_up_logging()
+    if jobs[0].cfg.dry_run and jobs[0].cfg.resume:
+        raise UsageError("dry_run describes what the command names, resume goes on with something else: give one")
     if jobs[0].cfg.dry_run:
         for job in jobs:
             describe(job)
@@ -133,6 +141,8 @@ def sweep(jobs: list[Job]) -> int:
     varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
     folder = runs.sweep_dir(runs.parent_dir(jobs[0].cfg), jobs[0].overrides, varying)
     names = runs.distinct_slugs([job.varying for job in jobs])
+    with usage_errors():
+        folder.mkdir(parents=True, exist_ok=True)
     records, reasons = [], []
     with images_kept():
         for number, (job, name) in enumerate(zip(jobs, names, strict=True), 1):
@@ -163,12 +173,12 @@ def reason_of(error: Exception, whole: bool = False) -> str:
 
 def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> dict:
     """Train in this folder, from where it stopped if it was begun before; the record. A failure leaves its reason."""
-    begun = (run_dir / runs.CONFIG).is_file()
-    cfg = runs.load_config(run_dir) if begun else cfg
-    cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
     failure = run_dir / FAILURE
     failure.unlink(missing_ok=True)
     try:
+        begun = (run_dir / runs.CONFIG).is_file()
+        cfg = runs.load_config(run_dir) if begun else cfg
+        cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
         fit(cfg, watchers)
     except Exception as error:
         text = reason_of(error, whole=True)
@@ -187,9 +197,13 @@ def resumed(job: Job) -> DictConfig:
             f"resume continues a run with the configuration it began with. Got {', '.join(refused)} as well; "
             f"leave that out, or start a new run"
         )
+    if not isinstance(job.cfg.resume, str):
+        raise UsageError(f"resume needs a run folder. Got resume={job.cfg.resume}")
     run_dir = Path(job.cfg.resume)
     with usage_errors():
         cfg = runs.load_config(run_dir)
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError(f"resume writes into the run folder. Got {run_dir}, which is not writable")
     if (run_dir.parent / runs.TOGETHER).is_dir() and not runs.read_record(run_dir):
         raise UsageError(
             f"a member of an ensemble goes on with the others, by the command that began them. Got {run_dir}"
@@ -234,7 +248,7 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
         check(cfg)
         data = data_of(cfg)
         recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.get("scheduler")}
-        if cfg.distill.teacher:
+        if cfg.distill.teacher is not None:
             recipe["distillation"] = cfg.distill
         model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
         model.check_budget()
@@ -325,6 +339,14 @@ def trainer_of(
     last = last_checkpoint(Path(cfg.run_dir))
     with usage_errors(MisconfigurationException):
         callbacks = callbacks_of(cfg)
+        for name in {"best", "last"} & callbacks.keys():
+            where = Path(callbacks[name].dirpath, f"{callbacks[name].filename}.ckpt")
+            if where.resolve() != last.with_name(f"{name}.ckpt").resolve():
+                raise ValueError(f"other commands look for {last.with_name(f'{name}.ckpt')}. Got {where}")
+        if not data.has_val and "early_stopping" in callbacks:
+            raise ValueError(
+                "early stopping looks at validation images. Got data.num_val=0; give some, or leave it out"
+            )
         if not data.has_val:
             callbacks.pop("best", None)
             cfg.trainer.limit_val_batches = 0
@@ -332,7 +354,11 @@ def trainer_of(
             check_validation(cfg)
         if not {"best", "last"} & callbacks.keys():
             raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
-        loggers = loggers_of(cfg, checkpoints.step_of(last) if last.exists() else None)
+        before = checkpoints.resumable(last, model.state_dict()) if last.exists() else None
+        if before:
+            check_same(cfg, before["config"])
+        check_best(cfg, last)
+        loggers = loggers_of(cfg, before["global_step"] if before else None)
         if not loggers:
             callbacks.pop("learning_rate", None)  # it writes to nothing else
         everyone = [Throughput(), *callbacks.values(), *watchers, Interruption(last)]
@@ -340,6 +366,39 @@ def trainer_of(
         trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers, plugins=plugins)
         model.check(trainer)
     return trainer
+
+
+def check_best(cfg: DictConfig, last: Path) -> None:
+    """Before a training goes on: without its last checkpoint it cannot, with a damaged best one it would be in vain."""
+    from cifar_resnet import checkpoints
+
+    best = last.with_name("best.ckpt")
+    if not cfg.resume or not best.exists():
+        return
+    if not last.exists():
+        raise ValueError(f"nothing to go on from. Got {last.parent} without {last.name}; begin a new run")
+    try:
+        checkpoints.read(best)
+    except ValueError as error:
+        raise ValueError(f"{error}; take it away, and the best of the epochs to come is kept") from error
+
+
+def check_same(cfg: DictConfig, before: dict | None) -> None:
+    """What a run began with must not change below it, or its end would be that of neither."""
+    if before is None:  # networks side by side: each has its own
+        return
+    now = OmegaConf.to_container(cfg, resolve=True)
+    for key in ("seed", "data", "augment", "model", "optimizer", "scheduler", "averaging", "distill", "trainer"):
+        old, new = before.get(key), now.get(key)
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            old, new = {"": old}, {"": new}
+        names = [name for name in old.keys() & new.keys() if old[name] != new[name]]
+        changed = [".".join(filter(None, (key, name))) for name in sorted(names)]
+        if changed := [name for name in changed if name not in (*RESUME_MAY_CHANGE, "trainer.default_root_dir")]:
+            raise ValueError(
+                f"config.yaml has been changed since the run began. Got another {', '.join(changed)}; change it back, "
+                f"or start a new run"
+            )
 
 
 def last_checkpoint(run_dir: Path) -> Path:
@@ -395,7 +454,7 @@ def conclude(
 
     run_dir = Path(record["run_dir"])
     best = run_dir / "checkpoints" / "best.ckpt"
-    is_best = "best" in cfg.callbacks and data.has_val
+    is_best = "best" in cfg.callbacks and data.has_val and best.exists()
     chosen = best if is_best else last_checkpoint(run_dir)
     test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
     checkpoint = torch.load(chosen, map_location="cpu", weights_only=True)
@@ -496,6 +555,15 @@ def check(cfg: DictConfig) -> None:
     epochs = cfg.trainer.max_epochs
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {epochs}")
+    for name in NOT_FOR_USERS & set(cfg.trainer):
+        raise ValueError(f"trainer.{name} is not for cifar-train: {NOT_FOR_USERS_WHY}. Got {cfg.trainer[name]}")
+    for name, least in {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}.items():
+        if (value := cfg.trainer.get(name)) is not None and value < least:
+            raise ValueError(f"trainer.{name} must be {least} or more. Got {value}")
+    if cfg.trainer.get("limit_train_batches") == 0:
+        raise ValueError("nothing would be trained. Got trainer.limit_train_batches=0; give a number, or null for all")
+    if "num_classes" in cfg.model:
+        raise ValueError(f"the data says how many classes there are. Got model.num_classes={cfg.model.num_classes}")
     if cfg.trainer.deterministic:
         cfg.trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time
     if cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):

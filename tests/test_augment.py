@@ -104,9 +104,11 @@ def test_impossible_options_are_refused(options):
         Augment(**options)
 
 
-def test_reflection_wider_than_the_image_is_refused():
-    with pytest.raises(ValueError, match=r"Got 9 for 8x8"):
-        Augment(crop_padding=9, padding_mode="reflect")(random_images(2, 8, 8), torch.Tensor.float, draws(2))
+@pytest.mark.parametrize("mode", ["reflect", "zero"])
+def test_shifts_as_wide_as_the_image_are_refused(mode):
+    Augment(crop_padding=7, padding_mode=mode).check(8)
+    with pytest.raises(ValueError, match=r"Got 8 for 8 pixels"):
+        Augment(crop_padding=8, padding_mode=mode).check(8)
 
 
 def test_alternating_flips_follow_their_turns():

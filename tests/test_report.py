@@ -27,6 +27,11 @@ def a_run(folder: str, overrides: list[str], acc: float | None, seed: int = 0, *
         "overrides": [*overrides, f"seed={seed}"],
     }
     record = {
+        "name": "train",
+        "run_dir": str(path),
+        "data": "cifar10",
+        "num_train": 45_000,
+        "num_val": 5_000,
         "network": "resnet_cifar",
         "parameters": 272_474,
         "train_seconds": 60.0,

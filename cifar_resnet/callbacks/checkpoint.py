@@ -54,7 +54,12 @@ class Checkpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Lightning forgets the best score so far when a run folder has been moved; this does not."""
+        """Lightning forgets the best score so far when a run folder has been moved; this does not.
+
+        Where the file itself has gone, the best of the epochs to come is kept.
+        """
+        if not Path(self.dirpath, f"{self.filename}.ckpt").exists():
+            return
         old, new = str(state_dict["dirpath"]), str(self.dirpath)
         moved = {
             key: value.replace(old, new, 1) if isinstance(value, str) else value for key, value in state_dict.items()

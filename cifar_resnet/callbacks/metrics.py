@@ -2,10 +2,14 @@
 
 import csv
 import time
+import warnings
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cifar_resnet.command import UsageError
+from cifar_resnet.runs import read_metrics
 
 
 class Throughput(Callback):
@@ -68,8 +72,10 @@ class MetricsCSV(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch and self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch]
+            try:
+                self.rows = [row for row in read_metrics(self.path) if int(row["epoch"]) <= trainer.current_epoch]
+            except UsageError as error:  # no reason to give a training up
+                warnings.warn(f"the table of epochs begins anew: {error}", stacklevel=2)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

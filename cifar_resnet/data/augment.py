@@ -165,17 +165,24 @@ class Augment:
         self.cutout_probability = cutout_probability
         self.mixing = None if mixing is None else Mixing(mixing, mixing_alpha, mixing_probability)
 
+    def check(self, image_size: int) -> None:
+        """Refuse what images of this side cannot have."""
+        if self.crop_padding >= image_size:
+            raise ValueError(
+                f"augment.crop_padding must be smaller than the images, or nothing of them may be left. "
+                f"Got {self.crop_padding} for {image_size} pixels; give less"
+            )
+        if self.cutout_size > 2 * image_size:
+            raise ValueError(
+                f"augment.cutout_size would cover every image of {image_size} pixels. Got {self.cutout_size}"
+            )
+
     def __call__(
         self, images: Tensor, normalise: Callable[[Tensor], Tensor], draws: Draws
     ) -> tuple[Tensor, Parts | None]:
         """uint8 (N, C, H, W) in; float32, normalised and augmented, out, and how they were mixed. All channels_last."""
         num_images, _, height, width = images.shape
         generator = draws.generator
-        if self.padding_mode == "reflect" and self.crop_padding >= min(height, width):
-            raise ValueError(
-                f"augment.crop_padding must be smaller than the image to reflect it. "
-                f"Got {self.crop_padding} for {height}x{width}; give less, or augment.padding_mode=zero"
-            )
         if self.crop_padding or self.flip != "none":
             down, right = random_offsets(num_images, self.crop_padding, generator)
             probability = 0.5 if self.flip == "random" else 0.0

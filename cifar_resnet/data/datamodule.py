@@ -183,6 +183,11 @@ class DataModule(LightningDataModule, ABC):
         for name, value in {"split_seed": split_seed, "seed": seed}.items():
             if not 0 <= value < 2**32:
                 raise ValueError(f"data.{name} is a seed. Got {value}; give 0 to 4294967295")
+        for name, values in {"mean": mean, "std": std}.items():
+            if values is not None and len(values) != 3:
+                raise ValueError(
+                    f"data.{name} has a number for red, green and blue. Got {list(values)}; give 3, or null"
+                )
         if std is not None and min(std) <= 0:
             raise ValueError(f"data.std divides the pixels. Got {list(std)}; give positive numbers, or null")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -190,6 +195,8 @@ class DataModule(LightningDataModule, ABC):
         self.seeds = [seed]  # of all the networks that are trained side by side
         self.mean, self.std = mean, std
         self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
+        if hasattr(self, "image_size"):
+            self.augment.check(self.image_size)
         self.split_hash: str | None = None
         self.train: Rows | None = None
         self.val: Rows | None = None

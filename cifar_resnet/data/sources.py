@@ -21,6 +21,8 @@ from torchvision.datasets.utils import check_integrity
 from cifar_resnet.data.datamodule import DataModule
 from cifar_resnet.data.files import Images, decode, is_archive, read_archive
 
+MAX_CLASSES = 100_000  # that a file without names for them may have
+
 
 class CIFAR10(DataModule):
     """CIFAR-10 (Krizhevsky 2009), read, checked and where need be downloaded by torchvision.
@@ -115,6 +117,7 @@ class Files(DataModule):
             raise ValueError(f"data.image_size is a side in pixels. Got {image_size}; give 8 or more")
         self.paths = {half: Path(path).expanduser() for half, path in {"train": train, "test": test}.items() if path}
         self.image_size = image_size
+        self.augment.check(image_size)
         self.archives: dict[str, Images] = {}
         for half, path in self.paths.items():
             if not path.is_dir() and not (path.is_file() and is_archive(path)):
@@ -137,12 +140,16 @@ class Files(DataModule):
         archive = self.archive(half)
         if archive.labels is None:
             raise ValueError(f"images without labels. Got {path}; for those there is cifar-predict")
+        if archive.classes is None and archive.labels.max() >= MAX_CLASSES:
+            raise ValueError(f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}")
         if archive.classes is None:
             return [str(label) for label in range(int(archive.labels.max()) + 1)]
         if archive.labels.max() >= len(archive.classes):
             raise ValueError(
                 f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}"
             )
+        if len(set(archive.classes)) < len(archive.classes):
+            raise ValueError(f"two classes of one name. Got {', '.join(archive.classes[:10])} in {path}")
         return archive.classes
 
     def archive(self, half: str) -> Images:
@@ -227,6 +234,8 @@ def alone_at(lock: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if held.is_locked:
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it finds the work done, and nothing is left
         held.release()
 
 
