@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -44,7 +45,13 @@ def begin(run_dir: Path, overrides: list[str]) -> int:
     said = os.open(run_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    os._exit(train.main([*SMALL, *overrides, f"run_dir={run_dir}"]))
+    code = 70
+    try:
+        code = train.main([*SMALL, *overrides, f"run_dir={run_dir}"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # nothing of what the parent does after a life
 
 
 def is_alive(child: int) -> bool:
@@ -100,14 +107,16 @@ def outcome(run_dir: Path) -> tuple[dict, dict, list, dict]:
     return weights, checkpoint["optimizer_states"], rows, {k: v for k, v in scores.items() if "per_second" not in k}
 
 
-def equal(a: object, b: object) -> bool:
+def differences(a: object, b: object, where: str = "") -> list[str]:
+    """Where two nested outcomes differ, and how."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = [f"{where}/{key} in one alone" for key in a.keys() ^ b.keys()]
+        return found + [text for key in a.keys() & b.keys() for text in differences(a[key], b[key], f"{where}/{key}")]
     if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
+        return [] if torch.equal(a, b) else [where]
+    return [] if a == b else [f"{where}: {a} and {b}"]
 
 
 def main() -> int:
@@ -127,13 +136,14 @@ def main() -> int:
             start = time.perf_counter()
             train_undisturbed(alone, overrides)
             ways = train_with_kills(killed, overrides, options.kills, random.Random(options.seed))
-            same = [equal(a, b) for a, b in zip(outcome(alone), outcome(killed), strict=True)]
-        all_equal &= all(same)
-        found = ", ".join(
-            f"{name} {'equal' if is_same else 'DIFFERENT'}" for name, is_same in zip(names, same, strict=True)
+            found = [differences(a, b) for a, b in zip(outcome(alone), outcome(killed), strict=True)]
+        all_equal &= not any(found)
+        said = ", ".join(
+            f"{name} {'DIFFERENT (' + '; '.join(differ[:5]) + ')' if differ else 'equal'}"
+            for name, differ in zip(names, found, strict=True)
         )
         lives = ", ".join(f"{count} {way}" for way, count in ways.items())
-        print(f"{recipe:6}{lives}: {found} ({time.perf_counter() - start:.0f} s)", flush=True)
+        print(f"{recipe:6}{lives}: {said} ({time.perf_counter() - start:.0f} s)", flush=True)
     return 0 if all_equal else 1
 
 

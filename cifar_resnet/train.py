@@ -359,8 +359,6 @@ def trainer_of(
             check_same(cfg, before["config"])
         check_best(cfg, last)
         loggers = loggers_of(cfg, before["global_step"] if before else None)
-        if not loggers:
-            callbacks.pop("learning_rate", None)  # it writes to nothing else
         everyone = [Throughput(), *callbacks.values(), *watchers, Interruption(last)]
         plugins = [WholeCheckpoints()]
         trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers, plugins=plugins)
@@ -375,12 +373,12 @@ def check_best(cfg: DictConfig, last: Path) -> None:
     best = last.with_name("best.ckpt")
     if not cfg.resume or not best.exists():
         return
-    if not last.exists():
-        raise ValueError(f"nothing to go on from. Got {last.parent} without {last.name}; begin a new run")
     try:
-        checkpoints.read(best)
+        epoch = checkpoints.read(best)["epoch"]
     except ValueError as error:
         raise ValueError(f"{error}; take it away, and the best of the epochs to come is kept") from error
+    if not last.exists() and epoch > 0:  # in the first epoch it may have been killed between the two
+        raise ValueError(f"nothing to go on from. Got {last.parent} without {last.name}; begin a new run")
 
 
 def check_same(cfg: DictConfig, before: dict | None) -> None:

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import math
 import re
 import subprocess
 import sys
@@ -50,6 +51,14 @@ def test_a_run_leaves_everything_in_its_folder(cifar_train, run_dirs, capsys):
     assert f"{record['metrics']['test/acc']:.2%} accuracy" in output
     assert str(run_dir.relative_to(Path.cwd())) in output
     assert "look next" in (run_dir / "train.log").read_text()
+
+
+def test_an_epochs_learning_rate_is_that_at_its_end_whichever_steps_are_logged(cifar_train, run_dirs):
+    assert cifar_train("trainer.max_epochs=4", "optimizer.lr=0.05", "trainer.log_every_n_steps=7") == 0
+    (run_dir,) = run_dirs()
+    expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in (1, 2, 3, 4)]
+    assert [float(row["lr"]) for row in rows_of(run_dir)] == pytest.approx(expected)
+    assert "lr" not in record_of(run_dir)["metrics"]
 
 
 def test_tensorboard_shows_curves_picture_and_hyperparameters(cifar_train, run_dirs):

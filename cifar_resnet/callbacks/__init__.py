@@ -2,7 +2,7 @@ from cifar_resnet.callbacks.averaging import EMA
 from cifar_resnet.callbacks.checkpoint import Checkpoint, MemberCheckpoints, WholeCheckpoints
 from cifar_resnet.callbacks.finite import FiniteLoss
 from cifar_resnet.callbacks.interruption import Interruption
-from cifar_resnet.callbacks.metrics import MetricsCSV, Throughput
+from cifar_resnet.callbacks.metrics import LearningRate, MetricsCSV, Throughput
 from cifar_resnet.callbacks.pictures import AugmentedBatch, ScheduleCurve
 from cifar_resnet.callbacks.progress import Progress
 
@@ -12,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "FiniteLoss",
     "Interruption",
+    "LearningRate",
     "MemberCheckpoints",
     "MetricsCSV",
     "Progress",

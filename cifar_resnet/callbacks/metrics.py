@@ -1,4 +1,4 @@
-"""What each epoch measured: its speed, and one row of a table."""
+"""What each step and epoch measured: the learning rate, the speed, and one row of a table."""
 
 import csv
 import time
@@ -7,9 +7,31 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 
 from cifar_resnet.command import UsageError
 from cifar_resnet.runs import read_metrics
+
+
+class LearningRate(LearningRateMonitor):
+    """Draws the learning rate of each logged step, and leaves it out of the epoch's metrics.
+
+    There Lightning's own puts that of the step that was logged last, which depends on where a run was resumed. Without
+    a logger it does nothing.
+    """
+
+    def __init__(self):
+        super().__init__(logging_interval="step")
+
+    def on_train_start(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
+        if trainer.loggers:
+            super().on_train_start(trainer, *args, **kwargs)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
+        if self.lrs:
+            super().on_train_batch_start(trainer, *args, **kwargs)
+        for name in self.lrs:
+            trainer.callback_metrics.pop(name, None)
 
 
 class Throughput(Callback):
@@ -61,7 +83,7 @@ class Throughput(Callback):
 
 
 class MetricsCSV(Callback):
-    """One row per epoch in a CSV file: epoch and step (both counted from 1), learning rate and every metric.
+    """One row per epoch in a CSV file: epoch and step (both counted from 1), learning rate at its end, every metric.
 
     A resumed run keeps the rows of the epochs before it.
     """
