@@ -6,12 +6,15 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
 
 from cifar_resnet import runs
-from cifar_resnet.models import Classifier
+
+if TYPE_CHECKING:
+    from cifar_resnet.models import Classifier  # half of the time that a bad checkpoint would take to be refused
 
 log = logging.getLogger("cifar_resnet")
 
@@ -164,12 +167,15 @@ def first_sentence(error: Exception) -> str:
     return re.split(r"(?<=[a-z0-9])[.:] ", text)[0]
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | Path) -> "Classifier":
     """The trained network, in eval mode, on the CPU.
 
     path: a .ckpt file or a run folder. A network from outside cifar_resnet must have been imported before.
     """
     checkpoint = read(path)
+
+    from cifar_resnet.models import Classifier
+
     name = str(checkpoint["architecture"])
     module, _, _ = name.rpartition(".")
     if module.startswith("cifar_resnet.models."):

@@ -46,12 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     if is_sweep:
         raise UsageError("cifar-evaluate has no sweeps: leave out -m. Several checkpoints are one ensemble")
-    from cifar_resnet import metrics
     from cifar_resnet.terminal import listed, print_table, rows_table, set_up_logging
 
     set_up_logging()
     with usage_errors():
         cfg = composed(composer, overrides)
+
+        from cifar_resnet import metrics
+
         folder = output_folder(cfg, overrides)
         result = evaluate(cfg, folder, composer)
     log.info(listed(facts(result)))
