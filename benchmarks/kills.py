@@ -65,7 +65,9 @@ def wait_for_a_write(child: int, run_dir: Path) -> None:
         pass
 
 
-def train_with_kills(run_dir: Path, overrides: list[str], kills: int, dice: random.Random) -> dict[str, int]:
+def train_with_kills(
+    run_dir: Path, overrides: list[str], kills: int, longest_life: float, dice: random.Random
+) -> dict[str, int]:
     """Kill so many times, then let it finish; how often each way was taken."""
     ways = {"SIGKILL": 0, "SIGKILL while writing": 0, "SIGTERM": 0}
     while sum(ways.values()) < kills:
@@ -75,7 +77,7 @@ def train_with_kills(run_dir: Path, overrides: list[str], kills: int, dice: rand
             for _ in range(dice.randrange(1, 4)):
                 wait_for_a_write(child, run_dir)
         else:
-            time.sleep(dice.uniform(0.2, 1.8))
+            time.sleep(dice.uniform(0, longest_life))
         try:
             os.kill(child, signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
             os.waitpid(child, 0)
@@ -135,7 +137,8 @@ def main() -> int:
             alone, killed = Path(folder, "alone"), Path(folder, "killed")
             start = time.perf_counter()
             train_undisturbed(alone, overrides)
-            ways = train_with_kills(killed, overrides, options.kills, random.Random(options.seed))
+            longest_life = 1.6 * (time.perf_counter() - start) / (options.kills + 1)  # so that it lives to see them all
+            ways = train_with_kills(killed, overrides, options.kills, longest_life, random.Random(options.seed))
             found = [differences(a, b) for a, b in zip(outcome(alone), outcome(killed), strict=True)]
         all_equal &= not any(found)
         said = ", ".join(

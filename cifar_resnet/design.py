@@ -24,6 +24,11 @@ from cifar_resnet.command import main as command_main
 
 log = logging.getLogger("cifar_resnet")
 
+MOST = {
+    "max_params": 1e12, "max_macs": 1e15, "num_designs": 1000, "width_multiple": 1024, "image_size": 1024,
+    "stages": 8, "blocks_per_stage": 64, "kernel_sizes": 15, "shortcut_kernel_sizes": 15, "stem_strides": 16,
+}  # fmt: skip
+
 
 class Shape(NamedTuple):
     """A point of the grid: a ResNet but for its width."""
@@ -91,11 +96,11 @@ def check(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg, "max_params"):
         raise UsageError("max_params has no default. Give it, such as max_params=5e6")
     for key in ("max_params", "max_macs", "num_designs", "width_multiple", "image_size"):
-        if cfg[key] is not None and not (isinstance(cfg[key], int | float) and cfg[key] >= 1):
-            raise UsageError(f"{key} must be a positive number. Got {cfg[key]}")
+        if cfg[key] is not None and not (isinstance(cfg[key], int | float) and 1 <= cfg[key] <= MOST[key]):
+            raise UsageError(f"{key} must be a number from 1 to {MOST[key]:g}. Got {cfg[key]}")
     for key in ("stages", "blocks_per_stage", "kernel_sizes", "shortcut_kernel_sizes", "stem_strides"):
-        if not cfg[key] or not all(isinstance(value, int) and value >= 1 for value in cfg[key]):
-            raise UsageError(f"{key} must be a list of positive whole numbers. Got {cfg[key]}")
+        if not cfg[key] or not all(isinstance(value, int) and 1 <= value <= MOST[key] for value in cfg[key]):
+            raise UsageError(f"{key} must be a list of whole numbers from 1 to {MOST[key]}. Got {cfg[key]}")
 
 
 def design(cfg: DictConfig) -> list[Design]:

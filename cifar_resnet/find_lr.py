@@ -87,8 +87,10 @@ class RangeTest:
         divergence: float = 4.0,
         suggest: str = "minimum",
     ):
-        if not 0 < min_lr < max_lr:
-            raise ValueError(f"range_test.min_lr must lie between 0 and max_lr. Got {min_lr} and {max_lr}")
+        if not 1e-12 <= min_lr < max_lr <= 1e6:
+            raise ValueError(
+                f"range_test goes up from min_lr to max_lr. Got {min_lr} and {max_lr}; give rates from 1e-12 to 1e6"
+            )
         if steps < 20:
             raise ValueError(f"range_test.steps counts batches. Got {steps}; give 20 or more")
         if not 0 <= smoothing < 1:

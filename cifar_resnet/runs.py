@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -67,6 +68,8 @@ def parent_dir(cfg: DictConfig) -> Path:
     name = Path(cfg.name)
     if not name.parts or name.is_absolute() or ".." in name.parts:
         raise UsageError(f"name is that of a folder in output_dir. Got {cfg.name!r}; give letters, digits, - and _")
+    if longest := next((part for part in name.parts if len(os.fsencode(part)) > 255), None):
+        raise UsageError(f"no file system takes so long a name. Got one of {len(longest)} letters; give a shorter one")
     return Path(cfg.output_dir) / name
 
 

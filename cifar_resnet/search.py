@@ -56,28 +56,32 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     if not space and any(override.startswith("optimizer.lr=") for override in fixed):
         raise UsageError("a search needs something to vary. Give an interval or a choice, or leave out optimizer.lr")
     space = space or DEFAULT_SPACE
-    cfg = check(composer, fixed, space)
+    configurations = check(composer, fixed, space)
+    cfg = configurations[0]
 
     from hydra.utils import instantiate
 
     from cifar_resnet.terminal import set_up_logging
-    from cifar_resnet.train import build, callbacks_of, images_kept
+    from cifar_resnet.train import build, images_kept, trainer_of
 
     set_up_logging()
     with usage_errors():
         search = instantiate(cfg.search)
     with images_kept():
-        build(cfg)  # finds what only the network or the data can tell, before there is a folder
+        for each in configurations:  # what only data, network or trainer can tell, before there is a folder
+            each.run_dir = str(runs.parent_dir(each))
+            trainer_of(each, *build(each))
         with usage_errors():
-            callbacks_of(cfg)
             search.open(runs.parent_dir(cfg), composer, fixed, space)
         search.go_on()
     return search.report()
 
 
-def check(composer: Composer, fixed: list[str], space: dict[str, Interval | Choice]) -> DictConfig:
-    """Compose every combination of choices, with one number of each interval; returns the first."""
-    examples = [[domain.low] if isinstance(domain, Interval) else domain.values for domain in space.values()]
+def check(composer: Composer, fixed: list[str], space: dict[str, Interval | Choice]) -> list[DictConfig]:
+    """Every combination of choices and of the intervals' ends, up to a hundred of them."""
+    examples = [
+        [domain.low, domain.high] if isinstance(domain, Interval) else domain.values for domain in space.values()
+    ]
     configurations = []
     for values in itertools.islice(itertools.product(*examples), 100):
         (job,) = composer.jobs([*fixed, *(f"{key}={value}" for key, value in zip(space, values, strict=True))])
@@ -94,7 +98,7 @@ def check(composer: Composer, fixed: list[str], space: dict[str, Interval | Choi
         raise UsageError(f"a search trains on one device at a time. Got trainer.devices={cfg.trainer.devices}; give 1")
     if cfg.data.get("num_val") == 0:
         raise UsageError("a search needs validation images. Got data.num_val=0; give some")
-    return cfg
+    return configurations
 
 
 class Search:

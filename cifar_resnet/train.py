@@ -328,7 +328,7 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> None:
 
 
 def trainer_of(
-    cfg: DictConfig, data: "DataModule", model: "Classifier", precision: str, watchers: Sequence["Callback"]
+    cfg: DictConfig, data: "DataModule", model: "Classifier", precision: str, watchers: Sequence["Callback"] = ()
 ) -> "Trainer":
     """The trainer with its callbacks and loggers; UsageError where the model, or Lightning, cannot work with it."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -377,7 +377,11 @@ def check_best(cfg: DictConfig, last: Path) -> None:
         epoch = checkpoints.read(best)["epoch"]
     except ValueError as error:
         raise ValueError(f"{error}; take it away, and the best of the epochs to come is kept") from error
-    if not last.exists() and epoch > 0:  # in the first epoch it may have been killed between the two
+    if last.exists():
+        return
+    table = Path(cfg.run_dir) / runs.METRICS
+    epochs = max(epoch + 1, len(runs.read_metrics(table)) if table.exists() else 0)
+    if epochs > 1:  # in the first one it may have been killed between the two
         raise ValueError(f"nothing to go on from. Got {last.parent} without {last.name}; begin a new run")
 
 

@@ -131,6 +131,12 @@ def test_a_damaged_table_of_epochs_stops_no_training(begun):
         (["data.mean=[0,0]"], "data.mean has a number for red, green and blue"),
         (["optimizer._target_=torch.optim.Sgd"], "_target_ names nothing. Got torch.optim.Sgd"),
         (["-m", "seed=0,1", "output_dir=file"], "Got file"),
+        (["callbacks.best.monitor=test/acc"], "nothing to go by. Got monitor=test/acc; give val/acc"),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/los"],
+            "has nothing to go by. Got monitor=val",
+        ),
+        ([f"name={'n' * 300}"], "so long a name. Got one of 300 letters"),
     ],
 )
 def test_what_could_only_fail_or_be_ignored_later_is_refused(cifar_train, capsys, overrides, message):

@@ -117,7 +117,8 @@ def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
 @pytest.mark.parametrize(
     ("setting", "answer"),
     [
-        ("range_test.min_lr=20", "range_test.min_lr must lie between 0 and max_lr. Got 20"),
+        ("range_test.min_lr=20", "range_test goes up from min_lr to max_lr. Got 20"),
+        ("range_test.min_lr=1e-300", "Got 1e-300 and 10.0; give rates from 1e-12 to 1e6"),
         ("range_test.steps=5", "Got 5; give 20 or more"),
         ("range_test.suggest=best", "unknown range_test.suggest. Got 'best'"),
         ("range_test.smoothing=1", "Got 1"),

@@ -204,6 +204,9 @@ def test_spaces_are_read_from_the_command_line():
         (["model=resnet_cifar", "model.depth=9"], "model.depth must be 6n + 2 here. Got 9"),
         (["optimizer=choice(sgd,adam)", "optimizer.nesterov=false"], "unknown key optimizer.nesterov"),
         (["precision=16-mixed", "trainer.accelerator=cpu"], "precision=16-mixed needs a GPU"),
+        (["model.dropout=interval(0.1,1.5)"], "model.dropout"),
+        (["model=resnet_cifar", "model.depth=choice(8,14,9)"], "model.depth must be 6n + 2 here. Got 9"),
+        (["callbacks.best.monitor=val/los"], "has nothing to go by. Got monitor=val/los"),
     ],
 )
 def test_mistakes_get_one_line_and_no_folder(capsys, arguments, answer):

@@ -61,9 +61,10 @@ def test_a_run_killed_between_its_first_two_checkpoints_begins_anew(cifar_train,
         save(self, checkpoint, path)
 
     save = WholeCheckpoints.save_checkpoint
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        patch.setattr(WholeCheckpoints, "save_checkpoint", fail_at_last)
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", fail_at_last)
+    with pytest.raises(RuntimeError, match="power"):
         cifar_train("trainer.max_epochs=2", "resume=auto")
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", save)
     whole, killed = run_dirs()
     assert [path.name for path in killed.glob("checkpoints/*")] == ["best.ckpt"]
     assert cifar_train("trainer.max_epochs=2", "resume=auto") == 0

@@ -2,8 +2,8 @@
 
 import io
 import logging
-import os
 import math
+import os
 import re
 import subprocess
 import sys

@@ -117,8 +117,17 @@ class Classifier(LightningModule):
                 f"{count - self.max_params:,.0f} too many; give it fewer or narrower blocks, or see cifar-design"
             )
 
+    monitored = ("val/acc", "val/loss", "train/acc", "train/loss")  # what callbacks may go by
+
     def check(self, trainer: Trainer) -> None:
-        """Refuse what the optimizer cannot do under this trainer."""
+        """Refuse what the optimizer, or a callback, cannot do in this training."""
+        for callback in trainer.callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor not in (None, *self.monitored):
+                raise ValueError(
+                    f"{type(callback).__name__} has nothing to go by. Got monitor={monitor}; "
+                    f"give {', '.join(self.monitored[:-1])} or {self.monitored[-1]}"
+                )
         optimizer, _ = self.build_optimizer(total_steps=1)
         if isinstance(optimizer, SAM) and trainer.world_size > 1:
             raise ValueError(
