@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -67,8 +68,8 @@ def wait_for_a_write(child: int, run_dir: Path) -> None:
 
 def train_with_kills(
     run_dir: Path, overrides: list[str], kills: int, longest_life: float, dice: random.Random
-) -> dict[str, int]:
-    """Kill so many times, then let it finish; how often each way was taken."""
+) -> dict[str, int] | None:
+    """Kill so many times, then let it finish; how often each way was taken, or None where it ended before."""
     ways = {"SIGKILL": 0, "SIGKILL while writing": 0, "SIGTERM": 0}
     while sum(ways.values()) < kills:
         child = begin(run_dir, overrides)
@@ -82,9 +83,9 @@ def train_with_kills(
             os.kill(child, signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL)
             os.waitpid(child, 0)
         except (ProcessLookupError, ChildProcessError):
-            sys.exit(f"the training ended after {sum(ways.values())} of {kills} kills; give more --epochs")
+            return None
         if (run_dir / "result.json").exists():
-            sys.exit(f"the training ended after {sum(ways.values())} of {kills} kills; give more --epochs")
+            return None
         ways[way] += 1
     train_undisturbed(run_dir, overrides)
     return ways
@@ -138,7 +139,11 @@ def main() -> int:
             start = time.perf_counter()
             train_undisturbed(alone, overrides)
             longest_life = 1.6 * (time.perf_counter() - start) / (options.kills + 1)  # so that it lives to see them all
-            ways = train_with_kills(killed, overrides, options.kills, longest_life, random.Random(options.seed))
+            dice, ways = random.Random(options.seed), None
+            while ways is None:
+                shutil.rmtree(killed, ignore_errors=True)
+                ways = train_with_kills(killed, overrides, options.kills, longest_life, dice)
+                longest_life /= 2  # where this machine has become faster
             found = [differences(a, b) for a, b in zip(outcome(alone), outcome(killed), strict=True)]
         all_equal &= not any(found)
         said = ", ".join(

@@ -1,6 +1,7 @@
 """What a network, or an ensemble, said about a labelled set: kept with a run, to be looked into and compared."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,4 +40,6 @@ class Answers:
         part = path.with_name(f"{path.name}.part")
         with part.open("wb") as file:
             np.savez(file, log_probs=self.log_probs, labels=self.labels, images_hash=self.images_hash)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)

@@ -156,9 +156,11 @@ def restore_data(settings: DictConfig, checkpoint: dict, given: Sequence[str] = 
     """Put into one of our own choices of data what the checkpoint notes, but for the keys that are `given`.
 
     Only settings that it has: which class reads the data is never for the checkpoint to say, for that would be called.
+    A folder that is not on this machine is left to this machine's own default.
     """
     for key, value in checkpoint["config"]["data"].items():
-        if key in settings and not key.startswith("_") and key not in given:
+        is_gone = key == "root" and not Path(str(value)).is_dir()
+        if key in settings and not key.startswith("_") and key not in given and not is_gone:
             settings[key] = value
 
 

@@ -19,6 +19,7 @@ if not __package__:  # run as a file
 
 from omegaconf import DictConfig, OmegaConf
 
+from cifar_resnet import runs
 from cifar_resnet.command import Job, UsageError, usage_errors
 from cifar_resnet.command import main as command_main
 
@@ -96,19 +97,21 @@ def check(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg, "max_params"):
         raise UsageError("max_params has no default. Give it, such as max_params=5e6")
     for key in ("max_params", "max_macs", "num_designs", "width_multiple", "image_size"):
-        if cfg[key] is not None and not (isinstance(cfg[key], int | float) and 1 <= cfg[key] <= MOST[key]):
+        if cfg[key] is not None and not 1 <= cfg[key] <= MOST[key]:
             raise UsageError(f"{key} must be a number from 1 to {MOST[key]:g}. Got {cfg[key]}")
+        if cfg[key] is not None and cfg[key] != int(cfg[key]):
+            raise UsageError(f"{key} must be a whole number. Got {cfg[key]}")
     for key in ("stages", "blocks_per_stage", "kernel_sizes", "shortcut_kernel_sizes", "stem_strides"):
         if not cfg[key] or not all(isinstance(value, int) and 1 <= value <= MOST[key] for value in cfg[key]):
             raise UsageError(f"{key} must be a list of whole numbers from 1 to {MOST[key]}. Got {cfg[key]}")
 
 
 def design(cfg: DictConfig) -> list[Design]:
-    """The networks nearest to max_params, one for each block, number of stages and depth."""
+    """The networks nearest to max_params, one for each block, number of stages, depth and resolution."""
     candidates = sorted(widest(cfg), key=lambda candidate: -candidate[0])
     alternatives: dict[tuple, tuple[Shape, int]] = {}
     for _, shape, width in candidates:
-        alternatives.setdefault(shape[:3], (shape, width))
+        alternatives.setdefault((*shape[:3], shape.stem_stride), (shape, width))
     return [
         measure(shape, width, cfg.num_classes, cfg.image_size)
         for shape, width in itertools.islice(alternatives.values(), cfg.num_designs)
@@ -185,10 +188,10 @@ def write(chosen: list[Design], output_dir: Path) -> Path:
     for name, settings, parameters, macs in chosen:
         header = (
             f"# @package _global_\n# From cifar-design: {parameters:,} parameters, {macs:,} multiply-adds\n"
-            f"defaults:\n  - override /model: resnet18\n\nname: {output_dir.name}\nmodel:\n"
+            f"defaults:\n  - override /model: resnet18\n\nname: {output_dir.resolve().name}\nmodel:\n"
         )
         lines = "".join(f"  {key}: {value}\n" for key, value in settings.items())
-        (folder / f"{name}.yaml").write_text(header + lines)
+        runs.write_atomically(folder / f"{name}.yaml", header + lines)
     return folder
 
 

@@ -17,6 +17,7 @@ from cifar_resnet.train import (
     check_validation,
     conclude,
     described,
+    ends_said,
     find_max_lr,
     images_kept,
     is_max_lr_sought,
@@ -128,11 +129,8 @@ def train_members(folder: Path, members: Sequence[DictConfig]) -> list[dict]:
             found.save(shared)
         for warning in warnings_about(together):
             log.warning(f"warning: {warning}\n")
-        try:
+        with ends_said("the same command again goes on"):
             trained = run_trainer(trainer, everyone, data, shared)
-        except BaseException:
-            log.info("\nstopped before its end; the same command again goes on")
-            raise
     splitting.complete(everyone)
     for key in ("images", "images_per_second"):
         trained[key] /= len(members)
@@ -140,7 +138,8 @@ def train_members(folder: Path, members: Sequence[DictConfig]) -> list[dict]:
         record |= trained | {"side_by_side": len(members)}
         with usage_errors(MisconfigurationException):
             tester = tester_of(member, precision)
-        conclude(member, record, tester, model, data, start)
+        with ends_said("the same command again goes on"):
+            conclude(member, record, tester, model, data, start)
     return records
 
 

@@ -120,6 +120,9 @@ def evaluate(cfg: DictConfig, folder: Path, composer: Composer) -> dict:
     data = instantiate(cfg.data, _convert_="all")
     if data.image_size != ensemble.image_size:
         raise ValueError(f"the network looks at {ensemble.image_size} pixels. Got images of {data.image_size}")
+    runs.check_writable(folder)
+    run_dir = checkpoints.run_dir_of(paths[0]) if len(paths) == 1 else None
+    curves = page.curves(run_dir) if run_dir else []
     data.prepare_data()
     images, labels = data.read(train=False)
     labels = places_of(data.classes, ensemble.classes)[labels]
@@ -157,9 +160,8 @@ def evaluate(cfg: DictConfig, folder: Path, composer: Composer) -> dict:
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
-    run_dir = checkpoints.run_dir_of(paths[0]) if len(paths) == 1 else None
     blocks = [
-        *(page.curves(run_dir) if run_dir else []),
+        *curves,
         *ensemble_blocks(result),
         *page.answers(log_probs, labels, images, ensemble.classes, temperature),
     ]
@@ -203,6 +205,8 @@ def fitted_temperatures(
             (job,) = composer.jobs([f"data={choice}"])
             checkpoints.restore_data(job.cfg.data, saved[0])
             data = instantiate(job.cfg.data, _convert_="all")
+            if hasattr(data, "is_complete") and not data.is_complete():  # nothing is downloaded for this
+                raise FileNotFoundError(f"{choice} is not in {data.root}")
             data.prepare_data()
         data.load()
     except (ValueError, OSError, InstantiationException, UsageError) as error:

@@ -73,7 +73,7 @@ def export(cfg: DictConfig, formats: Sequence[str]) -> dict[str, object]:
     portable = Portable(network)
     with torch.no_grad():
         expected = portable(images)
-    model_card = card(network, path, run_dir, formats)
+    model_card = card(network, path, record_of(path, run_dir), formats)
     folder.mkdir(parents=True, exist_ok=True)
     writers = {"safetensors": write_safetensors, "torch": write_torch, "onnx": write_onnx}
     facts: dict[str, object] = {}
@@ -166,14 +166,21 @@ def write_onnx(portable: "Portable", images: "Tensor", path: Path) -> Callable[[
     return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
 
 
-def card(network: "Classifier", path: Path, run_dir: Path | None, formats: Sequence[str]) -> str:
+def record_of(path: Path, run_dir: Path | None) -> dict | None:
+    """The record of its run, if that is about this checkpoint and not about another epoch's."""
+    from cifar_resnet import checkpoints
+
+    record = runs.read_record(run_dir) if run_dir else None
+    return record if record and record["epoch"] == checkpoints.read(path)["epoch"] + 1 else None
+
+
+def card(network: "Classifier", path: Path, record: dict | None, formats: Sequence[str]) -> str:
     """The model card, in Markdown."""
     from cifar_resnet.models.size import num_macs, num_parameters
 
     data, config = network.data_state, network.config
     size = data["image_size"]
     shape = 3, size, size
-    record = runs.read_record(run_dir) if run_dir else None
     lines = [
         f"# {config['choices']['model']} trained on {config['choices']['data']}",
         "",
@@ -201,7 +208,12 @@ def card(network: "Classifier", path: Path, run_dir: Path | None, formats: Seque
             *rows,
             "",
             f"Epoch {record['epoch']} of {record['epochs']}, {record['selected']}; one run, seed {config['seed']}, on "
-            f"{record['device']} in {record['precision']}.",
+            f"{record['device']} in {record['precision']}."
+            + (
+                f" These scores are with test-time augmentation ({network.tta}); what was exported takes one view."
+                if network.tta != "none"
+                else ""
+            ),
         ]
     uses = {
         "safetensors": "the weights; its header holds the architecture, its arguments and the whole configuration",

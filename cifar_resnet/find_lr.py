@@ -5,7 +5,6 @@
 Takes every override of cifar-train, and leaves a picture, a table and its suggestions in a folder.
 """
 
-import csv
 import json
 import logging
 import math
@@ -164,13 +163,11 @@ class RangeTest:
         """lr_range_test.csv, .json and .png."""
         from cifar_resnet.plots import range_test_figure
 
-        with (folder / "lr_range_test.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["lr", "loss", "smoothed_loss"])
-            writer.writerows(zip(self.rates, self.losses, self.smoothed, strict=True))
+        rows = zip(self.rates, self.losses, self.smoothed, strict=True)
+        runs.write_table(folder / "lr_range_test.csv", [("lr", "loss", "smoothed_loss"), *rows])
         text = json.dumps({"suggested": self.suggest, **self.suggestions}, indent=2) + "\n"
         runs.write_atomically(folder / "lr_range_test.json", text)
-        range_test_figure(self).savefig(folder / "lr_range_test.png")
+        runs.save_figure(folder / "lr_range_test.png", range_test_figure(self))
 
 
 def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -25,7 +25,8 @@ def negative_log_likelihood(log_probs: Tensor, labels: Tensor) -> float:
 
 def calibration_error(log_probs: Tensor, labels: Tensor) -> float:
     """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599, section 2)."""
-    return multiclass_calibration_error(log_probs.exp(), labels, log_probs.shape[1], NUM_BINS, norm="l1").item()
+    probabilities = log_probs.exp().clamp(max=1)  # a rounding error above 1, and torchmetrics would take all for logits
+    return multiclass_calibration_error(probabilities, labels, log_probs.shape[1], NUM_BINS, norm="l1").item()
 
 
 def confusion(log_probs: Tensor, labels: Tensor) -> Tensor:

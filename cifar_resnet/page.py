@@ -40,7 +40,7 @@ class Block:
 
 def write(path: Path, title: str, facts: dict[str, str], blocks: Sequence[Block], config: dict | None) -> None:
     """facts: what is said first, by name. config: shown as YAML at the end."""
-    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     yaml = OmegaConf.to_yaml(OmegaConf.create(config)) if config else ""
     runs.write_atomically(path, template.render(title=title, facts=facts, blocks=blocks, yaml=yaml))
 

@@ -111,7 +111,8 @@ def curves_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
         axes.set_ylabel(label)
         axes.legend(frameon=False)
     by_ratio(figure.axes[0])  # one bad epoch would flatten the rest
-    figure.axes[2].plot(epochs, [float(row["lr"]) for row in rows], color=ORANGE)
+    rates = [float(row.get("lr") or "nan") for row in rows]
+    figure.axes[2].plot(epochs, rates, color=ORANGE)
     figure.axes[2].set_ylabel("learning rate, at the epoch's end")
     figure.axes[2].set_ylim(bottom=0)
     for axes in figure.axes:

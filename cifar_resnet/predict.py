@@ -78,8 +78,8 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
 
 @dataclass
 class Answer:
-    """name: the file, within an archive with the image's number; id: as the archive has it, or a number from 0;
-    top: the most probable classes with their probabilities; label: the number of the first."""
+    """name: the file, within an archive with the image's number; id: as the archive has it, or the image's number among
+    all that were given, from 0; top: the most probable classes with their probabilities; label: the first's number."""
 
     name: str
     id: str
@@ -92,20 +92,24 @@ def plain(value: object) -> str | list[str]:
 
 
 def files_of(inputs: str | Sequence[str]) -> list[Path]:
-    """Every file that is meant, those of a folder in the order of their names, 10 after 9."""
+    """Every file that is meant, those of a folder in the order of their names, 10 after 9.
+
+    What is not there, or a folder without files, stands for itself: reading it will say so.
+    """
     from cifar_resnet.checkpoints import natural
 
     found = []
     for path in map(Path, [inputs] if isinstance(inputs, str) else inputs):
         if path.is_dir():
             inside = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
-            if not inside:
-                raise FileNotFoundError(f"a folder without files. Got {path}")
-            found += sorted(inside, key=natural)
-        elif path.exists():
-            found.append(path)
+            found += sorted(inside, key=natural) or [path]
         else:
-            raise FileNotFoundError(f"input must be a picture, a folder, an .npz or a pickle. Got {path}, not there")
+            found.append(path)
+    if not any(path.exists() and not path.is_dir() for path in found):
+        raise FileNotFoundError(
+            f"input must be pictures, folders of them, .npz archives or pickles. Got {', '.join(map(str, found))}, "
+            f"where there is none"
+        )
     return found
 
 
@@ -128,6 +132,8 @@ def check_output(cfg: DictConfig) -> Callable[[list[Answer]], None]:
         raise FileNotFoundError(f"output must lie in a folder that exists. Got {cfg.output}")
     if cfg.output and Path(cfg.output).is_dir():
         raise IsADirectoryError(f"output must be a file. Got the folder {cfg.output}")
+    if cfg.output:
+        runs.check_writable(Path(cfg.output))
 
     def write(answers: list[Answer]) -> None:
         text = FORMATS[form](answers)
@@ -175,7 +181,7 @@ def predict(ensemble: "Ensemble", paths: list[Path], batch_size: int, top_k: int
 
     from cifar_resnet.inference import mean_probability
 
-    answers, skipped = [], []
+    answers, skipped, number = [], [], 0
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("pictures", total=len(paths))
@@ -188,19 +194,21 @@ def predict(ensemble: "Ensemble", paths: list[Path], batch_size: int, top_k: int
                     names, ids, top.values.tolist(), top.indices.tolist(), strict=True
                 ):
                     classes = [ensemble.classes[label] for label in labels]
-                    id_ = str(len(answers)) if id_ is None else id_
+                    id_ = id_ if isinstance(id_, str) else str(number + id_)
                     answers.append(Answer(name, id_, list(zip(classes, shares, strict=True)), labels[0]))
+            number += len(names) + len(unreadable)
             progress.advance(task, num_files)
     return answers, skipped
 
 
-Batch = tuple[list[str], list[str | None], "Tensor", list[str], int]
+Batch = tuple[list[str], list[str | int], "Tensor", list[str], int]
 
 
 def batches(paths: list[Path], image_size: int, batch_size: int) -> Iterator[Batch]:
     """Names, ids and images (N, 3, image_size, image_size), what could not be read, and how many files that were.
 
-    The next ones are decoded while the caller is busy with these.
+    An image without an id of its own has its place in the batch for one, those that could not be read counted. The next
+    ones are decoded while the caller is busy with these.
     """
     from cifar_resnet.data.files import is_archive
 
@@ -227,15 +235,22 @@ def open_pictures(paths: Sequence[Path], image_size: int, pool: ThreadPoolExecut
 
     def finish() -> Batch:
         found = [(path, future.result()) for path, future in zip(paths, futures, strict=True)]
-        good = [(str(path), pixels) for path, pixels in found if not isinstance(pixels, str)]
+        good = [
+            (shown(path), place, pixels) for place, (path, pixels) in enumerate(found) if not isinstance(pixels, str)
+        ]
         unreadable = [reason for _, reason in found if isinstance(reason, str)]
         if not good:
             return [], [], torch.empty(0), unreadable, len(paths)
-        names, arrays = zip(*good, strict=True)
+        names, places, arrays = zip(*good, strict=True)
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-        return list(names), [None] * len(names), images, unreadable, len(paths)
+        return list(names), list(places), images, unreadable, len(paths)
 
     return finish
+
+
+def shown(path: Path) -> str:
+    """Its name, as text that can be written: a file's name may be any bytes."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def pixels_of(path: Path, image_size: int) -> "np.ndarray | str":
@@ -258,8 +273,8 @@ def open_archive(path: Path, image_size: int) -> Callable[[], Batch]:
             found = read_archive(path, image_size)
         except (ValueError, OSError) as error:
             return [], [], torch.empty(0), [str(error)], 1
-        names = [f"{path}[{index}]" for index in range(len(found.images))]
-        return names, found.ids or [None] * len(names), found.images, [], 1
+        places = list(range(len(found.images)))
+        return [f"{shown(path)}[{place}]" for place in places], found.ids or places, found.images, [], 1
 
     return finish
 

@@ -4,7 +4,6 @@ cifar-report outputs/train/<sweep folder> pivot=[model.depth,optimizer.lr]
 cifar-report compare outputs/train/<run folder> outputs/train/<run folder>
 """
 
-import csv
 import json
 import logging
 import math
@@ -35,6 +34,8 @@ NOTE = (
     "loss and calibration error stand as they are and at a temperature fitted on validation images."
 )
 EVALUATION = "evaluation.json"  # what cifar-evaluate leaves
+TABLES = {"Pivot", "Groups", "Runs", "Ensembles"}
+PICTURE = "curves.png"
 # Student's t, the 97.5% quantile for 1, 2, … degrees of freedom: SciPy has it, but would slow every command's start
 T_975 = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
@@ -79,7 +80,8 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     for name, rows in tables.items():
         if name != "Runs" or len(found) != len(groups):
             print_table(rows_table(rows))
-    log.info(listed({"report": folder / "report.md", "pictures": folder / "curves.png"}))
+    pictures = {"pictures": folder / PICTURE} if (folder / PICTURE).exists() else {}
+    log.info(listed({"report": folder / "report.md", **pictures}))
     return 0
 
 
@@ -300,13 +302,15 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items()]
     runs.write_atomically(
-        folder / "report.md", f"# Runs\n\n{NOTE}\n\n" + "\n".join(parts) + "\n![curves](curves.png)\n"
+        folder / "report.md",
+        f"# Runs\n\n{NOTE}\n\n" + "\n".join(parts) + (f"\n![curves]({PICTURE})\n" if curves else ""),
     )
     for name, rows in tables.items():
-        with (folder / f"{name.lower()}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
+        runs.write_table(folder / f"{name.lower()}.csv", rows)
     if curves:
-        runs_figure(curves).savefig(folder / "curves.png")
+        runs.save_figure(folder / PICTURE, runs_figure(curves))
+    for stale in {f"{name.lower()}.csv" for name in TABLES - tables.keys()} | (set() if curves else {PICTURE}):
+        (folder / stale).unlink(missing_ok=True)  # of an earlier report
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -2,11 +2,13 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +22,7 @@ from cifar_resnet.command import UsageError
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
 # what others rely on, in files that may be damaged, or somebody else's
 IN_A_CONFIG = ("name", "seed", "data", "model", "optimizer", "trainer", "callbacks", "logger", "overrides", "choices")
@@ -115,11 +118,34 @@ def sweep_dir(parent: Path, fixed: list[str], sweep: list[str]) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     path = path.resolve()  # a link stays one
     if path.exists() and not path.is_file():  # a pipe or a device takes what it gets
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
+    with part.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or, after a power cut, the new name could stand for an empty file
     part.replace(path)
+
+
+def write_table(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """As CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def save_figure(path: Path, figure: "Figure") -> None:
+    part = path.with_name(f"part-{path.name}")  # its end says which format
+    figure.savefig(part)
+    part.replace(path)
+
+
+def check_writable(path: Path) -> None:
+    """PermissionError where this file or folder could not be written, before there is anything to write."""
+    nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"nothing can be written there. Got {path}; give another place")
 
 
 def save_config(run_dir: Path, cfg: DictConfig) -> None:

@@ -7,7 +7,6 @@ Takes every override of cifar-train. Trials are kept by optuna in the search's f
 the same command, a search goes on where it was.
 """
 
-import csv
 import itertools
 import logging
 import math
@@ -235,16 +234,15 @@ class Search:
             return 1
         ranked = sorted(trials, key=lambda t: (t.state.name == "COMPLETE", t.value or 0.0), reverse=True)
         print_table(search_table(ranked, list(self.space), self.rounds > 1))
-        with (self.folder / "trials.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["trial", "round", *self.space, "val/acc", "state"])
-            for trial in trials:
-                values = [shorten(trial.params.get(key)) for key in self.space]
-                writer.writerow([trial.number, trial.user_attrs.get(ROUND), *values, trial.value, trial.state.name])
+        rows = [["trial", "round", *self.space, "val/acc", "state"]]
+        for trial in trials:
+            values = [shorten(trial.params.get(key)) for key in self.space]
+            rows.append([trial.number, trial.user_attrs.get(ROUND), *values, trial.value, trial.state.name])
+        runs.write_table(self.folder / "trials.csv", rows)
         for key, domain in self.space.items():
             if isinstance(domain, Interval):
                 picture = self.folder / f"{key}.png"
-                search_figure(self.finished(), best, key, domain.log).savefig(picture)
+                runs.save_figure(picture, search_figure(self.finished(), best, key, domain.log))
                 log.info(f"  picture     {picture}")
         log.info(f"  look next   tensorboard --logdir {self.folder}\n\nto train with the best:\n")
         ours = ("search.", "name=", "test=", "trainer.max_epochs=")

@@ -109,7 +109,7 @@ def summary_facts(record: dict) -> dict[str, str]:
     time, speed = duration(record["train_seconds"]), record["images_per_second"]
     return {
         "trained": f"{network} on {record['data']}, {epochs} epochs in {time}, {speed:,.0f} images/s",
-        "validation": f"{scores('val')}, after epoch {epoch}" if record["num_val"] else "no images held out",
+        "validation": f"{scores('val')}, after epoch {epoch}" if "val/acc" in metrics else "none",
         "test": f"{scores('test')}, after epoch {epoch}, the {record['selected']}"
         if "test/acc" in metrics
         else "left alone",
@@ -197,7 +197,7 @@ def sweep_table(records: list[tuple[list[str], dict | None]]) -> Table:
             results = ["failed", "", "", "", ""]
         else:
             metrics = record["metrics"]
-            val = f"{metrics['val/acc']:.2%}" if record["num_val"] else ""
+            val = f"{metrics['val/acc']:.2%}" if "val/acc" in metrics else ""
             test = f"{metrics['test/acc']:.2%}" if "test/acc" in metrics else ""
             results = [val, test, f"{record['parameters']:,}"]
             results += [duration(record["train_seconds"]), Path(record["run_dir"]).name]

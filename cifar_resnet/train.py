@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cifar_resnet")
 
 RESUME_MAY_CHANGE = ("resume", "data.root", "trainer.accelerator", "trainer.devices", "trainer.strategy")
+SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
 AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; of scheduler.max_lr: find it
 # of Lightning's Trainer: what a run's length, folder and record are made from
 NOT_FOR_USERS = {
@@ -139,7 +141,7 @@ def sweep(jobs: list[Job]) -> int:
     if any(job.cfg.trainer.devices != 1 for job in jobs):
         raise UsageError("a sweep trains on one device at a time. Leave out trainer.devices, or train without -m")
     varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
-    folder = runs.sweep_dir(runs.parent_dir(jobs[0].cfg), jobs[0].overrides, varying)
+    folder = runs.sweep_dir(runs.parent_dir(jobs[0].cfg), [*jobs[0].arguments, *jobs[0].overrides], varying)
     names = runs.distinct_slugs([job.varying for job in jobs])
     with usage_errors():
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,10 +149,14 @@ def sweep(jobs: list[Job]) -> int:
     with images_kept():
         for number, (job, name) in enumerate(zip(jobs, names, strict=True), 1):
             run_dir = folder / name
-            done = runs.read_record(run_dir)
-            log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}{', finished before' if done else ''}")
+            log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}")
             try:
-                record = done or train_in(run_dir, job.cfg)
+                check_same_job(job.cfg, run_dir)
+                if record := runs.read_record(run_dir):
+                    log.info("finished before")
+                    (run_dir / FAILURE).unlink(missing_ok=True)  # of what came after its record
+                else:
+                    record = train_in(run_dir, job.cfg)
             except Exception as error:
                 record = None
                 reasons.append(f"{' '.join(job.varying)}: {reason_of(error)}")
@@ -177,6 +183,9 @@ def train_in(run_dir: Path, cfg: DictConfig, watchers: Sequence["Callback"] = ()
     failure.unlink(missing_ok=True)
     try:
         begun = (run_dir / runs.CONFIG).is_file()
+        if begun and not any(run_dir.glob("checkpoints/*.ckpt")):  # nothing to go on from, and perhaps mended since
+            shutil.rmtree(run_dir)
+            begun = False
         cfg = runs.load_config(run_dir) if begun else cfg
         cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if begun else None
         fit(cfg, watchers)
@@ -258,7 +267,7 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
             data.load()
         model.fit_to(data.sample())
         if model.distillation:
-            model.distillation.check(data.classes)
+            model.distillation.check(data.classes, data.image_size)
     return data, model, precision
 
 
@@ -317,14 +326,26 @@ def fit(cfg: DictConfig, watchers: Sequence["Callback"] = ()) -> None:
             log.warning(f"warning: {warning}\n")
         if cfg.compile:
             model.compile()
-        try:
+        with ends_said(f"to continue: cifar-train resume={run_dir}"):
             record |= run_trainer(trainer, model, data, run_dir)
-        except BaseException:
-            log.info(f"\nstopped before its end; to continue: cifar-train resume={run_dir}")
-            raise
-        conclude(cfg, record, trainer, model, data, start)
+            conclude(cfg, record, trainer, model, data, start)
         if trainer.is_global_zero:
             log.info(f"\n{summary(record)}")
+
+
+@contextlib.contextmanager
+def ends_said(how_to_go_on: str) -> Iterator[None]:
+    """Around a training and its test: what ends them early is said as it is everywhere else."""
+    from cifar_resnet.callbacks import said_as_interrupted
+
+    try:
+        with said_as_interrupted():
+            yield
+    except BaseException as error:
+        log.info(f"\nstopped before its end; {how_to_go_on}")
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise RunError(f"a file could not be written ({error}); what had been finished is kept") from error
+        raise
 
 
 def trainer_of(
@@ -358,7 +379,7 @@ def trainer_of(
         if before:
             check_same(cfg, before["config"])
         check_best(cfg, last)
-        loggers = loggers_of(cfg, before["global_step"] if before else None)
+        loggers = loggers_of(cfg, before["global_step"] if before else 0 if cfg.resume else None)
         everyone = [Throughput(), *callbacks.values(), *watchers, Interruption(last)]
         plugins = [WholeCheckpoints()]
         trainer = instantiate(cfg.trainer, precision=precision, callbacks=everyone, logger=loggers, plugins=plugins)
@@ -389,18 +410,37 @@ def check_same(cfg: DictConfig, before: dict | None) -> None:
     """What a run began with must not change below it, or its end would be that of neither."""
     if before is None:  # networks side by side: each has its own
         return
-    now = OmegaConf.to_container(cfg, resolve=True)
+    if changed := differences(before, OmegaConf.to_container(cfg, resolve=True)):
+        raise ValueError(
+            f"config.yaml has been changed since the run began. Got another {', '.join(changed)}; change it back, "
+            f"or start a new run"
+        )
+
+
+def check_same_job(cfg: DictConfig, run_dir: Path) -> None:
+    """What a job of a sweep left behind must be of the recipe as it is now."""
+    if not (run_dir / runs.CONFIG).is_file() or not any(run_dir.glob("checkpoints/*.ckpt")):
+        return
+    before = runs.load_config(run_dir)
+    cfg = cfg.copy()
+    cfg.run_dir = before.run_dir = str(run_dir)
+    if changed := differences(*(OmegaConf.to_container(each, resolve=True) for each in (before, cfg))):
+        raise UsageError(
+            f"its recipe has changed since this job was trained. Got another {', '.join(changed)} than in {run_dir}; "
+            f"take that folder away, or give another name=…"
+        )
+
+
+def differences(before: dict, now: dict) -> list[str]:
+    """Settings that decide what comes out, and are not the same in two configurations."""
+    found = []
     for key in ("seed", "data", "augment", "model", "optimizer", "scheduler", "averaging", "distill", "trainer"):
         old, new = before.get(key), now.get(key)
         if not isinstance(old, dict) or not isinstance(new, dict):
             old, new = {"": old}, {"": new}
-        names = [name for name in old.keys() & new.keys() if old[name] != new[name]]
-        changed = [".".join(filter(None, (key, name))) for name in sorted(names)]
-        if changed := [name for name in changed if name not in (*RESUME_MAY_CHANGE, "trainer.default_root_dir")]:
-            raise ValueError(
-                f"config.yaml has been changed since the run began. Got another {', '.join(changed)}; change it back, "
-                f"or start a new run"
-            )
+        names = [name for name in old.keys() & new.keys() if old[name] != new[name] and new[name] != AUTO]
+        found += [".".join(filter(None, (key, name))) for name in sorted(names)]
+    return [name for name in found if name not in (*RESUME_MAY_CHANGE, *SET_BY_US)]
 
 
 def last_checkpoint(run_dir: Path) -> Path:
@@ -475,8 +515,9 @@ def conclude(
     if not trainer.is_global_zero:
         return
     if cfg.test:
-        images, labels = data.test.tensors
-        Answers.about(images, torch.cat(model.test_log_probs), labels).save(run_dir / FILE)
+        log_probs = torch.cat(model.test_log_probs)
+        images, labels = (tensor[: len(log_probs)] for tensor in data.test.tensors)
+        Answers.about(images, log_probs, labels).save(run_dir / FILE)
     runs.write_record(run_dir, record)
     groups = {group: model.config[group] for group in cfg.choices if group in model.config}
     for logger in trainer.loggers:
@@ -484,7 +525,12 @@ def conclude(
         logger.log_hyperparams(groups, *scores)
         logger.save()
     if cfg.page:
-        show(run_dir, record, data, chosen, trainer.loggers)
+        try:
+            show(run_dir, record, data, chosen, trainer.loggers)
+        except Exception as error:  # everything that counts is there by now
+            log.warning(
+                f"warning: no page was made ({reason_of(error)}); cifar-evaluate checkpoint={run_dir} makes one"
+            )
 
 
 def show(run_dir: Path, record: dict, data: "DataModule", chosen: Path, loggers: Sequence["Logger"]) -> None:
@@ -564,6 +610,8 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(f"trainer.{name} must be {least} or more. Got {value}")
     if cfg.trainer.get("limit_train_batches") == 0:
         raise ValueError("nothing would be trained. Got trainer.limit_train_batches=0; give a number, or null for all")
+    if cfg.trainer.get("limit_test_batches") == 0:
+        raise ValueError("nothing would be tested. Got trainer.limit_test_batches=0; to leave the test out: test=false")
     if "num_classes" in cfg.model:
         raise ValueError(f"the data says how many classes there are. Got model.num_classes={cfg.model.num_classes}")
     if cfg.trainer.deterministic:

@@ -89,7 +89,7 @@ def generated(count: int) -> Iterator[tuple[str, str]]:
     for command in COMMANDS:
         cfg = Composer(command).jobs([])[0].cfg
         keys[command] = {key: select(cfg, key) for key in leaves(cfg) if not OmegaConf.is_missing(cfg, key)}
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
     made = set()
     while len(made) < count:
         command = dice.choice(list(COMMANDS))

@@ -131,6 +131,7 @@ def test_a_damaged_table_of_epochs_stops_no_training(begun):
         (["data.mean=[0,0]"], "data.mean has a number for red, green and blue"),
         (["optimizer._target_=torch.optim.Sgd"], "_target_ names nothing. Got torch.optim.Sgd"),
         (["-m", "seed=0,1", "output_dir=file"], "Got file"),
+        (["trainer.limit_test_batches=0"], "to leave the test out: test=false"),
         (["callbacks.best.monitor=test/acc"], "nothing to go by. Got monitor=test/acc; give val/acc"),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/los"],
@@ -235,7 +236,7 @@ def test_answers_go_through_links_and_into_pipes(own_run, capsys):
     assert "picture.png" in Path("real.csv").read_text()
     os.mkfifo("pipe.csv")
     read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append(Path("pipe.csv").read_text()))
+    reader = threading.Thread(target=lambda: read.append(Path("pipe.csv").read_text()), daemon=True)
     reader.start()
     assert predict.main(["checkpoint=own", "input=picture.png", "output=pipe.csv"]) == 0
     reader.join()

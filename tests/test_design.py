@@ -21,10 +21,11 @@ def proposals(overrides: list[str] | tuple[str, ...]) -> list[design.Design]:
 
 
 def test_every_proposal_has_the_size_it_claims_and_fits(capsys):
-    assert design.main(["max_params=3e5", "max_macs=3e7", *SMALL_GRID]) == 0
+    assert design.main(["max_params=3e5", "max_macs=3e7", "num_designs=20", *SMALL_GRID]) == 0
     output = capsys.readouterr().out
     rows = re.findall(r"^ (\w+_s\d) .* ([\d,]+) +[\d.]+% +([\d,]+) $", output, re.MULTILINE)
-    assert len(rows) == 8  # two blocks, two numbers of stages, two depths
+    assert {name[-3:] for name, _, _ in rows} == {"_s1", "_s2"}  # depth, width, and resolution
+    assert len(rows) == 16  # two blocks, two numbers of stages, two depths, two resolutions
     for name, parameters, macs in rows:
         (job,) = Composer("train", "designs").jobs([f"experiment={name}"])
         with torch.device("meta"):
@@ -51,7 +52,17 @@ def test_nearest_to_the_limit_first_and_no_two_alike():
     found = proposals(["max_params=1e6", "num_designs=5", *SMALL_GRID])
     assert len(found) == 5
     assert [each.parameters for each in found] == sorted((each.parameters for each in found), reverse=True)
-    assert len({(each.settings["block"], tuple(each.settings["blocks"])) for each in found}) == 5
+    assert (
+        len({(each.settings["block"], tuple(each.settings["blocks"]), each.settings["stem_stride"]) for each in found})
+        == 5
+    )
+
+
+def test_the_default_grid_fits_and_has_both_resolutions():
+    found = proposals(["max_params=5e6"])
+    assert len(found) == 12
+    assert all(4.5e6 < each.parameters <= 5e6 for each in found)
+    assert {each.settings["stem_stride"] for each in found} == {1, 2}
 
 
 def test_the_sweep_that_it_prints_runs(capsys):

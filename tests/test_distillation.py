@@ -47,17 +47,22 @@ def test_a_teacher_sees_images_normalised_as_it_learned_them(teachers):
     torch.testing.assert_close(distillation.probabilities(normalised(other["mean"], other["std"])), expected)
 
 
-def test_a_student_is_trained_and_its_teachers_are_not(cifar_train, run_dirs, teachers):
+def test_a_student_is_trained_and_its_teachers_are_not(cifar_train, run_dirs, teachers, monkeypatch):
     before = [checkpoints.read(path)["state_dict"] for path in teachers]
+    made = []
+    __init__ = Distillation.__init__
+    monkeypatch.setattr(
+        Distillation, "__init__", lambda self, *args, **kw: (made.append(self), __init__(self, *args, **kw))[1]
+    )
     assert cifar_train("name=student") == 0
     assert cifar_train("name=student", f"distill.teacher=[{','.join(teachers)}]", "distill.weight=0.5") == 0
     plain, student = (run_dir for run_dir in run_dirs() if run_dir.parent.name == "student")
     assert record_of(plain)["parameters"] == record_of(student)["parameters"]
     assert last_of(plain)["state_dict"].keys() == last_of(student)["state_dict"].keys()
     assert not torch.equal(last_of(plain)["state_dict"]["fc.weight"], last_of(student)["state_dict"]["fc.weight"])
-    for path, state in zip(teachers, before, strict=True):
-        after = checkpoints.read(path)["state_dict"]
-        assert all(torch.equal(after[name], value) for name, value in state.items())
+    for network, state in zip(made[-1].networks, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+        assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_a_teacher_stays_in_eval_mode_while_its_student_trains(cifar_train, teachers, monkeypatch):
@@ -87,6 +92,13 @@ def test_mistakes_get_one_line(cifar_train, teachers, capsys, setting, answer):
     settings = [setting] if "teacher" in setting else [f"distill.teacher={teachers[0]}", setting]
     assert cifar_train(*settings) == 2
     assert answer in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_pixels_is_refused(teachers):
+    distillation = Distillation(teachers[0])
+    distillation.check(Synthetic.classes, 32)
+    with pytest.raises(ValueError, match="trained on 32 pixels, and images of 64"):
+        distillation.check(Synthetic.classes, 64)
 
 
 def test_a_teacher_of_other_classes_is_refused(cifar_train, run_dirs, teachers, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """cifar-evaluate: against NumPy and the run's own test, and that nothing of the test set enters a fit."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,36 @@ def test_damaged_and_foreign_checkpoints_are_explained(own_run, capsys):
         assert evaluate.main([f"checkpoint={path}"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert str(path) in line
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(own_run, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("cifar_resnet.inference.Ensemble.about", lambda *args: 1 / 0)
+    assert evaluate.main([f"checkpoint={own_run}", *PLAIN]) == 2
+    assert f"nothing can be written there. Got {own_run}" in capsys.readouterr().err
+
+
+def test_a_table_without_learning_rates_is_drawn_without(own_run):
+    text = (own_run / "metrics.csv").read_text()
+    (own_run / "metrics.csv").write_text(text.replace(",lr", ",rate", 1))
+    assert evaluate.main([f"checkpoint={own_run}", "output_dir=out", *PLAIN]) == 0
+    assert "<svg" in Path("out/page.html").read_text(encoding="utf-8")
+
+
+def test_data_are_looked_for_here_where_their_folder_is_gone_and_never_fetched(own_run, monkeypatch):
+    path = own_run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"]["choices"]["data"] = "cifar10"
+    checkpoint["config"]["data"]["root"] = "gone"
+    torch.save(checkpoint, path)
+    images, labels = Synthetic(num_train=240, num_test=50).read(train=False)
+    np.savez("mine.npz", images=images.numpy(), labels=labels.numpy(), classes=np.array(Synthetic.classes))
+    monkeypatch.setenv("CIFAR_RESNET_DATA", "here")
+    monkeypatch.setattr("cifar_resnet.data.CIFAR10.download", lambda self: 1 / 0)
+    assert evaluate.main([f"checkpoint={own_run}", "data=files", "data.test=mine.npz", "output_dir=out", *PLAIN]) == 0
+    assert "cifar10 is not in here" in result_in(Path("out"))["temperature_from"]
+    assert not Path("gone").exists()
+    assert not Path("here").exists()
 
 
 KILLED_IN_THE_SECOND = """

@@ -1,6 +1,7 @@
 """cifar-export: each format answers as the network does, without this package."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_the_model_card_gives_the_scores_of_the_record(trained):
     metrics = record_of(trained)["metrics"]
     assert f"| test | {metrics['test/acc']:.2%} | {metrics['test/loss']:.4f} |" in card
     assert "disk, ring, square" in card
+
+
+def test_the_model_card_of_another_epoch_has_no_scores(trained):
+    own = Path(shutil.copytree(trained, "own"))
+    for name in ("best", "last"):
+        path = own / "checkpoints" / f"{name}.ckpt"
+        torch.save(torch.load(path, weights_only=True) | {"epoch": 7}, path)
+        assert export.main([f"checkpoint={path}", "formats=[safetensors]", "output=other"]) == 0
+        assert "| test |" not in Path("other/README.md").read_text()
 
 
 def test_what_answers_differently_is_not_left(trained, capsys, monkeypatch):

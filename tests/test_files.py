@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import struct
 import zlib
 
@@ -138,6 +139,15 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not a readable archive"):
         read_archive(tmp_path / "trap.npz", 32)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_number_in_a_pickle_takes_no_memory(tmp_path):
+    path = tmp_path / "memo.pkl"
+    path.write_bytes(b"\x80\x02}r" + (2**28).to_bytes(4, "little") + b".")  # in C a memo of that many places
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="no images in"):
+        read_archive(path, 32)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # kilobytes
 
 
 @pytest.mark.parametrize(

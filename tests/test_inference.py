@@ -60,6 +60,14 @@ def test_an_ensembles_member_answers_as_its_own_test_did(sweep_dir, test_images)
         assert torch.allclose(found.exp(), expected, atol=1e-5)
 
 
+def test_predict_asks_about_the_views_that_the_network_was_tested_with(trained):
+    network = load(trained)
+    images, _ = Synthetic(num_test=10).read(train=False)
+    mirrored = (network.predict(images) + network.predict(images.flip(3))) / 2
+    network.tta = "flip"
+    assert torch.allclose(network.predict(images), mirrored, atol=1e-6)
+
+
 def test_predict_takes_images_of_any_size_and_layout(trained):
     network = load(trained)
     images, _ = Synthetic(num_test=20).read(train=False)

@@ -67,6 +67,17 @@ def test_temperature_is_where_a_fine_grid_has_its_least_loss(answers, true):
     assert torch.equal(calibrated.argmax(1), logits.argmax(1))
 
 
+def test_probabilities_that_rounding_put_above_one_are_still_probabilities(answers):
+    logits, labels = answers
+    log_probs = logits.log_softmax(1)
+    log_probs[0] = -30.0
+    log_probs[0, labels[0]] = 0.0
+    expected = metrics.calibration_error(log_probs, labels)
+    log_probs[0, labels[0]] = 1.2e-7
+    assert log_probs.exp().max() > 1
+    assert metrics.calibration_error(log_probs, labels) == pytest.approx(expected, abs=1e-6)
+
+
 def test_temperature_of_answers_worse_than_chance_is_finite():
     log_probs = torch.tensor([[3.0, -3.0], [-3.0, 3.0]]).log_softmax(1)
     assert 1 < metrics.fit_temperature(log_probs, torch.tensor([1, 0])) <= 1000

@@ -87,6 +87,34 @@ def test_sub_policies_and_their_strengths_are_torchvisions():
             np.testing.assert_allclose(ours[name].values, values.numpy(), atol=1e-5)
 
 
+def drawn(choice: Choice) -> set[tuple[str, float]]:
+    return {
+        (str(name), round(abs(float(strength)) + 1e-4, 2))
+        for name, strength in zip(choice.operations, choice.strengths, strict=True)
+    }
+
+
+def theirs_at(policy: str, name: str, bin_: int, num_bins: int) -> tuple[str, float]:
+    values, _ = THEIRS[policy]._AUGMENTATION_SPACE[name]
+    values = values(num_bins, SIZE, SIZE)
+    return name, round(float(values[bin_]) + 1e-4, 2) if values is not None else 0.0
+
+
+@pytest.mark.parametrize(("policy", "bins"), [("randaugment", [9]), ("trivialaugment", range(31))])
+def test_what_is_drawn_is_what_torchvision_draws(policy, bins):
+    choice, *_ = OURS[policy](60_000, SIZE, np.random.default_rng(0))
+    assert drawn(choice) == {
+        theirs_at(policy, name, bin_, 31) for name in THEIRS[policy]._AUGMENTATION_SPACE for bin_ in bins
+    }
+
+
+def test_each_step_of_autoaugment_draws_what_torchvisions_does():
+    sub_policies = THEIRS["autoaugment"]._get_policies(v2.AutoAugmentPolicy.CIFAR10)
+    for step, choice in enumerate(OURS["autoaugment"](100_000, SIZE, np.random.default_rng(0))):
+        expected = {theirs_at("autoaugment", pair[step][0], pair[step][2] or 0, 10) for pair in sub_policies}
+        assert drawn(choice) - {("Identity", 0.0)} == expected
+
+
 def test_randaugment_draws_every_operation_alike_at_one_strength():
     first, second = RandAugment(num_ops=2, magnitude=9)(28_000, SIZE, np.random.default_rng(0))
     names, counts = np.unique(first.operations, return_counts=True)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 import random
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_several_inputs_keep_their_order(answer, pictures):
     ]
 
 
+def test_what_is_not_there_is_named_and_the_rest_answered_under_its_own_number(answer, pictures):
+    Path("photos/1.png").write_bytes(b"no picture")
+    Path("empty").mkdir()
+    Path(os.fsdecode(b"photos/3.\xff.png")).write_bytes(Path("photos/3.png").read_bytes())
+    code, out, err = answer("input=[photos,gone.png,gone.npz,empty]", "format=ids", "batch_size=5")
+    assert code == 1
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == [str(number) for number in range(13) if number != 1]
+    assert [line.split(": ")[0] for line in err.splitlines()] == ["skipped"] * 4
+    for name in ("photos/1.png", "gone.png", "gone.npz", "empty"):
+        assert name in err
+    assert answer("input=photos", "output=answers.csv")[0] == 1
+    assert "photos/3.\N{REPLACEMENT CHARACTER}.png" in Path("answers.csv").read_text(encoding="utf-8")
+
+
 def test_an_ensemble_answers_with_its_mean(sweep_dir, pictures, capsys):
     assert predict.main([f"checkpoint={sweep_dir}", "input=photos", "output=answers.json", "top_k=10", *PLAIN]) == 0
     mean = (load(sweep_dir / "seed-0").predict(pictures) + load(sweep_dir / "seed-1").predict(pictures)) / 2
@@ -93,7 +108,7 @@ def test_an_ensemble_answers_with_its_mean(sweep_dir, pictures, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["input=nothing.png"], "Got nothing.png, not there"),
+        (["input=nothing.png"], "Got nothing.png, where there is none"),
         ([], "input has no default"),
         (["input=photos", "output=answers.txt"], "output is a .csv or .json file"),
         (["input=photos", "output=no/where.csv"], "folder that exists"),
@@ -101,7 +116,7 @@ def test_an_ensemble_answers_with_its_mean(sweep_dir, pictures, capsys):
         (["input=photos", "top_k=0"], "top_k counts classes"),
         (["input=photos", "tta=thrice"], "unknown tta"),
         (["input=photos", "topk=3"], "unknown key topk. Did you mean top_k?"),
-        (["input=empty"], "a folder without files"),
+        (["input=[empty,gone.npz]"], "Got empty, gone.npz, where there is none"),
     ],
 )
 def test_mistakes_are_explained(answer, pictures, arguments, message):

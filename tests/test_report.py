@@ -84,6 +84,17 @@ def test_ensembles_that_were_evaluated_are_listed_with_their_best_member(sweep, 
     assert "not what cifar-evaluate leaves. Got sweep/evaluation.json" in capsys.readouterr().err
 
 
+def test_a_report_leaves_nothing_of_the_one_before(sweep, capsys):
+    assert report.main(["sweep", "output=out", "pivot=[model.depth,optimizer.lr]"]) == 0
+    assert {"pivot.csv", "curves.png"} <= {path.name for path in Path("out").iterdir()}
+    assert "pictures" in capsys.readouterr().out
+    for path in Path("sweep").rglob("metrics.csv"):
+        path.unlink()
+    assert report.main(["sweep", "output=out"]) == 0
+    assert not {"pivot.csv", "curves.png"} & {path.name for path in Path("out").iterdir()}
+    assert "curves.png" not in capsys.readouterr().out + Path("out/report.md").read_text()
+
+
 def test_groups_over_seeds_with_mean_deviation_and_interval(sweep, capsys):
     assert report.main(["sweep"]) == 0
     head, *rows = rows_of("outputs/report/groups.csv")

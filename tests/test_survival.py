@@ -157,9 +157,11 @@ def test_a_process_killed_while_it_writes_leaves_the_last_checkpoint_whole(tmp_p
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
     else:
-        monkeypatch.setattr(torch, "save", die)
-        io.save_checkpoint({"epoch": 1, "weights": torch.zeros(1000)}, path)
-        os._exit(0)
+        try:
+            monkeypatch.setattr(torch, "save", die)
+            io.save_checkpoint({"epoch": 1, "weights": torch.zeros(1000)}, path)
+        finally:
+            os._exit(0)  # never on with the tests of the parent
     assert (tmp_path / "last.ckpt.part").exists()
     assert torch.load(path, weights_only=True)["epoch"] == 0
     io.save_checkpoint({"epoch": 2}, path)
@@ -172,7 +174,80 @@ def test_the_first_checkpoint_that_fails_says_that_there_is_none(tmp_path):
         WholeCheckpoints().save_checkpoint({"epoch": 0}, tmp_path / "file" / "last.ckpt")
 
 
+@pytest.mark.parametrize("what", ["metrics.part", "predictions.npz.part", "result.json.part"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_file_that_cannot_be_written_ends_the_run_with_one_line_and_loses_nothing(
+    cifar_train, run_dirs, monkeypatch, capsys, what, error
+):
+    open_path = Path.open
+
+    def refuse(self, mode="r", *args, **kwargs):
+        if self.name == what and "w" in mode:
+            raise error
+        return open_path(self, mode, *args, **kwargs)
+
+    assert cifar_train("trainer.max_epochs=2") == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert cifar_train("trainer.max_epochs=2") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"a file could not be written ({error})" in line
+    whole, broken = run_dirs()
+    assert not (broken / "result.json").exists()
+    if what != "metrics.part":  # that comes first of all
+        assert last_of(broken)["epoch"] == 1
+        assert train.main([f"resume={broken}"]) == 0
+        assert record_of(broken)["metrics"]["test/loss"] == record_of(whole)["metrics"]["test/loss"]
+
+
+def test_a_page_that_cannot_be_made_costs_nothing_else(cifar_train, run_dirs, monkeypatch, capsys):
+    monkeypatch.setattr("cifar_resnet.page.write", lambda *args: 1 / 0)
+    assert cifar_train("page=true") == 0
+    assert "no page was made (ZeroDivisionError: division by zero)" in capsys.readouterr().out
+    assert "test/acc" in record_of(run_dirs()[0])["metrics"]
+
+
 # Sweeps
+
+
+def test_a_recipe_of_ones_own_is_mended_and_never_mixed_with_what_it_was(cifar_train, capsys):
+    def write(lr: str, momentum: str) -> None:
+        text = f"_target_: torch.optim.SGD\n_partial_: true\nlr: {lr}\nmomentum: {momentum}\nweight_decay: 0\n"
+        Path("mine/optimizer/own.yaml").write_text(text)
+
+    Path("mine/optimizer").mkdir(parents=True)
+    command = ["-m", "--config-dir", "mine", "optimizer=own", "seed=0,1", "trainer.gradient_clip_val=1"]
+    write("1e25", "0.9")
+    assert cifar_train(*command) == 1
+    captured = capsys.readouterr()
+    assert "the loss is no longer finite" in captured.out + captured.err
+    write("0.01", "0.9")
+    assert cifar_train(*command) == 0
+    assert "finished before" not in capsys.readouterr().out
+    assert cifar_train(*command) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    write("0.01", "0.5")
+    assert cifar_train(*command) == 1
+    captured = capsys.readouterr()
+    assert (
+        "its recipe has changed since this job was trained. Got another optimizer.momentum"
+        in captured.out + captured.err
+    )
+    Path("other/optimizer").mkdir(parents=True)
+    Path("mine/optimizer/own.yaml").rename("other/optimizer/own.yaml")
+    assert cifar_train(*("other" if text == "mine" else text for text in command)) == 0
+    assert "finished before" not in capsys.readouterr().out
+
+
+def test_a_damaged_record_stops_its_own_job_alone(cifar_train, run_dirs, capsys):
+    assert cifar_train("-m", "seed=0,1") == 0
+    first, second = run_dirs()
+    (first / "result.json").write_text("{")
+    (second / "result.json").unlink()
+    assert cifar_train("-m", "seed=0,1") == 1
+    assert record_of(second)["epochs"] == 1
+    assert "1 of 2 jobs failed" in capsys.readouterr().out
 
 
 def test_a_sweep_with_failures_ends_and_tries_only_those_again(capsys):
@@ -254,6 +329,46 @@ def test_a_signal_in_the_last_epochs_validation_stops_before_the_test(cifar_trai
     monkeypatch.setattr(Classifier, "validation_step", validation_step)
     assert train.main([f"resume={run_dir}"]) == 0
     assert record_of(run_dir)["epochs"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_test_has_its_exit_code_and_the_test_can_be_taken_again(
+    cifar_train, run_dirs, monkeypatch, capsys, number
+):
+    test_step = Classifier.test_step
+
+    def stop(self, batch, batch_idx):
+        os.kill(os.getpid(), number)
+        return test_step(self, batch, batch_idx)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Classifier, "test_step", stop)
+    assert cifar_train("data.eval_batch_size=10") == 128 + number
+    assert f"stopped by {signal.Signals(number).name}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == before
+    (run_dir,) = run_dirs()
+    assert not (run_dir / "result.json").exists()
+    monkeypatch.setattr(Classifier, "test_step", test_step)
+    assert train.main([f"resume={run_dir}"]) == 0
+    assert "test/acc" in record_of(run_dir)["metrics"]
+
+
+def test_a_run_that_begins_anew_draws_its_curves_anew(cifar_train, monkeypatch):
+    training_step = Classifier.training_step
+
+    def fail(self, batch, batch_idx):
+        if batch_idx == 3:
+            raise RuntimeError("power")
+        return training_step(self, batch, batch_idx)
+
+    command = ["run_dir=mine", "resume=auto", "trainer.log_every_n_steps=1"]
+    monkeypatch.setattr(Classifier, "training_step", fail)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train(*command)
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    assert cifar_train(*command) == 0
+    events = EventAccumulator("mine/tensorboard").Reload()
+    assert [event.step for event in events.Scalars("lr")] == list(range(5))
 
 
 def test_tensorboard_has_no_point_twice(cifar_train, run_dirs, crash, send):

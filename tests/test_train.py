@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_resnet import checkpoints, runs
+from cifar_resnet.answers import Answers
 from cifar_resnet.data import Augment, Synthetic
 from cifar_resnet.models import Classifier, ResNet
 from cifar_resnet.models.regularisers import DropBlock
@@ -59,6 +60,15 @@ def test_an_epochs_learning_rate_is_that_at_its_end_whichever_steps_are_logged(c
     expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in (1, 2, 3, 4)]
     assert [float(row["lr"]) for row in rows_of(run_dir)] == pytest.approx(expected)
     assert "lr" not in record_of(run_dir)["metrics"]
+
+
+def test_a_run_that_validates_nothing_and_tests_a_part_says_so(cifar_train, run_dirs, capsys):
+    overrides = ["~callbacks.best", "trainer.limit_val_batches=0", "trainer.limit_test_batches=1"]
+    assert cifar_train(*overrides, "data.eval_batch_size=20", "page=true") == 0
+    assert re.search(r"validation +none", capsys.readouterr().out)
+    (run_dir,) = run_dirs()
+    assert len(Answers.load(run_dir / "predictions.npz").labels) == 20
+    assert (run_dir / "page.html").exists()
 
 
 def test_tensorboard_shows_curves_picture_and_hyperparameters(cifar_train, run_dirs):

@@ -1,10 +1,13 @@
 """Stopping when asked to, without losing a step."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cifar_resnet.command import Interrupted
 
@@ -61,3 +64,20 @@ class Interruption(Callback):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
+
+
+@contextlib.contextmanager
+def said_as_interrupted() -> Iterator[None]:
+    """Where Lightning itself is asked to stop, outside of training steps: Interrupted, not its bare SystemExit."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error, SIGTERMException):
+            number = signal.SIGTERM
+        elif isinstance(error.__context__, KeyboardInterrupt):
+            number = signal.SIGINT
+            signal.signal(number, before)  # Lightning leaves it ignored
+        else:
+            raise
+        raise Interrupted(f"stopped by {number.name}", number) from error

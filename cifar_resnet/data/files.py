@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 MAX_PIXELS = 100_000_000  # of one picture; what claims more is taken for a decompression bomb
-MAX_BYTES = 16 * 2**30  # of what an archive unpacks to
+MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
 # not those that PIL hands to another program, such as EPS to Ghostscript
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 ARCHIVE_SUFFIXES = (".npz", ".pkl", ".pickle", ".p")
@@ -125,8 +125,11 @@ def read_npz(path: Path) -> dict:
         return {name: arrays[name] for name in arrays.files}
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Builds dictionaries, lists, numbers, text and NumPy arrays, and refuses to look up anything else."""
+class PlainUnpickler(pickle._Unpickler):
+    """Builds dictionaries, lists, numbers, text and NumPy arrays, and refuses to look up anything else.
+
+    In pure Python: the one in C takes as much memory as a number in the file tells it to (its memo is an array).
+    """
 
     KNOWN = {  # noqa: RUF012
         *(
@@ -158,6 +161,8 @@ def as_images(array: np.ndarray, image_size: int, path: Path | str) -> tuple[Ten
     """(N, 3, image_size, image_size), and how many images had another size."""
     if array.dtype != np.uint8:
         raise ValueError(f"pixels are whole numbers from 0 to 255, as uint8. Got {array.dtype} in {path}")
+    if array.nbytes > MAX_BYTES:
+        raise ValueError(f"{array.nbytes:,} bytes of pixels, more than {MAX_BYTES:,}. Got {path}")
     if array.ndim == 2 and array.shape[1] == 3072:  # CIFAR's own: red, green and blue planes
         array = array.reshape(-1, 3, 32, 32)
     elif array.ndim == 3:

@@ -149,14 +149,15 @@ class Classifier(LightningModule):
 
     @torch.inference_mode()
     def predict(self, images: Tensor | np.ndarray) -> Tensor:
-        """Probabilities: (N, num_classes) float32. Of a network that came from `cifar_resnet.load`.
+        """Probabilities: (N, num_classes) float32, by its test-time augmentation where it was trained for one.
 
+        Of a network that came from `cifar_resnet.load`.
         images: uint8 of (N, 3, H, W), (N, H, W, 3) or, grey, (N, H, W), of any size.
         """
         mean, std = self.constants(self.device)
         pixels, _ = as_images(np.asarray(images), self.data_state["image_size"], "predict(images)")
         pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
-        return self(normalise(pixels, mean, std)).float().softmax(1)
+        return log_probabilities(self, normalise(pixels, mean, std), self.tta).exp()
 
     def setup(self, stage: str) -> None:
         self.to(memory_format=torch.channels_last)

@@ -30,8 +30,13 @@ class Distillation:
         self.paths = paths
         self.temperature, self.weight = temperature, weight
 
-    def check(self, classes: Sequence[str]) -> None:
+    def check(self, classes: Sequence[str], image_size: int) -> None:
         for path, own in zip(self.paths, self.data, strict=True):
+            if own["image_size"] != image_size:
+                raise ValueError(
+                    f"a teacher must look at images of the student's size. Got {path}, trained on {own['image_size']} "
+                    f"pixels, and images of {image_size}"
+                )
             if own["classes"] != list(classes):
                 raise ValueError(
                     f"a teacher must know the student's classes. Got {path}, trained on {', '.join(own['classes'])}"

@@ -23,11 +23,16 @@ def num_parameters(model: nn.Module) -> int:
 
 def num_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-adds of convolutions and linear layers for one image of shape (C, H, W): FLOPs / 2."""
-    return sum(part.macs for part in parts(model, image_shape))
+    counter = FlopCounterMode(display=False)
+    run_once(model, image_shape, counter)
+    return counter.get_total_flops() // 2
 
 
 def parts(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
-    """The network's direct children that have parameters, in the order of the forward pass; stages one by one."""
+    """The network's direct children that have parameters, in the order of the forward pass; stages one by one.
+
+    Of the parameters the trainable ones are counted.
+    """
     watched = {}
     for name, child in model.named_children():
         inside = child.named_children() if isinstance(child, nn.Sequential) else [(None, child)]
@@ -40,12 +45,20 @@ def parts(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
         nonlocal counted
         total = counter.get_total_flops() // 2
         name = next(name for name, candidate in watched.items() if candidate is module)
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        if parameters:
-            found.append(Part(name, tuple(output.shape[1:]), parameters, total - counted))
+        if any(True for _ in module.parameters()):
+            found.append(Part(name, tuple(output.shape[1:]), num_parameters(module), total - counted))
             counted = total
 
     hooks = [module.register_forward_hook(note) for module in watched.values()]
+    try:
+        run_once(model, image_shape, counter)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def run_once(model: nn.Module, image_shape: tuple[int, int, int], counter: FlopCounterMode) -> None:
     was_training = model.training
     model.eval()
     try:
@@ -53,6 +66,3 @@ def parts(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
             model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     finally:
         model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return found
