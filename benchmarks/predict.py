@@ -12,6 +12,7 @@ Both look at the same files of 32x32 with the same network and precision, in tur
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
+    os.environ["FORCE_COLOR"] = "1"  # the bar is drawn even where its lines go to a file
     about = begin()
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder, "pictures")

@@ -204,6 +204,14 @@ def test_bad_files_are_named_and_the_good_ones_answered(answer, pictures):
     assert not Path("executed").exists()
 
 
+def test_a_terminal_shows_a_bar_and_a_file_does_not(answer, pictures, monkeypatch):
+    assert answer("input=photos")[2] == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes anything for a terminal
+    err = answer("input=photos", "batch_size=4")[2]
+    assert "pictures" in err
+    assert "100%" in err
+
+
 def test_nothing_readable_is_an_error(answer, tmp_path):
     Path("broken.png").write_bytes(b"broken")
     code, out, err = answer("input=broken.png", "output=answers.csv")
