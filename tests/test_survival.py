@@ -341,11 +341,15 @@ def test_a_signal_in_the_test_has_its_exit_code_and_the_test_can_be_taken_again(
         os.kill(os.getpid(), number)
         return test_step(self, batch, batch_idx)
 
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(Classifier, "test_step", stop)
-    assert cifar_train("data.eval_batch_size=10") == 128 + number
+    # a process that was started in the background, as these tests may be, ignores Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(Classifier, "test_step", stop)
+        assert cifar_train("data.eval_batch_size=10") == 128 + number
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert f"stopped by {signal.Signals(number).name}" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) == before
     (run_dir,) = run_dirs()
     assert not (run_dir / "result.json").exists()
     monkeypatch.setattr(Classifier, "test_step", test_step)
