@@ -97,7 +97,7 @@ def check(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg, "max_params"):
         raise UsageError("max_params has no default. Give it, such as max_params=5e6")
     for key in ("max_params", "max_macs", "num_designs", "width_multiple", "image_size"):
-        if cfg[key] is not None and not 1 <= cfg[key] <= MOST[key]:
+        if cfg[key] is not None and not (isinstance(cfg[key], int | float) and 1 <= cfg[key] <= MOST[key]):
             raise UsageError(f"{key} must be a number from 1 to {MOST[key]:g}. Got {cfg[key]}")
         if cfg[key] is not None and cfg[key] != int(cfg[key]):
             raise UsageError(f"{key} must be a whole number. Got {cfg[key]}")

@@ -78,6 +78,7 @@ def test_the_sweep_that_it_prints_runs(capsys):
     [
         ([], "max_params has no default"),
         (["max_params=-5"], "max_params must be a number from 1 to 1e+12. Got -5"),
+        (["max_params=lots"], "max_params must be a number from 1 to 1e+12. Got lots"),
         (["max_params=1e30"], "max_params must be a number from 1 to 1e+12. Got 1e+30"),
         (["max_params=1e6", "stages=[3,50]"], "stages must be a list of whole numbers from 1 to 8. Got [3, 50]"),
         (["max_params=5"], "no network of this grid is so small. Got max_params=5"),
