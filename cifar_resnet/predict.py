@@ -6,8 +6,6 @@
 A picture that cannot be read is named and left out, the rest answered, and the exit code is then 1.
 """
 
-import csv
-import io
 import itertools
 import json
 import logging
@@ -150,11 +148,11 @@ def as_csv(answers: list[Answer]) -> str:
     places = range(1, len(answers[0].top) + 1)
     head = ["input", *itertools.chain(*((f"class_{place}", f"probability_{place}") for place in places))]
     rows = [[each.name, *itertools.chain(*((name, f"{share:.4f}") for name, share in each.top))] for each in answers]
-    return table([head, *rows])
+    return runs.as_csv([head, *rows])
 
 
 def as_ids(answers: list[Answer]) -> str:
-    return table([["ID", "Labels"], *([each.id, each.label] for each in answers)])
+    return runs.as_csv([["ID", "Labels"], *([each.id, each.label] for each in answers)])
 
 
 def as_json(answers: list[Answer]) -> str:
@@ -166,12 +164,6 @@ def as_json(answers: list[Answer]) -> str:
 
 
 FORMATS = {"csv": as_csv, "json": as_json, "ids": as_ids}
-
-
-def table(rows: list[list]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def predict(ensemble: "Ensemble", paths: list[Path], batch_size: int, top_k: int) -> tuple[list[Answer], list[str]]:

@@ -128,11 +128,14 @@ def write_atomically(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def write_table(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """As CSV."""
+def as_csv(rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_table(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    write_atomically(path, as_csv(rows))
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
