@@ -89,3 +89,13 @@ def test_a_network_without_a_checkpoint_cannot_know_what_its_images_mean():
     network = ResNet(depth=8, widths=[4, 8, 8])
     with pytest.raises(ValueError, match="use load"):
         network.predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_a_checkpoint_with_another_byte_is_refused_where_torch_would_not_notice(trained, tmp_path):
+    """Such as a letter in a name that the file holds: as a pickle it is still good."""
+    content = (trained / "checkpoints" / "best.ckpt").read_bytes()
+    assert content.count(b"resnet_cifar") >= 1
+    (tmp_path / "changed.ckpt").write_bytes(content.replace(b"resnet_cifar", b"resnet_cigar"))
+    torch.load(tmp_path / "changed.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match="not a readable checkpoint.*is not what its checksum says"):
+        checkpoints.read(tmp_path / "changed.ckpt")
