@@ -39,6 +39,13 @@ HYDRA_FLAGS = {
 
 MAY_BE_LEFT_OUT = ("scheduler", "averaging")
 COLLECTIONS = ("callbacks", "logger")
+# of Lightning's Trainer: what a run's length, folder and record are made from
+NOT_FOR_USERS = {
+    **dict.fromkeys(("max_steps", "min_steps", "fast_dev_run"), "trainer.max_epochs says how long it takes"),
+    **dict.fromkeys(("overfit_batches", "val_check_interval"), "see data, and trainer.check_val_every_n_epoch"),
+    **dict.fromkeys(("callbacks", "logger", "precision"), "that is a group of its own"),
+    **dict.fromkeys(("plugins", "enable_checkpointing"), "a run keeps checkpoints, to go on from"),
+}
 
 
 # what composing raises for overrides, and for files of settings
@@ -111,13 +118,22 @@ class Choice:
     values: list
 
 
-def main(config_name: str, run: Callable[[list[Job], bool], int], argv: Sequence[str] | None = None) -> int:
-    """Compose what `argv` asks for, call `run(jobs, is_sweep)` and return its exit code; 2 for a user's mistake."""
+def main(
+    config_name: str,
+    run: Callable[[list[Job], bool], int],
+    argv: Sequence[str] | None = None,
+    refuse: Callable[[list[Job], bool], None] | None = None,
+) -> int:
+    """Compose what `argv` asks for, call `run(jobs, is_sweep)` and return its exit code; 2 for a user's mistake.
+
+    refuse: called before, and before the seconds that it takes to import torch; raises UsageError.
+    """
 
     def compose_and_run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
         jobs = composer.jobs(overrides, is_sweep)
-        for job in jobs:
-            check_arguments(job.cfg)
+        if refuse:
+            refuse(jobs, is_sweep)
+        check_settings([job.cfg for job in jobs])
         return run(jobs, is_sweep)
 
     return interpret(config_name, compose_and_run, argv)
@@ -334,9 +350,17 @@ class Composer:
         parent, _, _ = override.key_or_group.rpartition(".")
         owner = OmegaConf.select(cfg, parent) if parent else cfg
         added = OmegaConf.select(cfg, override.key_or_group)
-        if "_target_" not in owner and not (isinstance(added, DictConfig) and "_target_" in added):
+        is_built = isinstance(added, DictConfig) and "_target_" in added
+        if not is_built and ("_target_" not in owner or self.lists_all(owner, override)):
             known = [name for name in leaves(cfg) if name != override.key_or_group]
             raise HydraException(f"unknown key {override.key_or_group}.{near(override.key_or_group, known)}")
+
+    def lists_all(self, owner: DictConfig, override: Override) -> bool:
+        """Whether what a choice of ours lists is all that its target takes; torch's own optimizers take more."""
+        target, name = str(owner.get("_target_")), override.key_or_group.rpartition(".")[2]
+        ours = target == "lightning.pytorch.Trainer" or target.startswith("cifar_resnet.")
+        explained = name in NOT_FOR_USERS or override.key_or_group == "model.num_classes"
+        return ours and ".optim." not in target and len(self.folders) == 1 and not explained
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Hydra's complaint in one line, with what comes closest to the word that it does not know."""
@@ -456,12 +480,24 @@ def kind(value: object) -> str | None:
     return next((name for cls, name in kinds.items() if isinstance(value, cls)), None)
 
 
+def check_settings(configurations: Sequence[DictConfig]) -> None:
+    """UsageError for the first of them that nothing could be made from: at once where that takes no import."""
+    from cifar_resnet import limits  # which raises this module's errors
+
+    for cfg in configurations:
+        with usage_errors():
+            limits.check(cfg)
+    for cfg in configurations:
+        check_arguments(cfg)
+
+
 def check_arguments(cfg: DictConfig) -> None:
     """Compare every `_target_` of the configuration with what it takes: its arguments' names and types.
 
     This catches a misspelt key behind `+`, which Hydra adds without a word. It imports the targets.
     """
-    for key in ["", *leaves(cfg)]:
+    # those first that import torch alone, not Lightning
+    for key in sorted(["", *leaves(cfg)], key=lambda key: not key.startswith(("optimizer", "scheduler"))):
         node = OmegaConf.select(cfg, key) if key else cfg
         if isinstance(node, DictConfig) and "_target_" in node:
             known = arguments(node["_target_"])

@@ -25,7 +25,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import runs
-from cifar_resnet.command import Composer, UsageError, check_arguments, interpret, usage_errors
+from cifar_resnet.command import Composer, UsageError, check_settings, interpret, usage_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ def composed(composer: Composer, overrides: list[str]) -> DictConfig:
         raise UsageError("checkpoint has no default. Give it: checkpoint=<.ckpt file, run folder or sweep folder>")
     if "data" in given:
         (job,) = composer.jobs(overrides)
-        check_arguments(job.cfg)
+        check_settings([job.cfg])
         return job.cfg
 
     from cifar_resnet import checkpoints
@@ -80,7 +80,7 @@ def composed(composer: Composer, overrides: list[str]) -> DictConfig:
     saved = checkpoints.read(checkpoints.members(plain(job.cfg.checkpoint))[0])
     (job,) = composer.jobs([f"data={saved['config']['choices']['data']}", *overrides])
     checkpoints.restore_data(job.cfg.data, saved, [key.removeprefix("data.") for key in given])
-    check_arguments(job.cfg)
+    check_settings([job.cfg])
     return job.cfg
 
 

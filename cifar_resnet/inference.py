@@ -8,11 +8,11 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from cifar_resnet import checkpoints
+from cifar_resnet import checkpoints, limits
 from cifar_resnet.data.augment import normalise
 from cifar_resnet.memory import keep_freed_memory
 from cifar_resnet.models import Classifier
-from cifar_resnet.models.tta import check_tta, log_probabilities
+from cifar_resnet.models.tta import log_probabilities
 
 
 def mean_probability(each: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class Ensemble:
         precision: str = "32-true",
     ):
         if tta is not None:
-            check_tta(tta, "tta")
+            limits.require("", tta=tta)
         keep_freed_memory()
         self.tta = tta
         try:

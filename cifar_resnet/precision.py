@@ -1,9 +1,8 @@
 """Which number formats a run computes in."""
 
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
-PRECISIONS = ("auto", "16-mixed", "bf16-mixed", "32-true")
+from cifar_resnet import limits
 
 
 def cpu_has_bf16() -> bool:
@@ -14,9 +13,9 @@ def cpu_has_bf16() -> bool:
 def device_type(accelerator: str) -> str:
     """ "cuda", "mps", "cpu" …: what Lightning's `trainer.accelerator` means on this machine."""
     if accelerator in ("auto", "gpu"):
-        if CUDAAccelerator.is_available():
+        if torch.cuda.is_available():
             return "cuda"
-        if MPSAccelerator.is_available():
+        if torch.backends.mps.is_available():
             return "mps"
         return "cpu" if accelerator == "auto" else "gpu"
     return accelerator
@@ -28,10 +27,7 @@ def resolve(precision: str = "auto", float32_matmul: str = "high", accelerator: 
     precision: "auto" takes 16-mixed on CUDA, bf16-mixed on a CPU with native bf16, else 32-true.
     float32_matmul: torch.set_float32_matmul_precision, for what stays in 32 bits.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision. Got {precision!r}; give {', '.join(PRECISIONS)}")
-    if float32_matmul not in ("highest", "high", "medium"):
-        raise ValueError(f"unknown precision.float32_matmul. Got {float32_matmul!r}; give highest, high or medium")
+    limits.require("precision", precision=precision, float32_matmul=float32_matmul)
     device = device_type(accelerator)
     if precision == "16-mixed" and device == "cpu":
         raise ValueError("precision=16-mixed needs a GPU. Got a CPU; give precision=auto, bf16-mixed or 32-true")

@@ -202,7 +202,7 @@ def batches(paths: list[Path], image_size: int, batch_size: int) -> Iterator[Bat
     An image without an id of its own has its place in the batch for one, those that could not be read counted. The next
     ones are decoded while the caller is busy with these.
     """
-    from cifar_resnet.data.files import is_archive
+    from cifar_resnet.files import is_archive
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = []
@@ -247,7 +247,7 @@ def shown(path: Path) -> str:
 
 def pixels_of(path: Path, image_size: int) -> "np.ndarray | str":
     """The picture, or why there is none."""
-    from cifar_resnet.data.files import decode
+    from cifar_resnet.files import decode
 
     try:
         return decode(path, image_size)[0]
@@ -256,7 +256,7 @@ def pixels_of(path: Path, image_size: int) -> "np.ndarray | str":
 
 
 def open_archive(path: Path, image_size: int) -> Callable[[], Batch]:
-    from cifar_resnet.data.files import read_archive
+    from cifar_resnet.files import read_archive
 
     def finish() -> Batch:
         import torch
@@ -266,7 +266,8 @@ def open_archive(path: Path, image_size: int) -> Callable[[], Batch]:
         except (ValueError, OSError) as error:
             return [], [], torch.empty(0), [str(error)], 1
         places = list(range(len(found.images)))
-        return [f"{shown(path)}[{place}]" for place in places], found.ids or places, found.images, [], 1
+        names = [f"{shown(path)}[{place}]" for place in places]
+        return names, found.ids or places, torch.from_numpy(found.images), [], 1
 
     return finish
 

@@ -76,14 +76,18 @@ def parent_dir(cfg: DictConfig) -> Path:
     return Path(cfg.output_dir) / name
 
 
+def check_new(run_dir: Path) -> None:
+    if run_dir.exists() and any(file.suffix != ".part" for file in run_dir.iterdir()):
+        raise ValueError(
+            f"run_dir must be a new folder. Got {run_dir}, which is not empty; to continue it, resume={run_dir}"
+        )
+
+
 def create_run_dir(cfg: DictConfig) -> Path:
     """`cfg.run_dir`, or else a new <output_dir>/<name>/<time>-<what differs> that no other run can have got as well."""
     if cfg.run_dir:
         path = Path(cfg.run_dir)
-        if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
-            raise ValueError(
-                f"run_dir must be a new folder. Got {path}, which is not empty; to continue it, resume={path}"
-            )
+        check_new(path)
         path.mkdir(parents=True, exist_ok=True)
         return path
     parent = parent_dir(cfg)

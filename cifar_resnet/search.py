@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from cifar_resnet import runs
@@ -28,7 +29,7 @@ from cifar_resnet.command import (
     Diverged,
     Interval,
     UsageError,
-    check_arguments,
+    check_settings,
     interpret,
     usage_errors,
 )
@@ -55,17 +56,17 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     if not space and any(override.startswith("optimizer.lr=") for override in fixed):
         raise UsageError("a search needs something to vary. Give an interval or a choice, or leave out optimizer.lr")
     space = space or DEFAULT_SPACE
-    configurations = check(composer, fixed, space)
+    configurations = combinations(composer, fixed, space)
     cfg = configurations[0]
-
-    from hydra.utils import instantiate
+    refuse(cfg)
+    with usage_errors():
+        search = instantiate(cfg.search)
+    check_settings(configurations)
 
     from cifar_resnet.terminal import set_up_logging
     from cifar_resnet.train import build, images_kept, trainer_of
 
     set_up_logging()
-    with usage_errors():
-        search = instantiate(cfg.search)
     with images_kept():
         for each in configurations:  # what only data, network or trainer can tell, before there is a folder
             each.run_dir = str(runs.parent_dir(each))
@@ -76,7 +77,7 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     return search.report()
 
 
-def check(composer: Composer, fixed: list[str], space: dict[str, Interval | Choice]) -> list[DictConfig]:
+def combinations(composer: Composer, fixed: list[str], space: dict[str, Interval | Choice]) -> list[DictConfig]:
     """Every combination of choices and of the intervals' ends, up to a hundred of them."""
     examples = [
         [domain.low, domain.high] if isinstance(domain, Interval) else domain.values for domain in space.values()
@@ -84,20 +85,19 @@ def check(composer: Composer, fixed: list[str], space: dict[str, Interval | Choi
     configurations = []
     for values in itertools.islice(itertools.product(*examples), 100):
         (job,) = composer.jobs([*fixed, *(f"{key}={value}" for key, value in zip(space, values, strict=True))])
-        check_arguments(job.cfg)
         configurations.append(job.cfg)
-    from cifar_resnet.train import ensemble_size
+    return configurations
 
-    cfg = configurations[0]
+
+def refuse(cfg: DictConfig) -> None:
     if cfg.resume or cfg.run_dir or cfg.dry_run:
         raise UsageError("a search names and resumes its runs itself: leave out run_dir, resume and dry_run")
-    if ensemble_size(cfg) > 1:
+    if cfg.ensemble.size != 1:
         raise UsageError(f"a search trains one network at a time. Got ensemble.size={cfg.ensemble.size}; leave it out")
     if cfg.trainer.devices != 1:
         raise UsageError(f"a search trains on one device at a time. Got trainer.devices={cfg.trainer.devices}; give 1")
     if cfg.data.get("num_val") == 0:
         raise UsageError("a search needs validation images. Got data.num_val=0; give some")
-    return configurations
 
 
 class Search:

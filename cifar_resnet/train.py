@@ -28,7 +28,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import runs
-from cifar_resnet.command import Composer, Job, RunError, UsageError, check_arguments, usage_errors
+from cifar_resnet.command import Composer, Job, RunError, UsageError, check_settings, usage_errors
 from cifar_resnet.command import main as command_main
 
 if TYPE_CHECKING:
@@ -44,18 +44,30 @@ log = logging.getLogger("cifar_resnet")
 RESUME_MAY_CHANGE = ("resume", "data.root", "trainer.accelerator", "trainer.devices", "trainer.strategy")
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
 AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; of scheduler.max_lr: find it
-# of Lightning's Trainer: what a run's length, folder and record are made from
-NOT_FOR_USERS = {
-    "max_steps", "min_steps", "fast_dev_run", "overfit_batches", "val_check_interval", "callbacks", "logger",
-    "precision", "plugins", "enable_checkpointing",
-}  # fmt: skip
-NOT_FOR_USERS_WHY = "see trainer.max_epochs, data, callbacks, logger and precision"
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command_main("train", run, argv)
+    return command_main("train", run, argv, refuse)
+
+
+def refuse(jobs: list[Job], is_sweep: bool) -> None:
+    """UsageError for what cannot be asked for together."""
+    cfg = jobs[0].cfg
+    if cfg.dry_run and cfg.resume:
+        raise UsageError("dry_run describes what the command names, resume goes on with something else: give one")
+    if is_sweep and any(job.cfg.resume or job.cfg.run_dir for job in jobs):
+        raise UsageError("a sweep names and resumes its runs itself: leave out run_dir and resume")
+    if is_sweep and any(job.cfg.ensemble.size != 1 for job in jobs):
+        raise UsageError("a sweep trains one network after the other: leave out ensemble.size, or -m")
+    if is_sweep and any(job.cfg.trainer.devices != 1 for job in jobs):
+        raise UsageError("a sweep trains on one device at a time. Leave out trainer.devices, or train without -m")
+    if cfg.resume and cfg.resume != AUTO:
+        resumed(jobs[0])
+    elif cfg.run_dir and not cfg.resume:
+        with usage_errors():
+            runs.check_new(Path(cfg.run_dir))
 
 
 def run(jobs: list[Job], is_sweep: bool) -> int:
@@ -63,15 +75,13 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
     from cifar_resnet.terminal import set_up_logging
 
     set_up_logging()
-    if jobs[0].cfg.dry_run and jobs[0].cfg.resume:
-        raise UsageError("dry_run describes what the command names, resume goes on with something else: give one")
     if jobs[0].cfg.dry_run:
         for job in jobs:
             describe(job)
         return 0
     if is_sweep:
         return sweep(jobs)
-    if ensemble_size(jobs[0].cfg) > 1:
+    if jobs[0].cfg.ensemble.size > 1:
         from cifar_resnet.ensemble import train_side_by_side
 
         return train_side_by_side(jobs[0])
@@ -88,18 +98,12 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
     from cifar_resnet.terminal import set_up_logging
 
     (job,) = Composer("train", config_dir).jobs(list(overrides))
-    check_arguments(job.cfg)
-    if ensemble_size(job.cfg) > 1:
+    refuse([job], is_sweep=False)
+    check_settings([job.cfg])
+    if job.cfg.ensemble.size > 1:
         raise UsageError("train() answers with the record of one run: leave out ensemble.size, or use cifar-train")
     set_up_logging()
     return start_or_resume(job)
-
-
-def ensemble_size(cfg: DictConfig) -> int:
-    size = cfg.ensemble.size
-    if not isinstance(size, int) or size < 1:
-        raise UsageError(f"ensemble.size counts networks. Got {size}; give 1 or more")
-    return size
 
 
 def start_or_resume(job: Job) -> dict:
@@ -134,12 +138,6 @@ def sweep(jobs: list[Job]) -> int:
     """One job after the other, each in its own folder; those that have finished before are not trained again."""
     from cifar_resnet.terminal import print_table, sweep_table
 
-    if any(job.cfg.resume or job.cfg.run_dir for job in jobs):
-        raise UsageError("a sweep names and resumes its runs itself: leave out run_dir and resume")
-    if any(ensemble_size(job.cfg) > 1 for job in jobs):
-        raise UsageError("a sweep trains one network after the other: leave out ensemble.size, or -m")
-    if any(job.cfg.trainer.devices != 1 for job in jobs):
-        raise UsageError("a sweep trains on one device at a time. Leave out trainer.devices, or train without -m")
     varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
     folder = runs.sweep_dir(runs.parent_dir(jobs[0].cfg), [*jobs[0].arguments, *jobs[0].overrides], varying)
     names = runs.distinct_slugs([job.varying for job in jobs])
@@ -254,7 +252,7 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
     with usage_errors(MisconfigurationException):
         seed_everything(cfg.seed, workers=True, verbose=False)
         precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
-        check(cfg)
+        settle(cfg)
         data = data_of(cfg)
         recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.get("scheduler")}
         if cfg.distill.teacher is not None:
@@ -597,23 +595,8 @@ def warnings_about(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse what could only fail later."""
-    runs.parent_dir(cfg)
-    epochs = cfg.trainer.max_epochs
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {epochs}")
-    for name in NOT_FOR_USERS & set(cfg.trainer):
-        raise ValueError(f"trainer.{name} is not for cifar-train: {NOT_FOR_USERS_WHY}. Got {cfg.trainer[name]}")
-    for name, least in {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}.items():
-        if (value := cfg.trainer.get(name)) is not None and value < least:
-            raise ValueError(f"trainer.{name} must be {least} or more. Got {value}")
-    if cfg.trainer.get("limit_train_batches") == 0:
-        raise ValueError("nothing would be trained. Got trainer.limit_train_batches=0; give a number, or null for all")
-    if cfg.trainer.get("limit_test_batches") == 0:
-        raise ValueError("nothing would be tested. Got trainer.limit_test_batches=0; to leave the test out: test=false")
-    if "num_classes" in cfg.model:
-        raise ValueError(f"the data says how many classes there are. Got model.num_classes={cfg.model.num_classes}")
+def settle(cfg: DictConfig) -> None:
+    """Let go of what other settings rule out."""
     if cfg.trainer.deterministic:
         cfg.trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time
     if cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):

@@ -5,6 +5,8 @@ BAD_COMMANDS=300 pytest tests/test_bad_commands.py   # the long form
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +166,27 @@ def offline(monkeypatch):
 
 def everything(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*")}
+
+
+def test_what_is_out_of_range_is_told_before_torch_is_imported():
+    """Which takes most of the time that a command needs to say so."""
+    later = ("model.max_params=10", "precision=16-mixed", "optimizer.lr=null")
+    lines = [line for line in OUT_OF_RANGE if line not in later]
+    script = f"""
+import sys
+from cifar_resnet import limits
+from cifar_resnet.command import Composer, UsageError
+for line in {lines}:
+    try:
+        (job,) = Composer("train").jobs([*{TINY}, *line.split()])
+        limits.check(job.cfg)
+    except (UsageError, ValueError) as error:
+        assert not {{"torch", "lightning"}} & sys.modules.keys(), line
+    else:
+        print(line)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(("command", "line"), generated(COUNT))

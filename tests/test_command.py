@@ -14,8 +14,8 @@ SMALL = ("data=synthetic", "data.num_train=240", "data.num_val=40", "data.batch_
 SMALL = (*SMALL, "trainer.accelerator=cpu")
 MISTAKES = {
     # unknown keys
-    "trainer.max_epoch=5": "unknown key trainer.max_epoch. Did you mean trainer.max_epochs?",
-    "max_epochs=5": "unknown key max_epochs. Did you mean trainer.max_epochs?",
+    "trainer.max_epoch=5": "unknown key trainer.max_epoch. Did you mean trainer.max_epochs",
+    "max_epochs=5": "unknown key max_epochs. Did you mean trainer.max_epochs",
     "optimiser=sgd": "unknown key optimiser. Did you mean optimizer",
     "optimizer.learning_rate=1": "unknown key optimizer.learning_rate",
     "model.net.width=3": "unknown key model.net.width",
@@ -38,17 +38,17 @@ MISTAKES = {
     "optimizer.lr=fast": "optimizer.lr must be a number",
     "data.batch_size=[1,2]": "data.batch_size must be a number",
     "optimizer.nesterov=3": "optimizer.nesterov must be true or false",
-    "trainer.max_epochs=2.5": "trainer.max_epochs must be a whole number or null. Got 2.5",
-    "model.widths=[a,b,c]": "model.widths must be a list, each item a whole number",
+    "trainer.max_epochs=2.5": "trainer.max_epochs must be 1 or more. Got 2.5",
+    "model.widths=[a,b,c]": "model.widths[0] must be a number. Got 'a'",
     "seed=x": "seed must be a number",
     # values that cannot be
     "trainer.max_epochs=-1": "trainer.max_epochs must be 1 or more. Got -1",
     "data.batch_size=0": "data.batch_size counts images. Got 0",
-    "optimizer.lr=-0.1": "Invalid learning rate: -0.1",
+    "optimizer.lr=-0.1": "optimizer.lr must not be negative. Got -0.1",
     "model.depth=9": "model.depth must be 6n + 2 here. Got 9; the nearest is 8",
     "precision=16-mixed": "precision=16-mixed needs a GPU",
     "scheduler.end_factor=2": "scheduler.end_factor is a fraction. Got 2",
-    "callbacks.augmented_batch.num_images=0": "num_images must be positive. Got 0",
+    "callbacks.augmented_batch.num_images=0": "callbacks.augmented_batch.num_images counts images. Got 0",
     "trainer.accelerator=abacus": "abacus",
     "trainer.limit_val_batches=0": "no epoch would be validated",
     "trainer.check_val_every_n_epoch=500": "no epoch would be validated",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 
-from cifar_resnet.command import CONF, Composer, check_arguments
+from cifar_resnet import limits
+from cifar_resnet.command import CONF, NOT_FOR_USERS, Composer, arguments, check_arguments, leaves, select
 
 CHOICES = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.glob("*/*.yaml"))
 
@@ -15,8 +16,33 @@ def test_every_choice_composes_and_names_only_arguments(choice):
     needed = ["data.test=mine.npz"] if choice == "data=files" else []
     (job,) = Composer("train").jobs([choice, *needed])
     check_arguments(job.cfg)
+    if choice not in ("data=files", "data=image_folder", "precision=16-mixed"):  # which want files, or a GPU
+        limits.check(job.cfg)
     if choice.startswith(("optimizer=", "scheduler=", "augment=")):
         instantiate(job.cfg[choice.split("=")[0]])
+
+
+GIVEN_BY_US = {
+    "num_classes", "optimizer", "scheduler", "distillation", "augment", "params", "total_steps", "accelerator",
+    "train", "test",  # of an image folder
+}  # fmt: skip
+USELESS_HERE = {
+    "barebones", "enable_autolog_hparams", "limit_predict_batches", "model_registry",
+    "reload_dataloaders_every_n_epochs",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_argument_of_what_is_ours_is_a_key(choice):
+    """Without which a setting behind + could not be refused as unknown before anything is imported."""
+    (job,) = Composer("train").jobs([choice, *(["data.test=mine.npz"] if choice == "data=files" else [])])
+    for key in leaves(job.cfg):
+        node = select(job.cfg, key)
+        target = node.get("_target_", "") if isinstance(node, dict) else ""
+        if target.startswith("cifar_resnet.") and ".optim." not in target:
+            assert arguments(target).keys() <= node.keys() | GIVEN_BY_US, key
+        if target == "lightning.pytorch.Trainer":
+            assert arguments(target).keys() <= node.keys() | NOT_FOR_USERS.keys() | USELESS_HERE
 
 
 @pytest.mark.parametrize("command", sorted(path.stem for path in CONF.glob("*.yaml")))

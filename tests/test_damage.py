@@ -122,7 +122,7 @@ def test_a_damaged_table_of_epochs_stops_no_training(begun):
         (["callbacks.last.filename=final"], "other commands look for"),
         (["+trainer.max_steps=3"], "trainer.max_steps is not for cifar-train"),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run is not for"),
-        (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches must be 1 or more"),
+        (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches counts batches. Got 0"),
         (["trainer.limit_train_batches=0"], "nothing would be trained"),
         (["+model.num_classes=5"], "the data says how many classes"),
         (["callbacks=early_stopping", "data.num_val=0"], "early stopping looks at validation images"),
@@ -249,7 +249,7 @@ def test_searches_and_range_tests_leave_nothing_where_they_cannot_begin(capsys):
         (search.main, ["search.seed=-1"], "search.seed is a seed"),
         (search.main, ["optimizer.lr=interval(0,inf)"], "an interval goes from"),
         (find_lr.main, ["output_dir=/dev/null"], "Got /dev/null"),
-        (find_lr.main, ["optimizer.lr=-1"], "Invalid learning rate"),
+        (find_lr.main, ["optimizer.lr=-1"], "optimizer.lr must not be negative"),
     ):
         assert main([*TINY, *arguments]) == 2
         assert message in error_of(capsys)

@@ -148,7 +148,7 @@ def test_mean_and_std_are_those_of_the_training_images():
         ({"num_val": -1}, "data.num_val .* Got -1"),
         ({"num_val": 1.5}, "data.num_val .* Got 1.5"),
         ({"split_seed": -1}, "data.split_seed is a seed. Got -1"),
-        ({"std": [0.0, 1.0, 1.0]}, "data.std divides"),
+        ({"std": [0.0, 1.0, 1.0]}, r"data.std\[0\] divides"),
         ({"num_train": 3}, "data.num_train counts images. Got 3"),
     ],
 )

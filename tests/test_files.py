@@ -8,11 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cifar_resnet.data import Files
-from cifar_resnet.data.files import decode, is_archive, read_archive
+from cifar_resnet.files import decode, is_archive, read_archive
 
 
 @pytest.fixture
@@ -20,8 +19,8 @@ def pixels():
     return np.random.default_rng(0).integers(256, size=(12, 32, 32, 3), dtype=np.uint8)
 
 
-def planes(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+def planes(pixels: np.ndarray) -> np.ndarray:
+    return pixels.transpose(0, 3, 1, 2)
 
 
 class Trap:
@@ -105,12 +104,12 @@ def test_npz_in_each_layout(tmp_path, pixels):
     for name, array in {"last": pixels, "first": pixels.transpose(0, 3, 1, 2)}.items():
         np.savez(tmp_path / f"{name}.npz", images=array, labels=np.arange(12))
         found = read_archive(tmp_path / f"{name}.npz", 32)
-        assert torch.equal(found.images, planes(pixels))
+        assert np.array_equal(found.images, planes(pixels))
         assert found.labels.tolist() == list(range(12))
         assert found.resized == 0
     np.savez(tmp_path / "grey.npz", images=pixels[..., 0])
     grey = read_archive(tmp_path / "grey.npz", 32)
-    assert torch.equal(grey.images[:, 2], torch.from_numpy(pixels[..., 0]))
+    assert np.array_equal(grey.images[:, 2], pixels[..., 0])
     assert grey.labels is None
     np.savez(tmp_path / "large.npz", images=np.full((2, 64, 48, 3), 77, dtype=np.uint8))
     large = read_archive(tmp_path / "large.npz", 32)
@@ -125,7 +124,7 @@ def test_cifar_style_pickles_of_any_protocol(tmp_path, pixels, protocol):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(content, protocol=protocol))
     assert is_archive(tmp_path / "test_batch")
     found = read_archive(tmp_path / "test_batch", 32)
-    assert torch.equal(found.images, planes(pixels))
+    assert np.array_equal(found.images, planes(pixels))
     assert found.labels.tolist() == [*range(10), 0, 1]
     assert found.ids[3] == "3.png"
 

@@ -47,7 +47,7 @@ def test_ricap_equals_a_loop():
     assert torch.equal(ricap(x, partners, corner, offsets), expected)
 
 
-@pytest.mark.parametrize("kind", Mixing.KINDS)
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "ricap"])
 def test_shares_are_those_of_the_pixels(kind):
     """Image i is all i: what a mixed image holds of each value is what its label must hold of each class."""
     count = 40
@@ -63,7 +63,7 @@ def test_shares_are_those_of_the_pixels(kind):
     assert len(parts.shares[0].unique()) > 10  # each image has numbers of its own
 
 
-@pytest.mark.parametrize("kind", Mixing.KINDS)
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "ricap"])
 def test_probability_leaves_the_others_as_they_are(kind):
     x = images(400)
     mixed, parts = Mixing(kind, probability=0.25)(x, np.random.default_rng(0))

@@ -198,7 +198,7 @@ def test_pool_size_keeps_a_map_of_that_side():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": "dense"}, "Got 'dense'; give basic or bottleneck"),
+        ({"block": "dense"}, "Got 'dense'; give basic, bottleneck, preact_basic or"),
         ({"widths": [16, 32, 64], "depth": 26, "widen_factor": 2}, r"must be 6n \+ 4.*Got 26; the nearest is"),
         ({"widths": [16], "blocks": [1], "block": "preact_basic", "zero_init_last_norm": True}, "needs a norm"),
         ({"widths": [16], "blocks": [1], "shake_drop": 1.5}, "model.shake_drop is a probability. Got 1.5"),
@@ -208,9 +208,9 @@ def test_pool_size_keeps_a_map_of_that_side():
         ({"widths": [16, 32, 64], "depth": 2}, "the nearest is 8"),
         ({"widths": [16, 32, 64]}, "Got neither"),
         ({"widths": [16, 32], "blocks": [1, 1, 1]}, "model.blocks and model.widths must be equally long"),
-        ({"widths": [16, 0], "blocks": [1, 1]}, "model.widths must be positive"),
+        ({"widths": [16, 0], "blocks": [1, 1]}, r"model.widths\[1\] counts channels. Got 0"),
         ({"widths": [16], "blocks": [1], "kernel_sizes": 2}, "must be odd"),
-        ({"widths": [16], "blocks": [1], "pool_size": 0}, "pool_size must be positive"),
+        ({"widths": [16], "blocks": [1], "pool_size": 0}, "model.pool_size .*Got 0; give 1 or more"),
         ({"widths": [16, 8], "blocks": [1, 1], "shortcut": "pad"}, "can only add channels"),
         ({"widths": [16], "blocks": [1], "dropout": 1.0}, "Got 1.0"),
         ({"widths": [16], "blocks": [1], "num_classes": 1}, "Got 1"),

@@ -8,20 +8,20 @@ from cifar_resnet import precision
     ("cuda", "bf16", "expected"), [(True, True, "16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true")]
 )
 def test_auto_follows_the_hardware(monkeypatch, cuda, bf16, expected):
-    monkeypatch.setattr(precision.CUDAAccelerator, "is_available", staticmethod(lambda: cuda))
-    monkeypatch.setattr(precision.MPSAccelerator, "is_available", staticmethod(lambda: False))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: bf16)
     assert precision.resolve("auto", accelerator="auto") == expected
 
 
 def test_asking_for_a_cpu_is_heard_on_a_machine_with_a_gpu(monkeypatch):
-    monkeypatch.setattr(precision.CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     assert precision.resolve("auto", accelerator="cpu") == "bf16-mixed"
 
 
 def test_float32_matmul_reaches_torch_on_cuda(monkeypatch):
-    monkeypatch.setattr(precision.CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = torch.get_float32_matmul_precision()
     try:
         precision.resolve("32-true", float32_matmul="medium")

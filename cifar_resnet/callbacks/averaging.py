@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from cifar_resnet import limits
+
 
 class EMA(WeightAveraging):
     """Exponential moving average of the weights and of the BatchNorm statistics, moved after each optimizer step.
@@ -20,8 +22,7 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.995):
-        if not 0 <= decay < 1:
-            raise ValueError(f"averaging.decay is a share. Got {decay}; give 0 up to 1")
+        limits.require("averaging", decay=decay)
         super().__init__()
         self.decay = decay
 

@@ -3,6 +3,7 @@
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cifar_resnet import limits
 from cifar_resnet.command import Diverged
 
 
@@ -13,8 +14,7 @@ class FiniteLoss(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50):
-        if every_n_steps < 1:
-            raise ValueError(f"callbacks.finite_loss.every_n_steps counts steps. Got {every_n_steps}; give 1 or more")
+        limits.require("callbacks.finite_loss", every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim.lr_scheduler import LambdaLR
 from torchvision.utils import make_grid, save_image
 
+from cifar_resnet import limits
 from cifar_resnet.plots import schedule_figure
 
 
@@ -15,8 +16,7 @@ class AugmentedBatch(Callback):
     """Shows the first training batch as the network sees it, as a PNG and in TensorBoard."""
 
     def __init__(self, path: str, num_images: int = 64):
-        if num_images < 1:
-            raise ValueError(f"callbacks.augmented_batch.num_images must be positive. Got {num_images}; give 1 or more")
+        limits.require("callbacks.augmented_batch", num_images=num_images)
         self.path = Path(path)
         self.num_images = num_images
 

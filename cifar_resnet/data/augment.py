@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cifar_resnet import limits
 from cifar_resnet.data.mixing import Mixing, Parts
 from cifar_resnet.data.policies import AutoAugment, RandAugment, TrivialAugment, apply
-
-PADDING_MODES = ("zero", "reflect")
-FLIPS = ("random", "alternating", "none")
 
 
 def random_offsets(num_images: int, padding: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -97,9 +95,6 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return rows.view(num_images, height, width, channels).permute(0, 3, 1, 2)
 
 
-POLICIES = ("autoaugment", "randaugment", "trivialaugment")
-
-
 class Draws(NamedTuple):
     """Where the random numbers of one batch come from: from the seed, the epoch and the rank.
 
@@ -143,18 +138,15 @@ class Augment:
         mixing_alpha: float | None = None,
         mixing_probability: float = 1.0,
     ):
-        if crop_padding < 0:
-            raise ValueError(f"augment.crop_padding counts pixels. Got {crop_padding}; give 0 or more")
-        if padding_mode not in PADDING_MODES:
-            raise ValueError(f"unknown augment.padding_mode. Got {padding_mode!r}; give {' or '.join(PADDING_MODES)}")
-        if flip not in FLIPS:
-            raise ValueError(f"unknown augment.flip. Got {flip!r}; give {' or '.join(FLIPS)}")
-        if not 0 <= cutout_probability <= 1:
-            raise ValueError(f"augment.cutout_probability is a probability. Got {cutout_probability}; give 0 to 1")
-        if policy is not None and policy not in POLICIES:
-            raise ValueError(f"unknown augment.policy. Got {policy!r}; give {', '.join(POLICIES)} or null")
-        if cutout_size < 0:
-            raise ValueError(f"augment.cutout_size counts pixels. Got {cutout_size}; give 0 (no cutout) or more")
+        limits.require(
+            "augment",
+            crop_padding=crop_padding,
+            padding_mode=padding_mode,
+            flip=flip,
+            policy=policy,
+            cutout_size=cutout_size,
+            cutout_probability=cutout_probability,
+        )
         self.crop_padding = crop_padding
         self.padding_mode = padding_mode
         self.flip = flip
@@ -164,18 +156,6 @@ class Augment:
         self.cutout_size = cutout_size
         self.cutout_probability = cutout_probability
         self.mixing = None if mixing is None else Mixing(mixing, mixing_alpha, mixing_probability)
-
-    def check(self, image_size: int) -> None:
-        """Refuse what images of this side cannot have."""
-        if self.crop_padding >= image_size:
-            raise ValueError(
-                f"augment.crop_padding must be smaller than the images, or nothing of them may be left. "
-                f"Got {self.crop_padding} for {image_size} pixels; give less"
-            )
-        if self.cutout_size > 2 * image_size:
-            raise ValueError(
-                f"augment.cutout_size would cover every image of {image_size} pixels. Got {self.cutout_size}"
-            )
 
     def __call__(
         self, images: Tensor, normalise: Callable[[Tensor], Tensor], draws: Draws

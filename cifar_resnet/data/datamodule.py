@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from cifar_resnet import limits
 from cifar_resnet.data.augment import Augment, Draws, normalise
 
 
@@ -173,30 +174,17 @@ class DataModule(LightningDataModule, ABC):
         augment: Augment | None = None,
     ):
         super().__init__()
-        for name, size in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if size < 1:
-                raise ValueError(f"data.{name} counts images. Got {size}; give 1 or more")
-        if num_val < 0 or (isinstance(num_val, float) and num_val >= 1):
-            raise ValueError(
-                f"data.num_val is a number of images, or a share below 1. Got {num_val}; give 0 to train on everything"
-            )
-        for name, value in {"split_seed": split_seed, "seed": seed}.items():
-            if not 0 <= value < 2**32:
-                raise ValueError(f"data.{name} is a seed. Got {value}; give 0 to 4294967295")
-        for name, values in {"mean": mean, "std": std}.items():
-            if values is not None and len(values) != 3:
-                raise ValueError(
-                    f"data.{name} has a number for red, green and blue. Got {list(values)}; give 3, or null"
-                )
-        if std is not None and min(std) <= 0:
-            raise ValueError(f"data.std divides the pixels. Got {list(std)}; give positive numbers, or null")
+        limits.require(
+            "data", batch_size=batch_size, eval_batch_size=eval_batch_size, split_seed=split_seed, seed=seed, std=std
+        )
+        limits.check_pixels(num_val, mean, std)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_val, self.split_seed, self.seed = num_val, split_seed, seed
         self.seeds = [seed]  # of all the networks that are trained side by side
         self.mean, self.std = mean, std
         self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
         if hasattr(self, "image_size"):
-            self.augment.check(self.image_size)
+            limits.check_size(self.augment.crop_padding, self.augment.cutout_size, self.image_size)
         self.split_hash: str | None = None
         self.train: Rows | None = None
         self.val: Rows | None = None

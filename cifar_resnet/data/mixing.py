@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifar_resnet import limits
 from cifar_resnet.data.policies import to_device
 
 
@@ -79,15 +80,8 @@ class Mixing:
     probability: of an image to be mixed.
     """
 
-    KINDS = ("mixup", "cutmix", "ricap")
-
     def __init__(self, kind: str, alpha: float | None = None, probability: float = 1.0):
-        if kind not in self.KINDS:
-            raise ValueError(f"unknown augment.mixing. Got {kind!r}; give {', '.join(self.KINDS)} or null")
-        if alpha is not None and alpha <= 0:
-            raise ValueError(f"augment.mixing_alpha shapes a Beta distribution. Got {alpha}; give more than 0, or null")
-        if not 0 <= probability <= 1:
-            raise ValueError(f"augment.mixing_probability is a probability. Got {probability}; give 0 to 1")
+        limits.require("augment", mixing=kind, mixing_alpha=alpha, mixing_probability=probability)
         self.kind, self.probability = kind, probability
         self.alpha = alpha if alpha is not None else {"ricap": 0.3}.get(kind, 1.0)
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifar_resnet import limits
+
 GREY = (0.2989, 0.587, 0.114)  # luma of red, green and blue (ITU-R BT.601)
 
 
@@ -77,10 +79,7 @@ class RandAugment:
     num_bins = 31
 
     def __init__(self, num_ops: int = 2, magnitude: int = 9):
-        if num_ops < 1:
-            raise ValueError(f"augment.num_ops counts operations. Got {num_ops}; give 1 or more")
-        if not 0 <= magnitude < self.num_bins:
-            raise ValueError(f"augment.magnitude is a step of {self.num_bins}. Got {magnitude}; give 0 to 30")
+        limits.require("augment", num_ops=num_ops, magnitude=magnitude)
         self.num_ops, self.magnitude = num_ops, magnitude
 
     def __call__(self, num_images: int, image_size: int, random: np.random.Generator) -> list[Choice]:

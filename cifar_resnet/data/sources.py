@@ -18,10 +18,9 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
+from cifar_resnet import limits
 from cifar_resnet.data.datamodule import DataModule
-from cifar_resnet.data.files import Images, decode, is_archive, read_archive
-
-MAX_CLASSES = 100_000  # that a file without names for them may have
+from cifar_resnet.files import Halves, decode, folders_of
 
 
 class CIFAR10(DataModule):
@@ -113,49 +112,11 @@ class Files(DataModule):
 
     def __init__(self, test: str, train: str | None = None, image_size: int = 32, **shared):
         super().__init__(**shared)
-        if image_size < 8:
-            raise ValueError(f"data.image_size is a side in pixels. Got {image_size}; give 8 or more")
-        self.paths = {half: Path(path).expanduser() for half, path in {"train": train, "test": test}.items() if path}
+        limits.require("data", image_size=image_size)
+        self.halves = Halves(test, train, image_size)
+        self.paths, self.classes, self.num_classes = self.halves.paths, self.halves.classes, len(self.halves.classes)
         self.image_size = image_size
-        self.augment.check(image_size)
-        self.archives: dict[str, Images] = {}
-        for half, path in self.paths.items():
-            if not path.is_dir() and not (path.is_file() and is_archive(path)):
-                raise FileNotFoundError(
-                    f"data.{half} must be a folder of <class>/…, an .npz archive or a CIFAR-style pickle. "
-                    f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
-                )
-        self.classes = self.names("train" if train else "test")
-        if len(self.classes) < 2:
-            path = self.paths["train" if train else "test"]
-            raise ValueError(f"a classifier needs two classes or more. Got {len(self.classes)} in {path}")
-        self.num_classes = len(self.classes)
-        if train and (unknown := sorted(set(self.names("test")) - set(self.classes))):
-            raise ValueError(f"test has classes that train lacks. Got {', '.join(unknown)} in {self.paths['test']}")
-
-    def names(self, half: str) -> list[str]:
-        path = self.paths[half]
-        if path.is_dir():
-            return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
-        archive = self.archive(half)
-        if archive.labels is None:
-            raise ValueError(f"images without labels. Got {path}; for those there is cifar-predict")
-        if archive.classes is None and archive.labels.max() >= MAX_CLASSES:
-            raise ValueError(f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}")
-        if archive.classes is None:
-            return [str(label) for label in range(int(archive.labels.max()) + 1)]
-        if archive.labels.max() >= len(archive.classes):
-            raise ValueError(
-                f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}"
-            )
-        if len(set(archive.classes)) < len(archive.classes):
-            raise ValueError(f"two classes of one name. Got {', '.join(archive.classes[:10])} in {path}")
-        return archive.classes
-
-    def archive(self, half: str) -> Images:
-        if half not in self.archives:
-            self.archives[half] = read_archive(self.paths[half], self.image_size)
-        return self.archives[half]
+        limits.check_size(self.augment.crop_padding, self.augment.cutout_size, image_size)
 
     def prepare_data(self) -> None:
         for half, path in self.paths.items():
@@ -170,9 +131,10 @@ class Files(DataModule):
         if path.is_dir():
             images, labels, resized = self.decode(half)
         else:
-            archive = self.archive(half)
-            places = torch.tensor([self.classes.index(name) for name in self.names(half)])
-            images, labels, resized = archive.images, places[archive.labels], archive.resized
+            archive = self.halves.archive(half)
+            places = np.array([self.classes.index(name) for name in self.halves.names(half)])
+            images, labels = torch.from_numpy(archive.images), torch.from_numpy(places[archive.labels])
+            resized = archive.resized
         if resized:
             warnings.warn(
                 f"{resized} of {len(images)} images in {path} were not {self.image_size}x{self.image_size} and have "
@@ -217,12 +179,7 @@ class ImageFolder(Files):
     """Your own images, in root/train/<class>/… and root/test/<class>/…, in any format that Pillow reads."""
 
     def __init__(self, root: str, **files):
-        for half in ("train", "test"):
-            if not (Path(root).expanduser() / half).is_dir():
-                raise FileNotFoundError(
-                    f"data.root must hold train/<class>/… and test/<class>/…. Got {root}, without {half}/"
-                )
-        super().__init__(train=f"{root}/train", test=f"{root}/test", **files)
+        super().__init__(**folders_of(root), **files)
 
 
 @contextlib.contextmanager
@@ -271,9 +228,7 @@ class Synthetic(DataModule):
 
     def __init__(self, num_train: int = 10_000, num_test: int = 2_000, image_seed: int = 0, **shared):
         super().__init__(**shared)
-        for name, count in {"num_train": num_train, "num_test": num_test}.items():
-            if count < self.num_classes:
-                raise ValueError(f"data.{name} counts images. Got {count}; give {self.num_classes} or more")
+        limits.require("data", num_train=num_train, num_test=num_test)
         self.num_train, self.num_test, self.image_seed = num_train, num_test, image_seed
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from cifar_resnet import limits
 from cifar_resnet.data.augment import normalise
 from cifar_resnet.data.datamodule import seed_for
-from cifar_resnet.data.files import as_images
+from cifar_resnet.files import as_images
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.size import num_parameters
-from cifar_resnet.models.tta import check_tta, log_probabilities
+from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
 from cifar_resnet.optim import SAM
 
@@ -85,15 +86,14 @@ class Classifier(LightningModule):
         distillation: Distillation | None = None,
     ):
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"model.num_classes counts the classes. Got {num_classes}; give 2 or more")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"model.label_smoothing is a share of the target. Got {label_smoothing}; give 0 up to 1")
-        if bias_lr_factor <= 0:
-            raise ValueError(f"model.bias_lr_factor scales learning rates. Got {bias_lr_factor}; give more than 0")
-        check_tta(tta, "model.tta")
-        if max_params is not None and max_params < 1:
-            raise ValueError(f"model.max_params counts parameters. Got {max_params}; give 1 or more, or null")
+        limits.require(
+            "model",
+            num_classes=num_classes,
+            label_smoothing=label_smoothing,
+            bias_lr_factor=bias_lr_factor,
+            tta=tta,
+            max_params=max_params,
+        )
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation", "members"], logger=False)
         self.label_smoothing = label_smoothing
         self.decay_norm_and_bias, self.bias_lr_factor = decay_norm_and_bias, bias_lr_factor
@@ -156,7 +156,7 @@ class Classifier(LightningModule):
         """
         mean, std = self.constants(self.device)
         pixels, _ = as_images(np.asarray(images), self.data_state["image_size"], "predict(images)")
-        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
+        pixels = torch.from_numpy(pixels).to(self.device).contiguous(memory_format=torch.channels_last)
         return log_probabilities(self, normalise(pixels, mean, std), self.tta).exp()
 
     def setup(self, stage: str) -> None:

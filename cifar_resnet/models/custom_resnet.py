@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_resnet import limits
 from cifar_resnet.models.classifier import Classifier
-from cifar_resnet.models.resnet import check_probabilities, check_sizes, conv_bn
+from cifar_resnet.models.resnet import conv_bn
 
 
 class ConvBlock(nn.Module):
@@ -60,12 +61,8 @@ class CustomResNet(Classifier):
         **classifier,
     ):
         super().__init__(**classifier)
-        if len(residual) != len(widths) or not widths:
-            raise ValueError(
-                f"model.residual and model.widths must be equally long. Got {list(residual)} for {list(widths)}"
-            )
-        check_sizes(stem_width=stem_width, **{f"widths[{index}]": width for index, width in enumerate(widths)})
-        check_probabilities(dropout=dropout)
+        limits.require("model", stem_width=stem_width, widths=widths, dropout=dropout)
+        limits.check_layers(widths, residual)
         self.stem = ConvBlock(3, stem_width, False, dropout)
         channels = [stem_width, *widths]
         self.layers = nn.Sequential(

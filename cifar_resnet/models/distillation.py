@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifar_resnet import limits
+
 
 class Distillation:
     """The teachers and what they add to the loss; not a module, so that no student counts, trains or saves them.
@@ -18,10 +20,7 @@ class Distillation:
     def __init__(self, teacher: str | Sequence[str] | None, temperature: float = 4.0, weight: float = 0.9):
         from cifar_resnet import checkpoints  # which knows the networks, and so this module
 
-        if temperature <= 0:
-            raise ValueError(f"distill.temperature divides logits. Got {temperature}; give more than 0")
-        if not 0 <= weight <= 1:
-            raise ValueError(f"distill.weight is a share. Got {weight}; give 0 to 1")
+        limits.require("distill", temperature=temperature, weight=weight)
         paths = [teacher] if isinstance(teacher, str) else list(teacher or [])
         if not paths:
             raise ValueError("distill.teacher names nobody. Give a checkpoint, a run folder, or a list of them")

@@ -3,12 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_resnet import limits
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.regularisers import ShakeDrop, chain
-from cifar_resnet.models.resnet import blocks_of_depth, check_probabilities, conv_bn, initialise_convolutions
+from cifar_resnet.models.resnet import conv_bn, initialise_convolutions
 
 STEM_WIDTH = 16
-NUM_STAGES = 3
 
 
 class PyramidShortcut(nn.Module):
@@ -64,10 +64,8 @@ class PyramidNet(Classifier):
         self, depth: int = 110, alpha: int = 48, bottleneck: bool = False, shake_drop: float = 0.0, **classifier
     ):
         super().__init__(**classifier)
-        check_probabilities(shake_drop=shake_drop)
-        if alpha < 0:
-            raise ValueError(f"model.alpha counts channels. Got {alpha}; give 0 or more")
-        counts = blocks_of_depth(depth, NUM_STAGES, 3 if bottleneck else 2, other_layers=2)
+        limits.require("model", alpha=alpha, shake_drop=shake_drop)
+        counts = limits.pyramid_blocks(depth, bottleneck)
         expansion = 4 if bottleneck else 1
         self.conv1, self.bn1 = conv_bn(3, STEM_WIDTH, 3)
         self.stages = nn.Sequential()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 
+from cifar_resnet import limits
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.regularisers import DropBlock, ShakeDrop, chain
 from cifar_resnet.models.whitening import Whitening
@@ -47,7 +48,6 @@ class BasicBlock(nn.Module):
     """Two convolutions (figure 5, left)."""
 
     expansion = 1
-    num_convs = 2
     preactivated = False
 
     def __init__(self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, ways: Ways):
@@ -66,7 +66,6 @@ class Bottleneck(nn.Module):
     """1x1 down, k x k, 1x1 up (figure 5, right), with the stride on the k x k convolution. Else as `BasicBlock`."""
 
     expansion = 4
-    num_convs = 3
     preactivated = False
 
     def __init__(self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, ways: Ways):
@@ -90,7 +89,6 @@ class PreActBlock(nn.Module):
     """
 
     expansion = 1
-    num_convs = 2
     preactivated = True
 
     def __init__(self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, ways: Ways):
@@ -111,7 +109,6 @@ class PreActBottleneck(nn.Module):
     """Norm and ReLU before each of the three convolutions of a bottleneck. Else as `PreActBlock`."""
 
     expansion = 4
-    num_convs = 3
     preactivated = True
 
     def __init__(self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, ways: Ways):
@@ -147,8 +144,6 @@ BLOCKS = {
     "preact_basic": PreActBlock,
     "preact_bottleneck": PreActBottleneck,
 }
-SHORTCUTS = ("conv", "pad")
-STEMS = ("conv", "whitening")
 
 
 class ResNet(Classifier):
@@ -208,56 +203,46 @@ class ResNet(Classifier):
         **classifier,
     ):
         super().__init__(**classifier)
-        if block not in BLOCKS:
-            raise ValueError(f"unknown model.block. Got {block!r}; give {' or '.join(BLOCKS)}")
-        if shortcut not in SHORTCUTS:
-            raise ValueError(f"unknown model.shortcut. Got {shortcut!r}; give {' or '.join(SHORTCUTS)}")
-        check_probabilities(
+        limits.require(
+            "model",
+            block=block,
+            shortcut=shortcut,
+            stem=stem,
+            widths=widths,
+            widen_factor=widen_factor,
+            blocks=blocks,
+            expansion=expansion,
+            strides=strides,
+            stem_width=stem_width,
+            stem_stride=stem_stride,
+            pool_size=pool_size,
             dropout=dropout,
             block_dropout=block_dropout,
             feature_dropout=feature_dropout,
             drop_block=drop_block,
+            drop_block_size=drop_block_size,
             stochastic_depth=stochastic_depth,
             shake_drop=shake_drop,
+            squeeze_excitation=squeeze_excitation,
+        )
+        per_stage = limits.stages(
+            block=block,
+            widths=widths,
+            widen_factor=widen_factor,
+            blocks=blocks,
+            depth=depth,
+            strides=strides,
+            kernel_sizes=kernel_sizes,
+            shortcut_kernel_sizes=shortcut_kernel_sizes,
+            stem_kernel_size=stem_kernel_size,
+            zero_init_last_norm=zero_init_last_norm,
         )
         make_block = BLOCKS[block]
-        num_stages = len(widths)
-        if blocks is not None and depth is not None:
-            raise ValueError(
-                f"model.blocks and model.depth exclude each other. Got {blocks} and {depth}; make one null"
-            )
-        if zero_init_last_norm and make_block.preactivated:
-            raise ValueError(
-                f"model.zero_init_last_norm needs a norm at the branch's end. Got model.block={block}; give false"
-            )
-        if blocks is None:
-            other_layers = 2 if widen_factor is None else 1 + num_stages
-            blocks = blocks_of_depth(depth, num_stages, make_block.num_convs, other_layers)
+        num_stages, num_blocks = len(widths), sum(per_stage["blocks"])
         stem_width = widths[0] if stem_width is None else stem_width
         expansion = make_block.expansion if expansion is None else expansion
-        per_stage = {
-            "widths": [width * (1 if widen_factor is None else widen_factor) for width in widths],
-            "blocks": blocks,
-            "strides": strides if strides is not None else [1] + [2] * (num_stages - 1),
-            "kernel_sizes": each(kernel_sizes, num_stages),
-            "shortcut_kernel_sizes": each(shortcut_kernel_sizes, num_stages),
-        }
-        check_stages(per_stage, num_stages)
-        check_sizes(
-            widen_factor=1 if widen_factor is None else widen_factor,
-            stem_width=stem_width,
-            stem_stride=stem_stride,
-            pool_size=pool_size,
-            expansion=expansion,
-            drop_block_size=drop_block_size,
-        )
-        if squeeze_excitation < 0:
-            raise ValueError(f"model.squeeze_excitation is a reduction. Got {squeeze_excitation}; give 0 for none")
-        check_odd("stem_kernel_size", [stem_kernel_size])
 
         self.preactivated = make_block.preactivated
-        if stem not in STEMS:
-            raise ValueError(f"unknown model.stem. Got {stem!r}; give {' or '.join(STEMS)}")
         self.conv1, norm = conv_bn(3, stem_width, stem_kernel_size, stem_stride)
         self.bn1 = nn.Identity() if self.preactivated else norm
         self.stages = nn.Sequential()
@@ -275,7 +260,7 @@ class ResNet(Classifier):
                         f"give widths that do not fall, or model.shortcut=conv"
                     )
                 number += 1
-                how_deep = number / sum(blocks)
+                how_deep = number / num_blocks
                 squeeze = (out_channels, max(1, out_channels // (squeeze_excitation or 1)))
                 ways = Ways(
                     make_shortcut(shortcut, self.preactivated, channels, out_channels, shortcut_kernel_size, stride),
@@ -328,48 +313,3 @@ def initialise_convolutions(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def each(value: int | Sequence[int], num_stages: int) -> Sequence[int]:
-    return [value] * num_stages if isinstance(value, int) else value
-
-
-def blocks_of_depth(depth: int | None, num_stages: int, num_convs: int, other_layers: int) -> list[int]:
-    """Blocks per stage of a network of `depth` weighted layers, of which `other_layers` are not the blocks' own."""
-    if depth is None:
-        raise ValueError("a ResNet needs model.blocks, such as [2, 2, 2, 2], or model.depth. Got neither; give one")
-    step = num_stages * num_convs
-    count, rest = divmod(depth - other_layers, step)
-    if rest or count < 1:
-        nearest = max(1, round((depth - other_layers) / step)) * step + other_layers
-        raise ValueError(f"model.depth must be {step}n + {other_layers} here. Got {depth}; the nearest is {nearest}")
-    return [count] * num_stages
-
-
-def check_probabilities(**probabilities: float) -> None:
-    for name, probability in probabilities.items():
-        if not 0 <= probability < 1:
-            raise ValueError(f"model.{name} is a probability. Got {probability}; give 0 up to 1")
-
-
-def check_stages(per_stage: dict[str, Sequence[int]], num_stages: int) -> None:
-    for name, values in per_stage.items():
-        if len(values) != num_stages:
-            raise ValueError(
-                f"model.{name} and model.widths must be equally long. Got {list(values)} for {num_stages} stages"
-            )
-        if min(values, default=0) < 1:
-            raise ValueError(f"model.{name} must be positive, one for each stage. Got {list(values)}")
-        if name.endswith("kernel_sizes"):
-            check_odd(name, values)
-
-
-def check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"model.{name} must be positive. Got {size}; give 1 or more")
-
-
-def check_odd(name: str, values: Sequence[int]) -> None:
-    if any(value < 1 or value % 2 == 0 for value in values):
-        raise ValueError(f"model.{name} must be odd, to keep the map's size. Got {list(values)}; give 1, 3, 5 …")

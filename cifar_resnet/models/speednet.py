@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_resnet import limits
 from cifar_resnet.models.classifier import Classifier
-from cifar_resnet.models.resnet import check_sizes
 from cifar_resnet.models.whitening import Whitening
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -67,11 +67,14 @@ class SpeedNet(Classifier):
         **classifier,
     ):
         super().__init__(**classifier)
-        check_sizes(num_convs=num_convs, whitening_size=whitening_size, widths=min(widths, default=0))
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown model.activation. Got {activation!r}; give {' or '.join(ACTIVATIONS)}")
-        if not 0 < norm_momentum <= 1:
-            raise ValueError(f"model.norm_momentum is a share. Got {norm_momentum}; give more than 0, up to 1")
+        limits.require(
+            "model",
+            widths=widths,
+            num_convs=num_convs,
+            whitening_size=whitening_size,
+            activation=activation,
+            norm_momentum=norm_momentum,
+        )
         self.whitening = Whitening(3, whitening_size)
         self.activation = ACTIVATIONS[activation]
         self.stages = nn.Sequential()

@@ -6,13 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TTA = ("none", "flip", "flip_shift")
-
-
-def check_tta(tta: str, where: str) -> None:
-    if tta not in TTA:
-        raise ValueError(f"unknown {where}. Got {tta!r}; give {', '.join(TTA)}")
-
 
 def views(images: Tensor, tta: str) -> list[tuple[float, Tensor]]:
     """The pictures of each image that are asked about, and their weights, which sum to 1.

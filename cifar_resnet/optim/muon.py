@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cifar_resnet import limits
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular values towards 1
 
 
@@ -52,13 +54,16 @@ class Muon(Optimizer):
         other_weight_decay: float = 5e-4,
         unit_filters: bool = False,
     ):
-        for name, value in {"lr": lr, "weight_decay": weight_decay, "other_lr_factor": other_lr_factor}.items():
-            if value < 0:
-                raise ValueError(f"optimizer.{name} must not be negative. Got {value}")
+        limits.require(
+            "optimizer",
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            other_lr_factor=other_lr_factor,
+            other_momentum=other_momentum,
+            other_weight_decay=other_weight_decay,
+        )
         other_momentum = momentum if other_momentum is None else other_momentum
-        for name, value in {"momentum": momentum, "other_momentum": other_momentum}.items():
-            if not 0 <= value < 1:
-                raise ValueError(f"optimizer.{name} is a share. Got {value}; give 0 up to 1")
         groups = []
         for group in [group if isinstance(group, dict) else {"params": [group]} for group in params]:
             filters = [parameter for parameter in group["params"] if parameter.ndim == 4]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cifar_resnet import limits
+
 
 class SAM(Optimizer):
     """Steps with the gradient found at the worst point nearby: `perturb` goes there, `restore` comes back.
@@ -29,10 +31,7 @@ class SAM(Optimizer):
         adaptive: bool = False,
         eta: float = 0.01,
     ):
-        if rho <= 0:
-            raise ValueError(f"optimizer.rho is a distance. Got {rho}; give more than 0, or another optimizer")
-        if eta < 0:
-            raise ValueError(f"optimizer.eta is a size. Got {eta}; give 0 or more")
+        limits.require("optimizer", rho=rho, eta=eta)
         self.base = base(params, lr=lr, weight_decay=weight_decay)
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
         super().__init__(self.base.param_groups, self.base.defaults)

@@ -11,11 +11,7 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-
-def check_fractions(**fractions: float) -> None:
-    for name, fraction in fractions.items():
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"scheduler.{name} is a fraction. Got {fraction}; give 0 to 1")
+from cifar_resnet import limits
 
 
 def half_cosine(progress: float) -> float:
@@ -37,7 +33,7 @@ def with_warmup(shape: Callable[[float], float], total_steps: int, warmup_fracti
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0, end_factor: float = 0.0) -> LambdaLR:
     """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017, without restarts)."""
-    check_fractions(warmup_fraction=warmup_fraction, end_factor=end_factor)
+    limits.require("scheduler", warmup_fraction=warmup_fraction, end_factor=end_factor)
 
     def shape(progress: float) -> float:
         return end_factor + (1 - end_factor) * half_cosine(progress)
@@ -47,7 +43,7 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0,
 
 def linear(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0, end_factor: float = 0.0) -> LambdaLR:
     """A straight line from the learning rate down to `end_factor` of it."""
-    check_fractions(warmup_fraction=warmup_fraction, end_factor=end_factor)
+    limits.require("scheduler", warmup_fraction=warmup_fraction, end_factor=end_factor)
 
     def shape(progress: float) -> float:
         return end_factor + (1 - end_factor) * (1 - progress)
@@ -74,14 +70,19 @@ def one_cycle(
     optimizer's ("auto": cifar-train finds it by a range test before it comes here); min_lr, where it starts and ends,
     for the factors; peak_epoch, of `epochs`, for peak_fraction.
     """
-    check_fractions(peak_fraction=peak_fraction, start_factor=start_factor, end_factor=end_factor)
+    limits.require(
+        "scheduler",
+        peak_fraction=peak_fraction,
+        start_factor=start_factor,
+        end_factor=end_factor,
+        shape=shape,
+        max_lr=max_lr,
+    )
     descents = {"cosine": half_cosine, "linear": lambda progress: 1 - progress}
-    if shape not in descents:
-        raise ValueError(f"unknown scheduler.shape. Got {shape!r}; give {' or '.join(descents)}")
     descent = descents[shape]
     lr = optimizer.param_groups[0]["lr"]
-    if max_lr is not None and (isinstance(max_lr, str) or max_lr <= 0):
-        raise ValueError(f"scheduler.max_lr is a learning rate. Got {max_lr}; give more than 0, auto or null")
+    if isinstance(max_lr, str):
+        raise ValueError(f"scheduler.max_lr has not been found yet. Got {max_lr}; give a learning rate, or null")
     peak = lr if max_lr is None else max_lr
     if lr == 0 and max_lr is not None:
         raise ValueError(f"scheduler.max_lr is reached from optimizer.lr. Got {lr} there; give more than 0")
@@ -114,7 +115,7 @@ def multistep(
     warmup_fraction: float = 0.0,
 ) -> LambdaLR:
     """The learning rate times `factor` after each milestone, a fraction of all steps (He et al. 2015, section 4.2)."""
-    check_fractions(warmup_fraction=warmup_fraction, **{f"milestones[{i}]": m for i, m in enumerate(milestones)})
+    limits.require("scheduler", warmup_fraction=warmup_fraction, milestones=milestones)
     steps = [round(milestone * total_steps) for milestone in milestones]
     warmup_steps = round(warmup_fraction * total_steps)
 
@@ -127,5 +128,5 @@ def multistep(
 
 def constant(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0) -> LambdaLR:
     """The learning rate throughout, after a linear warm-up."""
-    check_fractions(warmup_fraction=warmup_fraction)
+    limits.require("scheduler", warmup_fraction=warmup_fraction)
     return LambdaLR(optimizer, with_warmup(lambda progress: 1.0, total_steps, warmup_fraction))

@@ -1,4 +1,7 @@
-"""Images in files of a user's own: pictures, .npz archives and CIFAR-style pickles. Nothing in them is executed."""
+"""Images in files of a user's own: pictures, .npz archives and CIFAR-style pickles. Nothing in them is executed.
+
+Nothing here imports torch: what is wrong with a file is said at once.
+"""
 
 import pickle
 import zipfile
@@ -7,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
 MAX_PIXELS = 100_000_000  # of one picture; what claims more is taken for a decompression bomb
 MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
 # not those that PIL hands to another program, such as EPS to Ghostscript
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 ARCHIVE_SUFFIXES = (".npz", ".pkl", ".pickle", ".p")
+MAX_CLASSES = 100_000  # that a file without names for them may have
 
 
 @dataclass
@@ -26,11 +27,71 @@ class Images:
     ids: one for each image, where the file has them. resized: how many images had another size.
     """
 
-    images: Tensor
-    labels: Tensor | None
+    images: np.ndarray
+    labels: np.ndarray | None
     classes: list[str] | None = None
     ids: list | None = None
     resized: int = 0
+
+
+class Halves:
+    """Where the two halves of a data set are, and the names of their classes.
+
+    test, train: each a folder of <class>/…, or an archive; train may be None.
+    image_size: side in pixels of what the network sees.
+    """
+
+    def __init__(self, test: str, train: str | None = None, image_size: int = 32):
+        self.paths = {half: Path(path).expanduser() for half, path in {"train": train, "test": test}.items() if path}
+        self.image_size = image_size
+        self.archives: dict[str, Images] = {}
+        for half, path in self.paths.items():
+            if not path.is_dir() and not (path.is_file() and is_archive(path)):
+                raise FileNotFoundError(
+                    f"data.{half} must be a folder of <class>/…, an .npz archive or a CIFAR-style pickle. "
+                    f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
+                )
+        self.classes = self.names("train" if train else "test")
+        if len(self.classes) < 2:
+            path = self.paths["train" if train else "test"]
+            raise ValueError(f"a classifier needs two classes or more. Got {len(self.classes)} in {path}")
+        if train and (unknown := sorted(set(self.names("test")) - set(self.classes))):
+            raise ValueError(f"test has classes that train lacks. Got {', '.join(unknown)} in {self.paths['test']}")
+
+    def names(self, half: str) -> list[str]:
+        path = self.paths[half]
+        if path.is_dir():
+            return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
+        archive = self.archive(half)
+        if archive.labels is None:
+            raise ValueError(f"images without labels. Got {path}; for those there is cifar-predict")
+        if archive.classes is None and archive.labels.max() >= MAX_CLASSES:
+            raise ValueError(f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}")
+        if archive.classes is None:
+            return [str(label) for label in range(int(archive.labels.max()) + 1)]
+        if archive.labels.max() >= len(archive.classes):
+            raise ValueError(
+                f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}"
+            )
+        if len(set(archive.classes)) < len(archive.classes):
+            raise ValueError(f"two classes of one name. Got {', '.join(archive.classes[:10])} in {path}")
+        return archive.classes
+
+    def archive(self, half: str) -> Images:
+        if half not in self.archives:
+            self.archives[half] = read_archive(self.paths[half], self.image_size)
+        return self.archives[half]
+
+
+def folders_of(root: str) -> dict[str, str]:
+    """The halves of root/train/<class>/… and root/test/<class>/…."""
+    halves = {half: str(Path(root, half)) for half in ("train", "test")}
+    for half, path in halves.items():
+        if not Path(path).expanduser().is_dir():
+            raise FileNotFoundError(
+                f"data.root must hold train/<class>/… and test/<class>/…. Got {root}, without {half}/"
+            )
+    return halves
 
 
 def decode(path: Path, image_size: int) -> tuple[np.ndarray, bool]:
@@ -93,13 +154,13 @@ def read_archive(path: Path, image_size: int) -> Images:
     images = first_of(found, "images", "data")
     if images is None:
         raise ValueError(f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data")
-    pixels, resized = as_images(np.asarray(images), image_size, path)
+    pixels, num_resized = as_images(np.asarray(images), image_size, path)
     labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
     classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
     ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
     if ids is not None and len(ids) != len(pixels):
         raise ValueError(f"{len(pixels)} images, but {len(ids)} ids. Got {path}")
-    return Images(pixels, labels, classes, ids, resized)
+    return Images(pixels, labels, classes, ids, num_resized)
 
 
 def first_of(found: dict, *names: str) -> object:
@@ -157,7 +218,7 @@ def read_pickle(path: Path) -> dict:
     return {text(name): value for name, value in found.items()}
 
 
-def as_images(array: np.ndarray, image_size: int, path: Path | str) -> tuple[Tensor, int]:
+def as_images(array: np.ndarray, image_size: int, path: Path | str) -> tuple[np.ndarray, int]:
     """(N, 3, image_size, image_size), and how many images had another size."""
     if array.dtype != np.uint8:
         raise ValueError(f"pixels are whole numbers from 0 to 255, as uint8. Got {array.dtype} in {path}")
@@ -171,13 +232,18 @@ def as_images(array: np.ndarray, image_size: int, path: Path | str) -> tuple[Ten
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape:
         raise ValueError(f"images are (N, H, W, 3), (N, 3, H, W), (N, H, W) or (N, 3072). Got {array.shape} in {path}")
-    images = torch.from_numpy(np.ascontiguousarray(array))
-    if images.shape[2:] == (image_size, image_size):
-        return images, 0
-    return resize(images, [image_size, image_size], antialias=True), len(images)
+    array = np.ascontiguousarray(array)
+    return (array, 0) if array.shape[2:] == (image_size, image_size) else (resized(array, image_size), len(array))
 
 
-def as_labels(labels: object, num_images: int, path: Path) -> Tensor | None:
+def resized(images: np.ndarray, image_size: int) -> np.ndarray:
+    import torch
+    from torchvision.transforms.v2.functional import resize
+
+    return resize(torch.from_numpy(images), [image_size, image_size], antialias=True).numpy()
+
+
+def as_labels(labels: object, num_images: int, path: Path) -> np.ndarray | None:
     if labels is None:
         return None
     array = np.asarray(labels)
@@ -186,4 +252,4 @@ def as_labels(labels: object, num_images: int, path: Path) -> Tensor | None:
             f"labels are whole numbers from 0, one for each of the {num_images} images. "
             f"Got {array.dtype} {array.shape} in {path}"
         )
-    return torch.from_numpy(array.astype(np.int64))
+    return array.astype(np.int64)
