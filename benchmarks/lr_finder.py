@@ -48,7 +48,7 @@ def measure(network: str, optimizer: str, epochs: int, more: list[str]) -> dict:
         kept.parent.mkdir(parents=True, exist_ok=True)
         range_test(Composer("train").jobs(overrides)[0].cfg).save(kept.parent)
     others = json.loads(kept.read_text())
-    rule = others.pop("suggested")
+    rule, _ = others.pop("suggested"), others.pop("probes")
     lr = others.pop(rule)
     overrides += ["scheduler=one_cycle", f"trainer.max_epochs={epochs}"]
     suggested = {"rule": rule, "lr": lr, "val/acc": accuracy(overrides, lr, name)}

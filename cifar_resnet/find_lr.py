@@ -10,9 +10,9 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,9 +25,14 @@ from cifar_resnet import runs
 from cifar_resnet.command import Job, UsageError, usage_errors
 from cifar_resnet.command import main as command_main
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
 log = logging.getLogger("cifar_resnet")
 
 SUGGESTIONS = {
+    "probe": "the best of a few short trainings below where half of the fall is lost again",
     "steepest": "where the loss falls fastest",
     "valley": "two thirds down the longest fall",
     "minimum": "a tenth of where it is lowest",
@@ -35,18 +40,33 @@ SUGGESTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command_main("find_lr", run, argv)
+    return command_main("find_lr", run, argv, refuse)
+
+
+def refuse(jobs: list[Job], is_sweep: bool) -> None:
+    if is_sweep:
+        raise UsageError("cifar-find-lr looks at one network at a time: leave out -m")
+    cfg = jobs[0].cfg
+    if cfg.dry_run or cfg.resume or cfg.run_dir:
+        raise UsageError("dry_run, resume and run_dir are cifar-train's: leave them out")
+    tested(cfg)
+
+
+def tested(cfg: DictConfig) -> "RangeTest":
+    """The range test that `cfg` describes."""
+    if cfg.trainer.devices != 1:
+        raise UsageError(f"a range test runs on one device. Got trainer.devices={cfg.trainer.devices}; give 1")
+    if not cfg.optimizer.get("lr"):
+        raise UsageError("a range test scales optimizer.lr. Got 0; give any other learning rate")
+    with usage_errors():
+        return instantiate(cfg.range_test)
 
 
 def run(jobs: list[Job], is_sweep: bool) -> int:
     from cifar_resnet.terminal import set_up_logging
 
     set_up_logging()
-    if is_sweep:
-        raise UsageError("cifar-find-lr looks at one network at a time: leave out -m")
     (job,) = jobs
-    if job.cfg.dry_run or job.cfg.resume or job.cfg.run_dir:
-        raise UsageError("dry_run, resume and run_dir are cifar-train's: leave them out")
     job.cfg.name = "find_lr" if job.cfg.name == "train" else job.cfg.name
     with usage_errors():
         folder = runs.create_run_dir(job.cfg)
@@ -57,9 +77,9 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
         raise
     with usage_errors():
         found.save(folder)
-    for name, meaning in SUGGESTIONS.items():
+    for name, rate in found.suggestions.items():
         mark = "  <- suggested" if name == found.suggest else ""
-        log.info(f"  {name:9} {found.suggestions[name]:8.3g}   {meaning}{mark}")
+        log.info(f"  {name:9} {rate:8.3g}   {SUGGESTIONS[name]}{mark}")
     log.info(f"\n  picture and table in {folder}; to train with it:\n")
     ours = ("optimizer.lr=", "range_test.", "scheduler.max_lr=")
     kept = [override for override in job.overrides if not override.startswith(ours)]
@@ -74,17 +94,22 @@ class RangeTest:
     smoothing: share of the past in the smoothed loss, corrected for its start.
     divergence: the test stops where the smoothed loss is this many times its minimum.
     suggest: "minimum", a tenth of where the smoothed loss is lowest; "steepest", where it falls fastest, learning rates
-        on a log axis; "valley", two thirds down its longest fall (fastai's rule).
+        on a log axis; "valley", two thirds down its longest fall (fastai's rule); or "probe". The noise of a high rate
+        hides what the network learns at it until the rate comes down again, and the other rules therefore suggest
+        rates far too low for one-cycle: "probe" trains with four rates, half a decade apart, for `probe_steps`
+        batches each, up to the rate and down to zero, and takes the one with the lowest loss in the last tenth. The
+        highest is a quarter of the last rate at which the smoothed loss is below the middle of its fall.
     """
 
     def __init__(
         self,
-        min_lr: float = 1e-6,
-        max_lr: float = 10.0,
+        min_lr: float = 1e-5,
+        max_lr: float = 100.0,
         steps: int = 200,
         smoothing: float = 0.9,
         divergence: float = 4.0,
-        suggest: str = "minimum",
+        suggest: str = "probe",
+        probe_steps: int = 200,
     ):
         if not 1e-12 <= min_lr < max_lr <= 1e6:
             raise ValueError(
@@ -92,6 +117,8 @@ class RangeTest:
             )
         if steps < 20:
             raise ValueError(f"range_test.steps counts batches. Got {steps}; give 20 or more")
+        if probe_steps < 20:
+            raise ValueError(f"range_test.probe_steps counts batches. Got {probe_steps}; give 20 or more")
         if not 0 <= smoothing < 1:
             raise ValueError(f"range_test.smoothing is a share. Got {smoothing}; give 0 up to 1")
         if divergence <= 1:
@@ -101,19 +128,25 @@ class RangeTest:
         if suggest not in SUGGESTIONS:
             raise ValueError(f"unknown range_test.suggest. Got {suggest!r}; give {' or '.join(SUGGESTIONS)}")
         self.min_lr, self.max_lr, self.steps = min_lr, max_lr, steps
-        self.smoothing, self.divergence, self.suggest = smoothing, divergence, suggest
+        self.smoothing, self.divergence, self.suggest, self.probe_steps = smoothing, divergence, suggest, probe_steps
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.smoothed: list[float] = []
+        self.probed: dict[float, float] = {}  # by learning rate, the loss that a short training ended with
 
     def rate(self, step: int) -> float:
         return self.min_lr * (self.max_lr / self.min_lr) ** (step / (self.steps - 1))
 
-    def add(self, rate: float, loss: float) -> bool:
+    def rising(self, optimizer: "Optimizer", total_steps: int) -> "LRScheduler":
+        from torch.optim.lr_scheduler import LambdaLR
+
+        return LambdaLR(optimizer, lambda step: self.rate(step) / self.max_lr)
+
+    def add(self, loss: float) -> bool:
         """Note the loss of one more batch; whether to go on."""
         if not math.isfinite(loss):
             return False
-        self.rates.append(rate)
+        self.rates.append(self.rate(len(self.losses)))
         self.losses.append(loss)
         weights = self.smoothing ** np.arange(len(self.losses))[::-1]
         self.smoothed.append(float(weights @ self.losses / weights.sum()))
@@ -141,6 +174,17 @@ class RangeTest:
             )
 
     @property
+    def edge(self) -> float:
+        """The last rate at which not yet half of the fall has been lost again."""
+        smoothed = np.array(self.smoothed)
+        middle = (smoothed[self.settled] + smoothed[self.lowest]) / 2
+        return self.rates[int(np.flatnonzero(smoothed <= middle)[-1])]
+
+    @property
+    def candidates(self) -> list[float]:
+        return [float(f"{self.edge / 4 / 10 ** (half / 2):.3g}") for half in range(4)]
+
+    @property
     def suggestions(self) -> dict[str, float]:
         """A learning rate by each rule."""
         settled, lowest = self.settled, self.lowest
@@ -149,7 +193,8 @@ class RangeTest:
         first, last = longest_fall(smoothed[settled : lowest + 1])
         valley = settled + first + (last - first) * 2 // 3
         steepest = settled + int(np.argmin(slope))
-        return {
+        probe = {"probe": min(self.probed, key=self.probed.get)} if self.probed else {}
+        return probe | {
             "steepest": self.rates[steepest],
             "valley": self.rates[valley],
             "minimum": self.rates[lowest] / 10,
@@ -165,7 +210,8 @@ class RangeTest:
 
         rows = zip(self.rates, self.losses, self.smoothed, strict=True)
         runs.write_table(folder / "lr_range_test.csv", [("lr", "loss", "smoothed_loss"), *rows])
-        text = json.dumps({"suggested": self.suggest, **self.suggestions}, indent=2) + "\n"
+        probes = {f"{rate:g}": loss for rate, loss in self.probed.items() if math.isfinite(loss)}
+        text = json.dumps({"suggested": self.suggest, **self.suggestions, "probes": probes}, indent=2) + "\n"
         runs.write_atomically(folder / "lr_range_test.json", text)
         runs.save_figure(folder / "lr_range_test.png", range_test_figure(self))
 
@@ -196,45 +242,56 @@ def longest_fall(values: np.ndarray) -> tuple[int, int]:
 
 def range_test(cfg: DictConfig) -> RangeTest:
     """Test a fresh copy of what `cfg` would train; nothing of it is kept but the losses."""
+    from cifar_resnet.optim import one_cycle
+
+    test = tested(cfg)
+    log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
+    train_briefly(cfg, test.max_lr, test.steps, test.rising, test.add)
+    with usage_errors():
+        test.check()
+    if test.suggest == "probe":
+        log.info(f"  then trainings of {test.probe_steps} batches up to {test.candidates} and down again\n")
+        for rate in test.candidates:
+            losses = train_briefly(cfg, rate, test.probe_steps, one_cycle, math.isfinite)
+            last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
+            test.probed[rate] = last if math.isfinite(last) else math.inf
+    return test
+
+
+def train_briefly(
+    cfg: DictConfig,
+    lr: float,
+    steps: int,
+    scheduler: "Callable[[Optimizer, int], LRScheduler]",
+    go_on: Callable[[float], bool],
+) -> list[float]:
+    """Train a fresh copy of what `cfg` describes; the batches' losses, of which `go_on` is asked one by one."""
     from lightning.pytorch import Callback
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from cifar_resnet.train import build
 
-    with usage_errors():
-        test = instantiate(cfg.range_test)
+    losses: list[float] = []
 
     class Watch(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-            if not test.add(test.rate(len(test.losses)), outputs["loss"].item()):
+            losses.append(outputs["loss"].item())
+            if not go_on(losses[-1]):
                 trainer.should_stop = True
 
-    copy = cfg.copy()  # with its schedule, so that what is wrong with that is said now
-    if (copy.get("scheduler") or {}).get("max_lr") == "auto":
-        copy.scheduler.max_lr = test.max_lr
-    if cfg.trainer.devices != 1:
-        raise UsageError(f"a range test runs on one device. Got trainer.devices={cfg.trainer.devices}; give 1")
-    if not cfg.optimizer.get("lr"):
-        raise UsageError("a range test scales optimizer.lr. Got 0; give any other learning rate")
-    data, model, precision = build(copy)
-    model.scheduler = partial(rising, rate=test.rate)
-    options = {"max_epochs": -1, "max_steps": test.steps, "limit_val_batches": 0, "accumulate_grad_batches": 1}
+    cfg = cfg.copy()
+    cfg.optimizer.lr = lr
+    if (cfg.get("scheduler") or {}).get("max_lr") == "auto":  # it is built, so that what is wrong with it is said now
+        cfg.scheduler.max_lr = lr
+    data, model, precision = build(cfg)
+    model.scheduler = lambda optimizer, total_steps: scheduler(optimizer, steps)
+    options = {"max_epochs": -1, "max_steps": steps, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     with usage_errors(MisconfigurationException):
         trainer = instantiate(cfg.trainer, precision=precision, callbacks=[Watch()], **options, **quiet)
         model.check(trainer)
-    log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
     trainer.fit(model, data)
-    with usage_errors():
-        test.check()
-    return test
-
-
-def rising(optimizer, total_steps: int, rate) -> "object":
-    from torch.optim.lr_scheduler import LambdaLR
-
-    lr = optimizer.param_groups[0]["lr"]
-    return LambdaLR(optimizer, lambda step: rate(step) / lr)
+    return losses
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Figures, drawn without a display."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,11 +45,15 @@ def range_test_figure(test: "RangeTest") -> Figure:
     (axes,) = figure.axes
     axes.semilogx(test.rates, test.losses, color=GREY, linewidth=0.8, alpha=0.7, label="loss of a batch")
     axes.semilogx(test.rates, test.smoothed, color=BLUE, linewidth=2, label="smoothed")
-    for (name, rate), colour in zip(test.suggestions.items(), (ORANGE, GREEN, "#7c4daf"), strict=True):
+    colours = {"probe": "#c2255c", "steepest": ORANGE, "valley": GREEN, "minimum": "#7c4daf"}
+    if test.probed:
+        finite = {rate: loss for rate, loss in test.probed.items() if math.isfinite(loss)}
+        axes.semilogx(finite.keys(), finite.values(), "o", color=colours["probe"], label="after a short training")
+    for name, rate in test.suggestions.items():
         chosen = name == test.suggest
         label = f"{name}: {rate:.3g}" + (", suggested" if chosen else "")
-        axes.axvline(rate, color=colour, linestyle="-" if chosen else "--", linewidth=1.5, label=label)
-    low, high = min(test.smoothed), test.smoothed[0]
+        axes.axvline(rate, color=colours[name], linestyle="-" if chosen else "--", linewidth=1.5, label=label)
+    low, high = min([*test.smoothed, *test.probed.values()]), test.smoothed[0]
     axes.set_ylim(low - 0.15 * (high - low), high + 0.5 * (high - low))
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")

@@ -25,8 +25,7 @@ def run_on_bowl(noise: float) -> RangeTest:
     test = RangeTest(smoothing=0.5)
     random = np.random.default_rng(0)
     for step in range(test.steps):
-        rate = test.rate(step)
-        if not test.add(rate, float(bowl(np.array(rate)) + noise * random.standard_normal())):
+        if not test.add(float(bowl(np.array(test.rate(step))) + noise * random.standard_normal())):
             break
     return test
 
@@ -41,9 +40,12 @@ def test_rates_are_evenly_spaced_on_a_log_axis():
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_suggestions_find_the_points_of_a_known_curve(noise):
-    found = run_on_bowl(noise).suggestions
+    test = run_on_bowl(noise)
+    found = test.suggestions
     assert found["steepest"] == pytest.approx(0.01, rel=0.6)
     assert found["minimum"] == pytest.approx(0.01, rel=0.6)
+    assert test.edge == pytest.approx(0.135, rel=0.2)  # 30 (x + 1)² is half of the fall, 0.52, at 10**-0.87
+    assert test.candidates == pytest.approx([test.edge / 4 / 10 ** (half / 2) for half in range(4)], rel=0.01)
     assert 1e-3 < found["valley"] < 0.1
 
 
@@ -51,7 +53,7 @@ def test_smoothing_is_a_mean_that_forgets():
     test = RangeTest(smoothing=0.8)
     losses = [3.0, 1.0, 2.0, 2.5]
     for loss in losses:
-        test.add(0.1, loss)
+        test.add(loss)
     weights = [0.8**3, 0.8**2, 0.8, 1.0]
     expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
     assert test.smoothed[-1] == pytest.approx(expected)
@@ -61,7 +63,7 @@ def test_it_stops_where_the_loss_diverges_or_is_not_a_number():
     test = run_on_bowl(0.0)
     assert len(test.losses) < test.steps
     assert max(test.smoothed[:-1]) <= 4 * min(test.smoothed)
-    assert not test.add(0.5, float("nan"))
+    assert not test.add(float("nan"))
     assert len(test.losses) == len(test.rates) == len(test.smoothed)
 
 
@@ -72,11 +74,13 @@ def test_the_longest_fall_is_the_longest_decreasing_subsequence():
 
 
 def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(capsys):
-    arguments = [*TINY, "range_test.steps=40", "optimizer=adam", "range_test.min_lr=1e-5"]
+    arguments = [*TINY, "range_test.steps=40", "range_test.probe_steps=20", "optimizer=adam", "range_test.min_lr=1e-5"]
     assert find_lr.main(arguments) == 0
     (folder,) = Path("outputs/find_lr").iterdir()
     found = json.loads((folder / "lr_range_test.json").read_text())
-    assert {"steepest", "valley", "minimum"} <= found.keys()
+    assert {"probe", "steepest", "valley", "minimum"} <= found.keys()
+    assert f"{found['probe']:g}" == min(found["probes"], key=found["probes"].get)
+    assert len(found["probes"]) == 4
     with (folder / "lr_range_test.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["lr"]) == pytest.approx(1e-5)
@@ -88,9 +92,8 @@ def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(c
 
 def test_the_first_loss_is_that_of_a_fresh_network(cifar_train, run_dirs):
     """At a learning rate of nearly nothing the test's losses are those of the untrained network."""
-    assert (
-        find_lr.main([*TINY, "range_test.steps=100", "range_test.min_lr=1e-9", "augment=none", "optimizer=adam"]) == 0
-    )
+    settings = ["range_test.steps=100", "range_test.min_lr=1e-9", "range_test.suggest=valley"]
+    assert find_lr.main([*TINY, *settings, "augment=none", "optimizer=adam"]) == 0
     (folder,) = Path("outputs/find_lr").iterdir()
     with (folder / "lr_range_test.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
@@ -100,8 +103,8 @@ def test_the_first_loss_is_that_of_a_fresh_network(cifar_train, run_dirs):
 
 
 def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
-    settings = ["scheduler=one_cycle", "scheduler.max_lr=auto", "range_test.steps=40", "trainer.max_epochs=2"]
-    assert cifar_train(*settings) == 0
+    short = ["range_test.steps=40", "range_test.probe_steps=20"]
+    assert cifar_train("scheduler=one_cycle", "scheduler.max_lr=auto", "trainer.max_epochs=2", *short) == 0
     (run_dir,) = run_dirs()
     found = json.loads((run_dir / "lr_range_test.json").read_text())
     peak = record_of(run_dir)["config"]["scheduler"]["max_lr"]
@@ -117,12 +120,13 @@ def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
 @pytest.mark.parametrize(
     ("setting", "answer"),
     [
-        ("range_test.min_lr=20", "range_test goes up from min_lr to max_lr. Got 20"),
-        ("range_test.min_lr=1e-300", "Got 1e-300 and 10.0; give rates from 1e-12 to 1e6"),
+        ("range_test.min_lr=200", "range_test goes up from min_lr to max_lr. Got 200"),
+        ("range_test.min_lr=1e-300", "Got 1e-300 and 100.0; give rates from 1e-12 to 1e6"),
         ("range_test.steps=5", "Got 5; give 20 or more"),
+        ("range_test.probe_steps=5", "range_test.probe_steps counts batches. Got 5; give 20 or more"),
         ("range_test.suggest=best", "unknown range_test.suggest. Got 'best'"),
         ("range_test.smoothing=1", "Got 1"),
-        ("range_test.max_lr=1e-5", "no learning rate between 1e-06 and 1e-05 brought the loss down"),
+        ("range_test.max_lr=2e-5", "no learning rate between 1e-05 and 2e-05 brought the loss down"),
         ("modl=resnet20", "See cifar-find-lr --help"),
         ("-m", "leave out -m"),
         ("dry_run=true", "leave them out"),

@@ -65,7 +65,9 @@ def test_cifar_design_lines_run(line):
 @pytest.mark.parametrize("line", LEARNING_RATES)
 def test_learning_rate_lines_run(line):
     is_search = line.startswith("cifar-search")
-    short = ["search.rounds=1", "search.trials=2"] if is_search else ["range_test.steps=40"]
+    short = (
+        ["search.rounds=1", "search.trials=2"] if is_search else ["range_test.steps=40", "range_test.probe_steps=20"]
+    )
     kept = [argument for argument in shlex.split(line)[1:] if not argument.startswith(("model=", "search.trials="))]
     assert (search if is_search else find_lr).main([*kept, *TINY, *short]) == 0
 
