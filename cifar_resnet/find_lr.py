@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cifar_resnet")
 
 SUGGESTIONS = {
-    "probe": "the best of a few short trainings below where half of the fall is lost again",
+    "probe": "the best for a few short trainings, judged by four of them",
     "steepest": "where the loss falls fastest",
     "valley": "two thirds down the longest fall",
     "minimum": "a tenth of where it is lowest",
@@ -97,8 +97,9 @@ class RangeTest:
         on a log axis; "valley", two thirds down its longest fall (fastai's rule); or "probe". The noise of a high rate
         hides what the network learns at it until the rate comes down again, and the other rules therefore suggest
         rates far too low for one-cycle: "probe" trains with four rates, half a decade apart, for `probe_steps`
-        batches each, up to the rate and down to zero, and takes the one with the lowest loss in the last tenth. The
-        highest is a quarter of the last rate at which the smoothed loss is below the middle of its fall.
+        batches each, up to the rate and down to zero, and takes the lowest point of a parabola through their losses
+        in the last tenth. The highest is a quarter of the last rate at which the smoothed loss is below the middle of
+        its fall.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class RangeTest:
         first, last = longest_fall(smoothed[settled : lowest + 1])
         valley = settled + first + (last - first) * 2 // 3
         steepest = settled + int(np.argmin(slope))
-        probe = {"probe": min(self.probed, key=self.probed.get)} if self.probed else {}
+        probe = {"probe": lowest_point(list(self.probed), list(self.probed.values()))} if self.probed else {}
         return probe | {
             "steepest": self.rates[steepest],
             "valley": self.rates[valley],
@@ -224,6 +225,16 @@ def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         near = np.abs(x - centre) <= reach
         found[index] = np.polyfit(x[near], y[near], 1)[0]
     return found
+
+
+def lowest_point(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Of a parabola through the lowest loss and its neighbours, over evenly spaced logarithms; at an end, that end."""
+    lowest = int(np.argmin(losses))
+    if not 0 < lowest < len(rates) - 1:
+        return rates[lowest]
+    before, here, after = losses[lowest - 1 : lowest + 2]
+    steps = (before - after) / (2 * (before - 2 * here + after)) if math.isfinite(before + after) else 0.0
+    return rates[lowest] * (rates[lowest + 1] / rates[lowest]) ** steps
 
 
 def longest_fall(values: np.ndarray) -> tuple[int, int]:

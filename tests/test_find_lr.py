@@ -12,7 +12,7 @@ import torch
 from conftest import TINY, record_of, rows_of
 
 from cifar_resnet import find_lr, train
-from cifar_resnet.find_lr import RangeTest, longest_fall
+from cifar_resnet.find_lr import RangeTest, longest_fall, lowest_point
 
 
 def bowl(rates: np.ndarray) -> np.ndarray:
@@ -67,6 +67,18 @@ def test_it_stops_where_the_loss_diverges_or_is_not_a_number():
     assert len(test.losses) == len(test.rates) == len(test.smoothed)
 
 
+@pytest.mark.parametrize("best", [0.03, 0.04, 0.09])
+def test_the_lowest_point_of_a_parabola_between_the_probes(best):
+    rates = [1.0, 0.1**0.5, 0.1, 0.1**1.5, 0.01]
+    losses = [1.2 + 0.3 * np.log(rate / best) ** 2 for rate in rates]
+    assert lowest_point(rates, losses) == pytest.approx(best)
+
+
+def test_at_an_end_or_beside_what_diverged_the_lowest_probe_itself():
+    assert lowest_point([1.0, 0.3, 0.1], [1.0, 1.1, 1.4]) == 1.0
+    assert lowest_point([1.0, 0.3, 0.1], [float("inf"), 1.1, 1.4]) == 0.3
+
+
 def test_the_longest_fall_is_the_longest_decreasing_subsequence():
     values = np.array([5.0, 9.0, 4.0, 8.0, 7.0, 3.0, 6.0, 2.0, 10.0])
     first, last = longest_fall(values)
@@ -79,7 +91,9 @@ def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(c
     (folder,) = Path("outputs/find_lr").iterdir()
     found = json.loads((folder / "lr_range_test.json").read_text())
     assert {"probe", "steepest", "valley", "minimum"} <= found.keys()
-    assert f"{found['probe']:g}" == min(found["probes"], key=found["probes"].get)
+    assert found["probe"] == pytest.approx(
+        lowest_point(list(map(float, found["probes"])), list(found["probes"].values()))
+    )
     assert len(found["probes"]) == 4
     with (folder / "lr_range_test.csv").open() as file:
         rows = list(csv.DictReader(file))

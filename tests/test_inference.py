@@ -97,5 +97,5 @@ def test_a_checkpoint_with_another_byte_is_refused_where_torch_would_not_notice(
     assert content.count(b"resnet_cifar") >= 1
     (tmp_path / "changed.ckpt").write_bytes(content.replace(b"resnet_cifar", b"resnet_cigar"))
     torch.load(tmp_path / "changed.ckpt", weights_only=True)
-    with pytest.raises(ValueError, match="not a readable checkpoint.*is not what its checksum says"):
+    with pytest.raises(ValueError, match=r"not a readable checkpoint.*is not what its checksum says"):
         checkpoints.read(tmp_path / "changed.ckpt")
