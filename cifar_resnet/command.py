@@ -133,7 +133,7 @@ def main(
         jobs = composer.jobs(overrides, is_sweep)
         if refuse:
             refuse(jobs, is_sweep)
-        check_settings([job.cfg for job in jobs])
+        check_settings([job.cfg for job in jobs], files=not is_sweep)  # of a sweep those jobs fail that lack theirs
         return run(jobs, is_sweep)
 
     return interpret(config_name, compose_and_run, argv)
@@ -480,13 +480,16 @@ def kind(value: object) -> str | None:
     return next((name for cls, name in kinds.items() if isinstance(value, cls)), None)
 
 
-def check_settings(configurations: Sequence[DictConfig]) -> None:
-    """UsageError for the first of them that nothing could be made from: at once where that takes no import."""
+def check_settings(configurations: Sequence[DictConfig], files: bool = True) -> None:
+    """UsageError for the first of them that nothing could be made from: at once where that takes no import.
+
+    files: look at those that they name as well.
+    """
     from cifar_resnet import limits  # which raises this module's errors
 
     for cfg in configurations:
         with usage_errors():
-            limits.check(cfg)
+            limits.check(cfg, files)
     for cfg in configurations:
         check_arguments(cfg)
 

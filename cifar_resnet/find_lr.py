@@ -233,7 +233,8 @@ def lowest_point(rates: Sequence[float], losses: Sequence[float]) -> float:
     if not 0 < lowest < len(rates) - 1:
         return rates[lowest]
     before, here, after = losses[lowest - 1 : lowest + 2]
-    steps = (before - after) / (2 * (before - 2 * here + after)) if math.isfinite(before + after) else 0.0
+    curvature = before - 2 * here + after
+    steps = (before - after) / (2 * curvature) if 0 < curvature < math.inf else 0.0
     return rates[lowest] * (rates[lowest + 1] / rates[lowest]) ** steps
 
 

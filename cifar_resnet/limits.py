@@ -291,16 +291,20 @@ RELATIONS: dict[str, tuple[Callable, ...]] = {
     "cifar_resnet.data.CIFAR10": (check_pixels,),
     "cifar_resnet.data.CIFAR100": (check_pixels,),
     "cifar_resnet.data.Synthetic": (check_pixels,),
-    "cifar_resnet.data.Files": (check_pixels, Halves),
-    "cifar_resnet.data.ImageFolder": (check_pixels, check_folders),
+    "cifar_resnet.data.Files": (check_pixels,),
+    "cifar_resnet.data.ImageFolder": (check_pixels,),
+}
+FILES: dict[str, tuple[Callable, ...]] = {
+    "cifar_resnet.data.Files": (Halves,),
+    "cifar_resnet.data.ImageFolder": (check_folders,),
 }
 ALL_ARE = 32  # the side in pixels of the images of every data set that does not say
 
 
-def check(cfg: DictConfig) -> None:
-    """Raise for what nothing could be built, read or trained from; whatever is not ours is left to its own constructor.
+def check(cfg: DictConfig, files: bool) -> None:
+    """Raise for what nothing could be built or trained from; whatever is not ours is left to its own constructor.
 
-    ValueError, OSError, or from `runs` UsageError.
+    files: look at those that it names as well. ValueError, OSError, or from `runs` UsageError.
     """
     for key in LIMITS:
         owner, _, name = key.rpartition(".")
@@ -309,7 +313,8 @@ def check(cfg: DictConfig) -> None:
             require(owner, **{name: select(cfg, key)})
     for group in ("data", "model"):
         node = cfg.get(group) or {}
-        for relation in RELATIONS.get(node.get("_target_"), ()):
+        target = node.get("_target_")
+        for relation in (*RELATIONS.get(target, ()), *(FILES.get(target, ()) if files else ())):
             names = inspect.signature(relation).parameters
             if all(name in node and not OmegaConf.is_missing(node, name) for name in names):
                 with contextlib.suppress(TypeError):  # of what type they must be is told later, and better
@@ -318,6 +323,11 @@ def check(cfg: DictConfig) -> None:
         check_size(cfg.augment.crop_padding, cfg.augment.cutout_size, cfg.data.get("image_size", ALL_ARE))
     if "trainer" in cfg:
         check_run(cfg)
+        teacher = select(cfg, "distill.teacher")
+        if teacher == []:
+            raise ValueError("distill.teacher names nobody. Give a checkpoint, a run folder, or a list of them")
+        if files and isinstance(teacher, (str, list)):
+            check_teachers(teacher)
 
 
 OURS = ("cifar_resnet.", "lightning.pytorch.Trainer", "torch.optim.")
@@ -341,8 +351,6 @@ def check_run(cfg: DictConfig) -> None:
         raise ValueError("nothing would be tested. Got trainer.limit_test_batches=0; to leave the test out: test=false")
     if "num_classes" in cfg.model:
         raise ValueError(f"the data says how many classes there are. Got model.num_classes={cfg.model.num_classes}")
-    if cfg.distill.teacher is not None:
-        check_teachers(select(cfg, "distill.teacher"))
     if cfg.precision.get("precision") == "16-mixed":
         from cifar_resnet.precision import resolve  # takes torch to tell, but not Lightning
 
@@ -350,10 +358,7 @@ def check_run(cfg: DictConfig) -> None:
 
 
 def check_teachers(teacher: str | Sequence[str]) -> None:
-    paths = [teacher] if isinstance(teacher, str) else teacher
-    if not paths:
-        raise ValueError("distill.teacher names nobody. Give a checkpoint, a run folder, or a list of them")
     from cifar_resnet import checkpoints
 
-    for path in paths:
+    for path in [teacher] if isinstance(teacher, str) else teacher:
         checkpoints.read(path)

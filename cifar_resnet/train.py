@@ -27,7 +27,7 @@ if not __package__:  # run as a file
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_resnet import runs
+from cifar_resnet import limits, runs
 from cifar_resnet.command import Composer, Job, RunError, UsageError, check_settings, usage_errors
 from cifar_resnet.command import main as command_main
 
@@ -252,6 +252,7 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
     with usage_errors(MisconfigurationException):
         seed_everything(cfg.seed, workers=True, verbose=False)
         precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
+        limits.check(cfg, files=False)  # it may be that of a run folder
         settle(cfg)
         data = data_of(cfg)
         recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.get("scheduler")}

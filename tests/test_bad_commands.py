@@ -1,6 +1,7 @@
 """Generated mistakes: each gets one line that names what was given, exit code 2, and leaves nothing behind.
 
-BAD_COMMANDS=300 pytest tests/test_bad_commands.py   # the long form
+BAD_COMMANDS=300 pytest tests/test_bad_commands.py                      # the long form
+COLD=1 BAD_COMMANDS=300 pytest --durations=20 tests/test_bad_commands.py   # each a process of its own, and the slowest
 """
 
 import os
@@ -20,6 +21,7 @@ from cifar_resnet import design, evaluate, export, find_lr, predict, report, sea
 from cifar_resnet.command import COLLECTIONS, CONF, MAY_BE_LEFT_OUT, Composer, kind, leaves, select
 
 COUNT = int(os.environ.get("BAD_COMMANDS", "20"))
+COLD = "COLD" in os.environ
 COMMANDS = {
     "train": train, "find_lr": find_lr, "search": search, "design": design,
     "evaluate": evaluate, "predict": predict, "export": export, "report": report,
@@ -179,7 +181,7 @@ from cifar_resnet.command import Composer, UsageError
 for line in {lines}:
     try:
         (job,) = Composer("train").jobs([*{TINY}, *line.split()])
-        limits.check(job.cfg)
+        limits.check(job.cfg, files=True)
     except (UsageError, ValueError) as error:
         assert not {{"torch", "lightning"}} & sys.modules.keys(), line
     else:
@@ -187,6 +189,18 @@ for line in {lines}:
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def answer_of(command: str, arguments: list[str], capsys) -> tuple[int, str, str]:
+    if COLD:
+        module = COMMANDS[command].__name__
+        ran = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+        return ran.returncode, ran.stdout, ran.stderr
+    try:
+        code = COMMANDS[command].main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    return code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize(("command", "line"), generated(COUNT))
@@ -203,15 +217,11 @@ def test_one_line_exit_code_two_and_nothing_left(command, line, things, offline,
             arguments = [text for text in arguments if text not in TINY]
     elsewhere = Path(things["CUT"]).parent
     before = everything(tmp_path) | everything(elsewhere)
-    try:
-        code = COMMANDS[command].main(arguments)
-    except SystemExit as ended:
-        code = ended.code
-    captured = capsys.readouterr()
-    complaint = [text for text in captured.err.splitlines() if not text.startswith("skipped: ")]
-    assert code == 2, (arguments, captured)
-    assert len(complaint) == 1, captured.err
+    code, out, err = answer_of(command, arguments, capsys)
+    complaint = [text for text in err.splitlines() if not text.startswith("skipped: ")]
+    assert code == 2, (arguments, out, err)
+    assert len(complaint) == 1, err
     assert complaint[0].startswith("error: ")
     assert 20 < len(complaint[0]) < 600
-    assert "Traceback" not in captured.out + captured.err
+    assert "Traceback" not in out + err
     assert everything(tmp_path) | everything(elsewhere) == before

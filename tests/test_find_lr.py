@@ -77,6 +77,7 @@ def test_the_lowest_point_of_a_parabola_between_the_probes(best):
 def test_at_an_end_or_beside_what_diverged_the_lowest_probe_itself():
     assert lowest_point([1.0, 0.3, 0.1], [1.0, 1.1, 1.4]) == 1.0
     assert lowest_point([1.0, 0.3, 0.1], [float("inf"), 1.1, 1.4]) == 0.3
+    assert lowest_point([1.0, 0.3, 0.1, 0.03], [1.2, 1.1, 1.1, 1.1]) == pytest.approx(0.3, rel=0.9)
 
 
 def test_the_longest_fall_is_the_longest_decreasing_subsequence():
@@ -91,9 +92,8 @@ def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(c
     (folder,) = Path("outputs/find_lr").iterdir()
     found = json.loads((folder / "lr_range_test.json").read_text())
     assert {"probe", "steepest", "valley", "minimum"} <= found.keys()
-    assert found["probe"] == pytest.approx(
-        lowest_point(list(map(float, found["probes"])), list(found["probes"].values()))
-    )
+    rates, losses = map(float, found["probes"]), found["probes"].values()
+    assert found["probe"] == pytest.approx(lowest_point(list(rates), list(losses)))
     assert len(found["probes"]) == 4
     with (folder / "lr_range_test.csv").open() as file:
         rows = list(csv.DictReader(file))
