@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cifar_resnet")
 
 SUGGESTIONS = {
-    "probe": "the best for a few short trainings, judged by four of them",
+    "probe": "the highest that does as well as the best of four short trainings",
     "steepest": "where the loss falls fastest",
     "valley": "two thirds down the longest fall",
     "minimum": "a tenth of where it is lowest",
@@ -97,9 +97,9 @@ class RangeTest:
         on a log axis; "valley", two thirds down its longest fall (fastai's rule); or "probe". The noise of a high rate
         hides what the network learns at it until the rate comes down again, and the other rules therefore suggest
         rates far too low for one-cycle: "probe" trains with four rates, half a decade apart, for `probe_steps`
-        batches each, up to the rate and down to zero, and takes the lowest point of a parabola through their losses
-        in the last tenth. The highest is a quarter of the last rate at which the smoothed loss is below the middle of
-        its fall.
+        batches each, up to the rate and down to zero, and takes the highest that does as well as the best of them,
+        by the loss of the last tenth. It begins at a quarter of the last rate at which the smoothed loss is below the
+        middle of its fall.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class RangeTest:
         first, last = longest_fall(smoothed[settled : lowest + 1])
         valley = settled + first + (last - first) * 2 // 3
         steepest = settled + int(np.argmin(slope))
-        probe = {"probe": lowest_point(list(self.probed), list(self.probed.values()))} if self.probed else {}
+        probe = {"probe": highest_good(self.probed, smoothed[settled])} if self.probed else {}
         return probe | {
             "steepest": self.rates[steepest],
             "valley": self.rates[valley],
@@ -227,15 +227,20 @@ def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return found
 
 
-def lowest_point(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Of a parabola through the lowest loss and its neighbours, over evenly spaced logarithms; at an end, that end."""
-    lowest = int(np.argmin(losses))
-    if not 0 < lowest < len(rates) - 1:
-        return rates[lowest]
-    before, here, after = losses[lowest - 1 : lowest + 2]
-    curvature = before - 2 * here + after
-    steps = (before - after) / (2 * curvature) if 0 < curvature < math.inf else 0.0
-    return rates[lowest] * (rates[lowest + 1] / rates[lowest]) ** steps
+def highest_good(losses: dict[float, float], start: float) -> float:
+    """The highest rate at which a line through these losses, rates on a log axis, is within 2% of the whole fall.
+
+    start: the loss before the first step. Of two rates that do as well in so few steps the higher one serves longer
+    trainings better.
+    """
+    rates = sorted(losses, reverse=True)
+    bound = min(losses.values()) + 0.02 * (start - min(losses.values()))
+    index = next(index for index, rate in enumerate(rates) if losses[rate] <= bound)
+    if index == 0 or not math.isfinite(losses[rates[index - 1]]):
+        return rates[index]
+    above, here = rates[index - 1], rates[index]
+    share = (bound - losses[here]) / (losses[above] - losses[here])
+    return here * (above / here) ** share
 
 
 def longest_fall(values: np.ndarray) -> tuple[int, int]:

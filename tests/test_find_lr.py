@@ -12,7 +12,7 @@ import torch
 from conftest import TINY, record_of, rows_of
 
 from cifar_resnet import find_lr, train
-from cifar_resnet.find_lr import RangeTest, longest_fall, lowest_point
+from cifar_resnet.find_lr import RangeTest, highest_good, longest_fall
 
 
 def bowl(rates: np.ndarray) -> np.ndarray:
@@ -67,17 +67,12 @@ def test_it_stops_where_the_loss_diverges_or_is_not_a_number():
     assert len(test.losses) == len(test.rates) == len(test.smoothed)
 
 
-@pytest.mark.parametrize("best", [0.03, 0.04, 0.09])
-def test_the_lowest_point_of_a_parabola_between_the_probes(best):
-    rates = [1.0, 0.1**0.5, 0.1, 0.1**1.5, 0.01]
-    losses = [1.2 + 0.3 * np.log(rate / best) ** 2 for rate in rates]
-    assert lowest_point(rates, losses) == pytest.approx(best)
-
-
-def test_at_an_end_or_beside_what_diverged_the_lowest_probe_itself():
-    assert lowest_point([1.0, 0.3, 0.1], [1.0, 1.1, 1.4]) == 1.0
-    assert lowest_point([1.0, 0.3, 0.1], [float("inf"), 1.1, 1.4]) == 0.3
-    assert lowest_point([1.0, 0.3, 0.1, 0.03], [1.2, 1.1, 1.1, 1.1]) == pytest.approx(0.3, rel=0.9)
+def test_the_highest_of_the_probes_that_do_as_well_as_the_best():
+    losses = {1.0: 2.0, 0.1: 1.01, 0.01: 1.0, 0.001: 1.2}
+    assert highest_good(losses, start=2.0) == pytest.approx(0.1 * 10 ** (0.01 / 0.99))  # where the line is at 1.02
+    assert highest_good(losses | {0.1: 1.03}, start=2.0) == pytest.approx(0.01 * 10 ** (0.02 / 0.03))
+    assert highest_good(losses | {1.0: 1.015}, start=2.0) == 1.0
+    assert highest_good(losses | {1.0: float("inf")}, start=2.0) == 0.1
 
 
 def test_the_longest_fall_is_the_longest_decreasing_subsequence():
@@ -92,8 +87,10 @@ def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(c
     (folder,) = Path("outputs/find_lr").iterdir()
     found = json.loads((folder / "lr_range_test.json").read_text())
     assert {"probe", "steepest", "valley", "minimum"} <= found.keys()
-    rates, losses = map(float, found["probes"]), found["probes"].values()
-    assert found["probe"] == pytest.approx(lowest_point(list(rates), list(losses)))
+    with (folder / "lr_range_test.csv").open() as file:
+        smoothed = [float(row["smoothed_loss"]) for row in csv.DictReader(file)]
+    probes = {float(rate): loss for rate, loss in found["probes"].items()}
+    assert found["probe"] == pytest.approx(highest_good(probes, start=smoothed[len(smoothed) // 10]))
     assert len(found["probes"]) == 4
     with (folder / "lr_range_test.csv").open() as file:
         rows = list(csv.DictReader(file))
