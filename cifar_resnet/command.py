@@ -133,7 +133,7 @@ def main(
         jobs = composer.jobs(overrides, is_sweep)
         if refuse:
             refuse(jobs, is_sweep)
-        check_settings([job.cfg for job in jobs], files=not is_sweep)  # of a sweep those jobs fail that lack theirs
+        check_settings([job.cfg for job in jobs])
         return run(jobs, is_sweep)
 
     return interpret(config_name, compose_and_run, argv)
@@ -480,16 +480,22 @@ def kind(value: object) -> str | None:
     return next((name for cls, name in kinds.items() if isinstance(value, cls)), None)
 
 
-def check_settings(configurations: Sequence[DictConfig], files: bool = True) -> None:
-    """UsageError for the first of them that nothing could be made from: at once where that takes no import.
+def check_settings(configurations: Sequence[DictConfig]) -> None:
+    """UsageError where nothing could be made from any of them: at once, where that takes no import.
 
-    files: look at those that they name as well.
+    Of several that of one alone may be out of range: it will say so in its turn, and the others have their results.
     """
     from cifar_resnet import limits  # which raises this module's errors
 
+    mistakes = []
     for cfg in configurations:
-        with usage_errors():
-            limits.check(cfg, files)
+        try:
+            with usage_errors():
+                limits.check(cfg, files=True)
+        except UsageError as error:
+            mistakes.append(error)
+    if len(mistakes) == len(configurations):
+        raise mistakes[0]
     for cfg in configurations:
         check_arguments(cfg)
 

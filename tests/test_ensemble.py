@@ -115,7 +115,7 @@ def test_its_folder_is_an_ensemble_to_the_other_commands(cifar_train):
         (["trainer.gradient_clip_val=1"], "gradients are clipped by one norm"),
         (["trainer.devices=2"], "trainer.devices=1"),
         (["ensemble.size=0"], "ensemble.size counts networks. Got 0"),
-        (["ensemble.size=1.5"], "ensemble.size counts networks. Got 1.5"),
+        (["ensemble.size=1.5"], "ensemble.size must be a whole number. Got 1.5"),
         (["model.stochastic_depth=0.2"], "by its own chance. Got StochasticDepth"),
         (["trainer.limit_val_batches=0"], "no epoch would be validated"),
         (["callbacks=early_stopping"], "end together"),

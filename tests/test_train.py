@@ -243,8 +243,14 @@ def test_a_job_that_fails_does_not_stop_the_sweep(cifar_train, run_dirs, capsys)
     assert cifar_train("-m", "optimizer.lr=-1,0.1") == 1
     assert [path.name for path in run_dirs()] == ["lr-0.1"]
     output = capsys.readouterr().out
-    assert "Invalid learning rate: -1" in output
+    assert "optimizer.lr must not be negative. Got -1" in output
     assert "failed" in output
+
+
+def test_a_sweep_without_one_good_job_does_not_begin(cifar_train, capsys):
+    assert cifar_train("-m", "optimizer.lr=-1,-2") == 2
+    assert "optimizer.lr must not be negative. Got -1" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_early_stopping_ends_a_run_early(cifar_train, run_dirs):
