@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cifar_resnet")
 
 SUGGESTIONS = {
-    "probe": "the highest that does as well as the best of four short trainings",
+    "probe": "the middle of those that do best in four short trainings",
     "steepest": "where the loss falls fastest",
     "valley": "two thirds down the longest fall",
     "minimum": "a tenth of where it is lowest",
@@ -97,9 +97,9 @@ class RangeTest:
         on a log axis; "valley", two thirds down its longest fall (fastai's rule); or "probe". The noise of a high rate
         hides what the network learns at it until the rate comes down again, and the other rules therefore suggest
         rates far too low for one-cycle: "probe" trains with four rates, half a decade apart, for `probe_steps`
-        batches each, up to the rate and down to zero, and takes the highest that does as well as the best of them,
-        by the loss of the last tenth. It begins at a quarter of the last rate at which the smoothed loss is below the
-        middle of its fall.
+        batches each, up to the rate and down to zero, and takes the middle of those that do about as well as the best,
+        by the loss of the last tenth. The highest of the four is a quarter of the last rate at which the smoothed loss
+        is below the middle of its fall.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class RangeTest:
         first, last = longest_fall(smoothed[settled : lowest + 1])
         valley = settled + first + (last - first) * 2 // 3
         steepest = settled + int(np.argmin(slope))
-        probe = {"probe": highest_good(self.probed, smoothed[settled])} if self.probed else {}
+        probe = {"probe": middle_of_the_good(self.probed, smoothed[settled])} if self.probed else {}
         return probe | {
             "steepest": self.rates[steepest],
             "valley": self.rates[valley],
@@ -227,20 +227,27 @@ def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return found
 
 
-def highest_good(losses: dict[float, float], start: float) -> float:
-    """The highest rate at which a line through these losses, rates on a log axis, is within 2% of the whole fall.
+def middle_of_the_good(losses: dict[float, float], start: float) -> float:
+    """The middle of the rates around the best whose loss is within 2% of the whole fall of it, on a log axis.
 
-    start: the loss before the first step. Of two rates that do as well in so few steps the higher one serves longer
-    trainings better.
+    losses: by learning rate; between them lie straight lines. start: the loss before the first step.
     """
-    rates = sorted(losses, reverse=True)
-    bound = min(losses.values()) + 0.02 * (start - min(losses.values()))
-    index = next(index for index, rate in enumerate(rates) if losses[rate] <= bound)
-    if index == 0 or not math.isfinite(losses[rates[index - 1]]):
-        return rates[index]
-    above, here = rates[index - 1], rates[index]
-    share = (bound - losses[here]) / (losses[above] - losses[here])
-    return here * (above / here) ** share
+    rates = np.log10(sorted(losses))
+    values = np.array([losses[rate] for rate in sorted(losses)])
+    best = int(np.argmin(values))
+    bound = values[best] + 0.02 * (start - values[best])
+
+    def reach(side: range) -> float:
+        """How far to one side the loss is that good."""
+        here = best
+        for there in side:
+            if values[there] > bound:
+                share = (bound - values[here]) / (values[there] - values[here])
+                return rates[here] + share * (rates[there] - rates[here])
+            here = there
+        return rates[here]
+
+    return float(10 ** ((reach(range(best - 1, -1, -1)) + reach(range(best + 1, len(rates)))) / 2))
 
 
 def longest_fall(values: np.ndarray) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY, record_of, rows_of
 
 from cifar_resnet import find_lr, train
-from cifar_resnet.find_lr import RangeTest, highest_good, longest_fall
+from cifar_resnet.find_lr import RangeTest, longest_fall, middle_of_the_good
 
 
 def bowl(rates: np.ndarray) -> np.ndarray:
@@ -67,12 +67,14 @@ def test_it_stops_where_the_loss_diverges_or_is_not_a_number():
     assert len(test.losses) == len(test.rates) == len(test.smoothed)
 
 
-def test_the_highest_of_the_probes_that_do_as_well_as_the_best():
-    losses = {1.0: 2.0, 0.1: 1.01, 0.01: 1.0, 0.001: 1.2}
-    assert highest_good(losses, start=2.0) == pytest.approx(0.1 * 10 ** (0.01 / 0.99))  # where the line is at 1.02
-    assert highest_good(losses | {0.1: 1.03}, start=2.0) == pytest.approx(0.01 * 10 ** (0.02 / 0.03))
-    assert highest_good(losses | {1.0: 1.015}, start=2.0) == 1.0
-    assert highest_good(losses | {1.0: float("inf")}, start=2.0) == 0.1
+def test_the_middle_of_the_rates_that_do_as_well_as_the_best():
+    """Within 0.02, 2% of a fall of 1, on lines between the probes."""
+    best_inside = middle_of_the_good({1.0: 2.0, 0.1: 1.0, 0.01: 1.04, 0.001: 1.2}, start=2.0)
+    assert np.log10(best_inside) == pytest.approx((-1 + 0.02 + -1 - 0.5) / 2)
+    flat = middle_of_the_good({1.0: 1.1, 0.1: 1.01, 0.01: 1.0, 0.001: 1.015}, start=2.0)
+    assert np.log10(flat) == pytest.approx((-3 + -1 + 1 / 9) / 2)
+    diverged = middle_of_the_good({1.0: float("inf"), 0.1: 1.0, 0.01: 1.0}, start=2.0)
+    assert np.log10(diverged) == pytest.approx(-1.5)
 
 
 def test_the_longest_fall_is_the_longest_decreasing_subsequence():
@@ -90,7 +92,7 @@ def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(c
     with (folder / "lr_range_test.csv").open() as file:
         smoothed = [float(row["smoothed_loss"]) for row in csv.DictReader(file)]
     probes = {float(rate): loss for rate, loss in found["probes"].items()}
-    assert found["probe"] == pytest.approx(highest_good(probes, start=smoothed[len(smoothed) // 10]))
+    assert found["probe"] == pytest.approx(middle_of_the_good(probes, start=smoothed[len(smoothed) // 10]))
     assert len(found["probes"]) == 4
     with (folder / "lr_range_test.csv").open() as file:
         rows = list(csv.DictReader(file))
