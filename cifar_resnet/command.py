@@ -164,6 +164,9 @@ def interpret(
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OmegaConfBaseException as error:  # such as a key that should have a value and has none
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -220,7 +223,10 @@ class Composer:
                     refuse_hydra_setting(override)
                 swept = [override for override in parsed if multirun and override.is_sweep_override()]
                 fixed = [override.input_line for override in parsed if override not in swept]
-                return [self.job(fixed, list(varying)) for varying in itertools.product(*map(values_of, swept))]
+                jobs = [self.job(fixed, list(varying)) for varying in itertools.product(*map(values_of, swept))]
+                if not jobs:
+                    raise HydraException(f"nothing to try. Got {' '.join(overrides)}; give one value or more")
+                return jobs
             except UNREADABLE as error:
                 message = self.explain(error, overrides)
         raise UsageError(message)
@@ -287,7 +293,7 @@ class Composer:
         raise HydraException(f"{group} is chosen by name. Got {override.input_line}. Choices: {', '.join(known)}")
 
     def compare_types(self, cfg: DictConfig, overrides: list[str]) -> None:
-        """Refuse a value of another kind than its default at once: finer checks have to wait for slow imports."""
+        """Refuse a value of another kind than its default."""
         parsed = parse(overrides)
         for override in parsed:
             owner, _, _ = override.key_or_group.rpartition(".")
@@ -301,7 +307,8 @@ class Composer:
         values = [override for override in parsed if not self.is_group(override)]
         default = self.defaults(tuple(choices)) if values else cfg
         for override in values:
-            if override.is_add() or override.is_force_add():
+            is_new = override.is_add() or select(default, override.key_or_group) is None
+            if is_new and (override.is_add() or override.is_force_add()):
                 self.refuse_stray_addition(cfg, override)
                 continue
             expected, given = select(default, override.key_or_group), select(cfg, override.key_or_group)
@@ -318,7 +325,9 @@ class Composer:
                 raise HydraException(f"{override.key_or_group} must be a whole number. Got {override.input_line}")
             # where null is an argument, its constructor knows about it
             must_be = kind(given) or not owner or kind(expected) == "settings"
-            if kind(expected) and must_be and kind(expected) != kind(given):
+            # some of a network's settings take a list, one number for each stage, in place of a number
+            per_stage = owner == "model" and (kind(expected), kind(given)) == ("a number", "a list")
+            if kind(expected) and must_be and kind(expected) != kind(given) and not per_stage:
                 such = "" if kind(expected) == "settings" else f", such as {expected}"
                 raise HydraException(
                     f"{override.key_or_group} must be {kind(expected)}{such}. Got {override.input_line}"
@@ -360,7 +369,7 @@ class Composer:
         target, name = str(owner.get("_target_")), override.key_or_group.rpartition(".")[2]
         ours = target == "lightning.pytorch.Trainer" or target.startswith("cifar_resnet.")
         explained = name in NOT_FOR_USERS or override.key_or_group == "model.num_classes"
-        return ours and ".optim." not in target and len(self.folders) == 1 and not explained
+        return ours and target != "cifar_resnet.optim.SGD" and len(self.folders) == 1 and not explained
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Hydra's complaint in one line, with what comes closest to the word that it does not know."""
@@ -489,9 +498,11 @@ def check_settings(configurations: Sequence[DictConfig]) -> None:
 
     mistakes = []
     for cfg in configurations:
+        # the jobs of a sweep and a run that goes on may have finished, and then need no files
+        files = len(configurations) == 1 and not cfg.get("resume") and not cfg.get("dry_run")
         try:
             with usage_errors():
-                limits.check(cfg, files=True)
+                limits.check(cfg, files)
         except UsageError as error:
             mistakes.append(error)
     if len(mistakes) == len(configurations):

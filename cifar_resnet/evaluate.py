@@ -24,7 +24,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_resnet import runs
+from cifar_resnet import limits, runs
 from cifar_resnet.command import Composer, UsageError, check_settings, interpret, usage_errors
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def composed(composer: Composer, overrides: list[str]) -> DictConfig:
     (job,) = composer.jobs([text for text in overrides if not text.startswith("data.")])
     if OmegaConf.is_missing(job.cfg, "checkpoint"):
         raise UsageError("checkpoint has no default. Give it: checkpoint=<.ckpt file, run folder or sweep folder>")
+    with usage_errors():
+        limits.check(job.cfg, files=False)
     if "data" in given:
         (job,) = composer.jobs(overrides)
         check_settings([job.cfg])
@@ -110,8 +112,6 @@ def evaluate(cfg: DictConfig, folder: Path, composer: Composer) -> dict:
     from cifar_resnet.answers import FILE, Answers
     from cifar_resnet.inference import Ensemble, mean_probability
 
-    if cfg.batch_size < 1:
-        raise ValueError(f"batch_size counts images. Got {cfg.batch_size}; give 1 or more")
     paths = checkpoints.members(plain(cfg.checkpoint))
     precision = instantiate(cfg.precision, accelerator=cfg.accelerator)
     ensemble = Ensemble(paths, cfg.tta, cfg.accelerator, precision)

@@ -1,6 +1,6 @@
 """Images in files of a user's own: pictures, .npz archives and CIFAR-style pickles. Nothing in them is executed.
 
-Nothing here imports torch: what is wrong with a file is said at once.
+It takes no torch to import this: what is wrong with a file is said at once.
 """
 
 import pickle

@@ -21,7 +21,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from cifar_resnet import runs
+from cifar_resnet import limits, runs
 from cifar_resnet.command import Job, UsageError, usage_errors
 from cifar_resnet.command import main as command_main
 
@@ -56,7 +56,7 @@ def tested(cfg: DictConfig) -> "RangeTest":
     """The range test that `cfg` describes."""
     if cfg.trainer.devices != 1:
         raise UsageError(f"a range test runs on one device. Got trainer.devices={cfg.trainer.devices}; give 1")
-    if not cfg.optimizer.get("lr"):
+    if cfg.optimizer.get("lr") == 0:
         raise UsageError("a range test scales optimizer.lr. Got 0; give any other learning rate")
     with usage_errors():
         return instantiate(cfg.range_test)
@@ -112,22 +112,20 @@ class RangeTest:
         suggest: str = "probe",
         probe_steps: int = 200,
     ):
+        limits.require(
+            "range_test",
+            min_lr=min_lr,
+            max_lr=max_lr,
+            steps=steps,
+            smoothing=smoothing,
+            divergence=divergence,
+            suggest=suggest,
+            probe_steps=probe_steps,
+        )
         if not 1e-12 <= min_lr < max_lr <= 1e6:
             raise ValueError(
                 f"range_test goes up from min_lr to max_lr. Got {min_lr} and {max_lr}; give rates from 1e-12 to 1e6"
             )
-        if steps < 20:
-            raise ValueError(f"range_test.steps counts batches. Got {steps}; give 20 or more")
-        if probe_steps < 20:
-            raise ValueError(f"range_test.probe_steps counts batches. Got {probe_steps}; give 20 or more")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"range_test.smoothing is a share. Got {smoothing}; give 0 up to 1")
-        if divergence <= 1:
-            raise ValueError(
-                f"range_test.divergence is a multiple of the lowest loss. Got {divergence}; give more than 1"
-            )
-        if suggest not in SUGGESTIONS:
-            raise ValueError(f"unknown range_test.suggest. Got {suggest!r}; give {' or '.join(SUGGESTIONS)}")
         self.min_lr, self.max_lr, self.steps = min_lr, max_lr, steps
         self.smoothing, self.divergence, self.suggest, self.probe_steps = smoothing, divergence, suggest, probe_steps
         self.rates: list[float] = []
@@ -265,21 +263,36 @@ def longest_fall(values: np.ndarray) -> tuple[int, int]:
 
 
 def range_test(cfg: DictConfig) -> RangeTest:
-    """Test a fresh copy of what `cfg` would train; nothing of it is kept but the losses."""
-    from cifar_resnet.optim import one_cycle
+    """Test fresh copies of what `cfg` would train; nothing of them is kept but the losses."""
+    from cifar_resnet.train import images_kept
 
     test = tested(cfg)
     log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
-    train_briefly(cfg, test.max_lr, test.steps, test.rising, test.add)
-    with usage_errors():
-        test.check()
-    if test.suggest == "probe":
-        log.info(f"  then trainings of {test.probe_steps} batches up to {test.candidates} and down again\n")
-        for rate in test.candidates:
-            losses = train_briefly(cfg, rate, test.probe_steps, one_cycle, math.isfinite)
-            last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
-            test.probed[rate] = last if math.isfinite(last) else math.inf
+    with images_kept():
+        train_briefly(cfg, test.max_lr, test.steps, test.rising, test.add)
+        with usage_errors():
+            test.check()
+        if test.suggest == "probe":
+            probe(cfg, test)
     return test
+
+
+def probe(cfg: DictConfig, test: RangeTest) -> None:
+    """Train for a short while with each of the test's candidates."""
+    from cifar_resnet.optim import one_cycle
+
+    cfg = cfg.copy()
+    cfg.scheduler = None  # it may want a higher peak, and has been built for the range test
+    log.info(f"  then trainings of {test.probe_steps} batches up to {test.candidates} and down again\n")
+    for rate in test.candidates:
+        losses = train_briefly(cfg, rate, test.probe_steps, one_cycle, math.isfinite)
+        last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
+        test.probed[rate] = last if math.isfinite(last) else math.inf
+    if not min(test.probed.values()) < test.smoothed[test.settled]:
+        raise UsageError(
+            f"none of the short trainings brought the loss down. Got learning rates of {test.candidates}; "
+            f"give range_test.probe_steps a larger value, or range_test.suggest=valley"
+        )
 
 
 def train_briefly(
@@ -305,7 +318,7 @@ def train_briefly(
 
     cfg = cfg.copy()
     cfg.optimizer.lr = lr
-    if (cfg.get("scheduler") or {}).get("max_lr") == "auto":  # it is built, so that what is wrong with it is said now
+    if (cfg.get("scheduler") or {}).get("max_lr") == "auto":  # it is built, so that what is wrong with it is said
         cfg.scheduler.max_lr = lr
     data, model, precision = build(cfg)
     model.scheduler = lambda optimizer, total_steps: scheduler(optimizer, steps)

@@ -1,13 +1,15 @@
 """What settings may be: asked of a command line before torch is imported, and by every constructor of its arguments.
 
-Nothing here imports torch.
+It takes no torch to import this.
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
+from numbers import Integral, Real
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,9 +34,9 @@ class Range:
     word: str | None = None
 
     def complaint(self, key: str, value: object) -> str | None:
-        if value == self.word:
+        if self.word is not None and value == self.word:
             return None
-        if not isinstance(value, int if self.whole else (int, float)) or isinstance(value, bool):
+        if not isinstance(value, Integral if self.whole else Real) or isinstance(value, bool):
             return f"{key} must be a {'whole ' if self.whole else ''}number. Got {value!r}; give {self}"
         above = self.low < value if self.above else self.low <= value
         below = value < self.high if self.below else value <= self.high
@@ -78,7 +80,7 @@ NOT_NEGATIVE = Range("must not be negative", 0)
 TTA = OneOf(("none", "flip", "flip_shift"))
 BLOCKS = {"basic": 2, "bottleneck": 3, "preact_basic": 2, "preact_bottleneck": 3}  # convolutions of each
 
-# None passes everywhere: whether a setting may be null is a matter of its type. Of a list each item is looked at.
+# of a list each item is looked at
 LIMITS: dict[str, Range | OneOf] = {
     "seed": SEED,
     "tta": TTA,
@@ -152,9 +154,21 @@ LIMITS: dict[str, Range | OneOf] = {
     "distill.weight": share(),
     "callbacks.finite_loss.every_n_steps": counts("steps"),
     "callbacks.augmented_batch.num_images": counts("images"),
+    "range_test.min_lr": Range("is a learning rate", 0, above=True),
+    "range_test.max_lr": Range("is a learning rate", 0, above=True),
+    "range_test.steps": counts("batches", least=20),
+    "range_test.probe_steps": counts("batches", least=20),
+    "range_test.smoothing": share(below=True),
+    "range_test.divergence": Range("is a multiple of the lowest loss", 1, above=True),
+    "range_test.suggest": OneOf(("probe", "steepest", "valley", "minimum")),
+    "search.method": OneOf(("random", "tpe")),
+    "search.rounds": counts("rounds"),
+    "search.trials": counts("trials"),
+    "search.narrow": Range("is a share", 0, 1, above=True),
+    "search.seed": SEED,
     "precision.precision": OneOf(("auto", "16-mixed", "bf16-mixed", "32-true")),
     "precision.float32_matmul": OneOf(("highest", "high", "medium")),
-    "trainer.accelerator": OneOf(("auto", "cpu", "gpu", "cuda", "mps", "tpu")),
+    "trainer.max_epochs": Range("counts epochs", 1, whole=True),
     "trainer.gradient_clip_algorithm": OneOf(("norm", "value")),
     "trainer.gradient_clip_val": NOT_NEGATIVE,
     "trainer.accumulate_grad_batches": counts("batches"),
@@ -162,14 +176,25 @@ LIMITS: dict[str, Range | OneOf] = {
 }
 
 
+MAY_BE_NULL = {
+    "tta", "data.std", "augment.policy", "augment.mixing", "augment.mixing_alpha", "model.max_params",
+    "model.widen_factor", "model.blocks", "model.expansion", "model.strides", "model.stem_width",
+    "optimizer.other_momentum", "scheduler.max_lr", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
+    "trainer.check_val_every_n_epoch",
+}  # fmt: skip
+
+
 def complaint_about(key: str, value: object) -> str | None:
     limit = LIMITS[key]
     if value is None:
-        return None
-    if not isinstance(value, (list, tuple)):
+        return None if key in MAY_BE_NULL else f"{key} is null. Give {limit}"
+    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
+    if isinstance(value, str) or not isinstance(value, Sequence):
         return limit.complaint(key, value)
     if not value and key.startswith("model."):
         return f"{key} is empty. Got []; give a number or more"
+    if key == "optimizer.betas" and len(value) != 2:
+        return f"{key} are two numbers. Got {list(value)}; give two"
     complaints = (limit.complaint(f"{key}[{index}]", item) for index, item in enumerate(value))
     return next(filter(None, complaints), None)
 
@@ -248,6 +273,8 @@ def check_odd(name: str, values: Sequence[int]) -> None:
 
 def pyramid_blocks(depth: int, bottleneck: bool) -> list[int]:
     """Blocks of each of a PyramidNet's three stages."""
+    if depth is None:
+        raise ValueError("model.depth is null. Give the number of weighted layers, such as 110")
     return blocks_of_depth(depth, num_stages=3, num_convs=3 if bottleneck else 2, other_layers=2)
 
 
@@ -280,8 +307,13 @@ def check_size(crop_padding: int, cutout_size: int, image_size: int) -> None:
         raise ValueError(f"augment.cutout_size would cover every image of {image_size} pixels. Got {cutout_size}")
 
 
+@functools.lru_cache
+def check_halves(test: str, train: str | None, image_size: int) -> None:
+    Halves(test, train, image_size)
+
+
 def check_folders(root: str, image_size: int) -> None:
-    Halves(**folders_of(root), image_size=image_size)
+    check_halves(**folders_of(root), image_size=image_size)
 
 
 RELATIONS: dict[str, tuple[Callable, ...]] = {
@@ -295,7 +327,7 @@ RELATIONS: dict[str, tuple[Callable, ...]] = {
     "cifar_resnet.data.ImageFolder": (check_pixels,),
 }
 FILES: dict[str, tuple[Callable, ...]] = {
-    "cifar_resnet.data.Files": (Halves,),
+    "cifar_resnet.data.Files": (check_halves,),
     "cifar_resnet.data.ImageFolder": (check_folders,),
 }
 ALL_ARE = 32  # the side in pixels of the images of every data set that does not say
@@ -317,17 +349,21 @@ def check(cfg: DictConfig, files: bool) -> None:
         for relation in (*RELATIONS.get(target, ()), *(FILES.get(target, ()) if files else ())):
             names = inspect.signature(relation).parameters
             if all(name in node and not OmegaConf.is_missing(node, name) for name in names):
-                with contextlib.suppress(TypeError):  # of what type they must be is told later, and better
+                # what is wrong with their types is told later, and better
+                with contextlib.suppress(TypeError, KeyError, AttributeError):
                     relation(**{name: select(cfg, f"{group}.{name}") for name in names})
-    if is_ours(cfg.get("augment")):
-        check_size(cfg.augment.crop_padding, cfg.augment.cutout_size, cfg.data.get("image_size", ALL_ARE))
+    if is_ours(cfg.get("augment")) and is_ours(cfg.get("data")):
+        size = select(cfg, "data.image_size") if "image_size" in cfg.data else ALL_ARE
+        with contextlib.suppress(TypeError):
+            check_size(select(cfg, "augment.crop_padding"), select(cfg, "augment.cutout_size"), size)
     if "trainer" in cfg:
         check_run(cfg)
         teacher = select(cfg, "distill.teacher")
         if teacher == []:
             raise ValueError("distill.teacher names nobody. Give a checkpoint, a run folder, or a list of them")
         if files and isinstance(teacher, (str, list)):
-            check_teachers(teacher)
+            for path in [teacher] if isinstance(teacher, str) else teacher:
+                check_teacher(path)
 
 
 OURS = ("cifar_resnet.", "lightning.pytorch.Trainer", "torch.optim.")
@@ -341,8 +377,6 @@ def check_run(cfg: DictConfig) -> None:
     """What bears on a training as a whole."""
     runs.parent_dir(cfg)
     trainer = cfg.trainer
-    if not isinstance(trainer.max_epochs, int) or trainer.max_epochs < 1:
-        raise ValueError(f"a schedule needs an end: trainer.max_epochs must be 1 or more. Got {trainer.max_epochs}")
     for name in NOT_FOR_USERS.keys() & trainer.keys():
         raise ValueError(f"trainer.{name} is not for cifar-train: {NOT_FOR_USERS[name]}. Got {trainer[name]}")
     if trainer.get("limit_train_batches") == 0:
@@ -357,8 +391,8 @@ def check_run(cfg: DictConfig) -> None:
         resolve("16-mixed", accelerator=trainer.accelerator)
 
 
-def check_teachers(teacher: str | Sequence[str]) -> None:
-    from cifar_resnet import checkpoints
+@functools.lru_cache
+def check_teacher(path: str) -> None:
+    from cifar_resnet import checkpoints  # which imports torch, as only some need
 
-    for path in [teacher] if isinstance(teacher, str) else teacher:
-        checkpoints.read(path)
+    checkpoints.read(path)

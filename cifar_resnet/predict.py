@@ -115,8 +115,6 @@ def check_output(cfg: DictConfig) -> Callable[[list[Answer]], None]:
     """What writes the answers, where and as asked for."""
     if cfg.top_k < 1:
         raise ValueError(f"top_k counts classes. Got {cfg.top_k}; give 1 or more")
-    if cfg.batch_size < 1:
-        raise ValueError(f"batch_size counts images. Got {cfg.batch_size}; give 1 or more")
     suffix = Path(cfg.output).suffix.lower() if cfg.output else ".csv"
     known = {".csv": "csv", ".json": "json"}
     if not cfg.format and suffix not in known:

@@ -22,7 +22,7 @@ if not __package__:  # run as a file
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from cifar_resnet import runs
+from cifar_resnet import limits, runs
 from cifar_resnet.command import (
     Choice,
     Composer,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("cifar_resnet")
 
 DEFAULT_SPACE = {"optimizer.lr": Interval(1e-6, 1.0, log=True)}
-METHODS = ("random", "tpe")
 ROUND, DIVERGED = "round", "diverged"  # attributes of a trial
 
 
@@ -61,7 +60,8 @@ def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
     refuse(cfg)
     with usage_errors():
         search = instantiate(cfg.search)
-    check_settings(configurations)
+    for each in configurations:
+        check_settings([each])
 
     from cifar_resnet.terminal import set_up_logging
     from cifar_resnet.train import build, images_kept, trainer_of
@@ -110,15 +110,7 @@ class Search:
     """
 
     def __init__(self, method: str = "random", rounds: int = 3, trials: int = 10, narrow: float = 0.4, seed: int = 0):
-        if method not in METHODS:
-            raise ValueError(f"unknown search.method. Got {method!r}; give {' or '.join(METHODS)}")
-        for name, count in {"rounds": rounds, "trials": trials}.items():
-            if count < 1:
-                raise ValueError(f"search.{name} must be positive. Got {count}; give 1 or more")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"search.seed is a seed. Got {seed}; give 0 to 4294967295")
-        if not 0 < narrow <= 1:
-            raise ValueError(f"search.narrow is a share. Got {narrow}; give more than 0, up to 1")
+        limits.require("search", method=method, rounds=rounds, trials=trials, narrow=narrow, seed=seed)
         self.method, self.trials, self.narrow, self.seed = method, trials, narrow, seed
         self.rounds = rounds if method == "random" else 1
 

@@ -65,7 +65,7 @@ def refuse(jobs: list[Job], is_sweep: bool) -> None:
         raise UsageError("a sweep trains on one device at a time. Leave out trainer.devices, or train without -m")
     if cfg.resume and cfg.resume != AUTO:
         resumed(jobs[0])
-    elif cfg.run_dir and not cfg.resume:
+    elif cfg.run_dir and not cfg.resume and not cfg.dry_run and "LOCAL_RANK" not in os.environ:
         with usage_errors():
             runs.check_new(Path(cfg.run_dir))
 
@@ -274,6 +274,9 @@ def build(cfg: DictConfig) -> tuple["DataModule", "Classifier", str]:
 def images_kept() -> Iterator[None]:
     """Within this, trainings on the same images read them once: the jobs of a sweep, the trials of a search."""
     global _kept
+    if _kept is not None:  # this is within another
+        yield
+        return
     _kept = {}
     try:
         yield

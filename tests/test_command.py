@@ -38,11 +38,11 @@ MISTAKES = {
     "optimizer.lr=fast": "optimizer.lr must be a number",
     "data.batch_size=[1,2]": "data.batch_size must be a number",
     "optimizer.nesterov=3": "optimizer.nesterov must be true or false",
-    "trainer.max_epochs=2.5": "trainer.max_epochs must be 1 or more. Got 2.5",
+    "trainer.max_epochs=2.5": "trainer.max_epochs must be a whole number. Got 2.5",
     "model.widths=[a,b,c]": "model.widths[0] must be a number. Got 'a'",
     "seed=x": "seed must be a number",
     # values that cannot be
-    "trainer.max_epochs=-1": "trainer.max_epochs must be 1 or more. Got -1",
+    "trainer.max_epochs=-1": "trainer.max_epochs counts epochs. Got -1",
     "data.batch_size=0": "data.batch_size counts images. Got 0",
     "optimizer.lr=-0.1": "optimizer.lr must not be negative. Got -0.1",
     "model.depth=9": "model.depth must be 6n + 2 here. Got 9; the nearest is 8",
@@ -67,6 +67,11 @@ MISTAKES = {
     "ensemble=null": "ensemble must be settings",
     "output_dir=null": "output_dir must be text, such as outputs",
     "optimizer.lr=nan": "optimizer.lr must be a finite number",
+    "model.block=null": "model.block is null. Give basic, bottleneck",
+    "ensemble.size=null": "ensemble.size is null. Give 1 or more",
+    "augment.crop_padding=null": "augment.crop_padding is null. Give 0 or more",
+    "optimizer=adam optimizer.betas=[0.9]": "optimizer.betas are two numbers. Got [0.9]",
+    "trainer.max_epochs=???": "trainer.max_epochs",
     "name=../x": "name is that of a folder in output_dir. Got '../x'",
     "hydra.run.dir=/tmp": "run folders and sweeps are not Hydra's here",
 }
@@ -74,7 +79,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("mistake", "answer"), MISTAKES.items())
 def test_a_mistake_gets_one_clear_line_exit_code_2_and_no_folder(capsys, mistake, answer):
-    assert train.main([*SMALL, mistake]) == 2
+    assert train.main([*SMALL, *mistake.split()]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
@@ -89,6 +94,23 @@ def test_what_a_training_can_do_without_may_be_taken_away(cifar_train, run_dirs,
     assert cifar_train(what) == 0
     (run_dir,) = run_dirs()
     assert record_of(run_dir)["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["++trainer.max_epochs=1", "++model.dropout=0.1"],
+        ["model.kernel_sizes=[3,1,3]"],
+        ["data.num_val=0.2", "optimizer.momentum=0.5", "augment.policy=null", "trainer.gradient_clip_val=null"],
+    ],
+)
+def test_what_is_unusual_but_right_trains(cifar_train, overrides):
+    assert cifar_train(*overrides) == 0
+
+
+def test_a_sweep_over_nothing_is_refused(cifar_train, capsys):
+    assert cifar_train("-m", "seed=range(0,0)") == 2
+    assert "nothing to try. Got" in capsys.readouterr().err
 
 
 def test_the_jobs_of_a_sweep_are_checked_before_the_first_starts(cifar_train, capsys):

@@ -130,9 +130,16 @@ def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
     assert all(torch.equal(value, with_number[name]) for name, value in with_auto.items())
 
 
+def test_probes_need_no_schedule_of_the_users_own(capsys):
+    """Whose peak may lie above theirs."""
+    own = ["scheduler=one_cycle", "scheduler.min_lr=0.05", "range_test.steps=40", "range_test.probe_steps=20"]
+    assert find_lr.main([*TINY, "optimizer=adam", "optimizer.lr=0.1", *own]) == 0
+
+
 @pytest.mark.parametrize(
     ("setting", "answer"),
     [
+        ("range_test.steps=null", "range_test.steps is null. Give 20 or more"),
         ("range_test.min_lr=200", "range_test goes up from min_lr to max_lr. Got 200"),
         ("range_test.min_lr=1e-300", "Got 1e-300 and 100.0; give rates from 1e-12 to 1e6"),
         ("range_test.steps=5", "Got 5; give 20 or more"),

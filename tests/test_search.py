@@ -192,7 +192,7 @@ def test_spaces_are_read_from_the_command_line():
     ("arguments", "answer"),
     [
         (["search.method=grid"], "unknown search.method. Got 'grid'; give random or tpe"),
-        (["search.trials=0"], "search.trials must be positive. Got 0"),
+        (["search.trials=0"], "search.trials counts trials. Got 0"),
         (["search.narrow=0"], "Got 0"),
         (["data.num_val=0"], "a search needs validation images"),
         (["run_dir=here"], "leave out run_dir"),

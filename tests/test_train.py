@@ -387,6 +387,7 @@ def test_two_processes_train_one_network(tmp_path, run_dirs):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "cifar_resnet.train", *TINY, "data.batch_size=20"]
     command += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=2"]
+    command += ["run_dir=outputs/ours"]  # which is no new folder any more for the second process
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     (run_dir,) = run_dirs()

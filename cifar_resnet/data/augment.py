@@ -157,6 +157,10 @@ class Augment:
         self.cutout_probability = cutout_probability
         self.mixing = None if mixing is None else Mixing(mixing, mixing_alpha, mixing_probability)
 
+    def check(self, image_size: int) -> None:
+        """Refuse what images of this side cannot have."""
+        limits.check_size(self.crop_padding, self.cutout_size, image_size)
+
     def __call__(
         self, images: Tensor, normalise: Callable[[Tensor], Tensor], draws: Draws
     ) -> tuple[Tensor, Parts | None]:

@@ -184,7 +184,7 @@ class DataModule(LightningDataModule, ABC):
         self.mean, self.std = mean, std
         self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
         if hasattr(self, "image_size"):
-            limits.check_size(self.augment.crop_padding, self.augment.cutout_size, self.image_size)
+            self.augment.check(self.image_size)
         self.split_hash: str | None = None
         self.train: Rows | None = None
         self.val: Rows | None = None

@@ -116,7 +116,7 @@ class Files(DataModule):
         self.halves = Halves(test, train, image_size)
         self.paths, self.classes, self.num_classes = self.halves.paths, self.halves.classes, len(self.halves.classes)
         self.image_size = image_size
-        limits.check_size(self.augment.crop_padding, self.augment.cutout_size, image_size)
+        self.augment.check(image_size)
 
     def prepare_data(self) -> None:
         for half, path in self.paths.items():
