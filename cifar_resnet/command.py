@@ -367,7 +367,8 @@ class Composer:
     def lists_all(self, owner: DictConfig, override: Override) -> bool:
         """Whether what a choice of ours lists is all that its target takes; torch's own optimizers take more."""
         target, name = str(owner.get("_target_")), override.key_or_group.rpartition(".")[2]
-        ours = target == "lightning.pytorch.Trainer" or target.startswith("cifar_resnet.")
+        lightnings = ("lightning.pytorch.Trainer", "lightning.pytorch.loggers.TensorBoardLogger")
+        ours = target in lightnings or target.startswith("cifar_resnet.")
         explained = name in NOT_FOR_USERS or override.key_or_group == "model.num_classes"
         return ours and target != "cifar_resnet.optim.SGD" and len(self.folders) == 1 and not explained
 

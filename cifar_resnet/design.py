@@ -83,14 +83,18 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
     with usage_errors():
         chosen = design(cfg)
         if not chosen:
-            limits = f"max_params={cfg.max_params:,.0f}" + (f", max_macs={cfg.max_macs:,.0f}" if cfg.max_macs else "")
-            raise ValueError(f"no network of this grid is so small. Got {limits}; give more, or a grid of smaller ones")
+            raise ValueError(too_small(cfg))
         print_table(design_table(chosen, cfg.max_params))
         folder = write(chosen, Path(cfg.output_dir))
     names = ",".join(each.name for each in chosen)
     log.info(f"written to {folder}; to train them all, or some:\n")
     log.info(f"cifar-train -m --config-dir {cfg.output_dir} experiment={names}")
     return 0
+
+
+def too_small(cfg: DictConfig) -> str:
+    limits = f"max_params={cfg.max_params:,.0f}" + (f", max_macs={cfg.max_macs:,.0f}" if cfg.max_macs else "")
+    return f"no network of this grid is so small. Got {limits}; give more, or a grid of smaller ones"
 
 
 def check(cfg: DictConfig) -> None:
@@ -104,6 +108,8 @@ def check(cfg: DictConfig) -> None:
     for key in ("stages", "blocks_per_stage", "kernel_sizes", "shortcut_kernel_sizes", "stem_strides"):
         if not cfg[key] or not all(isinstance(value, int) and 1 <= value <= MOST[key] for value in cfg[key]):
             raise UsageError(f"{key} must be a list of whole numbers from 1 to {MOST[key]}. Got {cfg[key]}")
+    if cfg.max_params < 27 * cfg.width_multiple:  # the weights of the narrowest 3x3 stem
+        raise UsageError(too_small(cfg))
 
 
 def design(cfg: DictConfig) -> list[Design]:

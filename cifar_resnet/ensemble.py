@@ -14,7 +14,6 @@ from cifar_resnet import runs
 from cifar_resnet.command import Job, UsageError, usage_errors
 from cifar_resnet.train import (
     build,
-    check_validation,
     conclude,
     described,
     ends_said,
@@ -109,9 +108,6 @@ def train_members(folder: Path, members: Sequence[DictConfig]) -> list[dict]:
     with open_dict(together):
         best = together.callbacks.pop("best", None)  # each member has its own
     monitor, mode = (best.monitor, best.mode) if best and data.has_val else (None, "max")
-    with usage_errors():
-        if monitor:
-            check_validation(together)
     splitting = MemberCheckpoints(last_checkpoint(shared), run_dirs, monitor, mode)
     trainer = trainer_of(together, data, everyone, precision, [splitting])
     with usage_errors(OSError):

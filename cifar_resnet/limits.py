@@ -85,6 +85,7 @@ LIMITS: dict[str, Range | OneOf] = {
     "seed": SEED,
     "tta": TTA,
     "batch_size": counts("images"),
+    "formats": OneOf(("safetensors", "torch", "onnx")),
     "ensemble.size": Range("counts networks", 1, whole=True),
     "data.batch_size": counts("images"),
     "data.eval_batch_size": counts("images"),
@@ -385,10 +386,33 @@ def check_run(cfg: DictConfig) -> None:
         raise ValueError("nothing would be tested. Got trainer.limit_test_batches=0; to leave the test out: test=false")
     if "num_classes" in cfg.model:
         raise ValueError(f"the data says how many classes there are. Got model.num_classes={cfg.model.num_classes}")
+    if select(cfg, "optimizer._target_") == "cifar_resnet.optim.SAM" and isinstance(trainer.get("devices"), int):
+        check_sam(trainer.devices)
+    if cfg.data.get("num_val") and "best" in cfg.callbacks:
+        check_validation(trainer)
     if cfg.precision.get("precision") == "16-mixed":
         from cifar_resnet.precision import resolve  # takes torch to tell, but not Lightning
 
         resolve("16-mixed", accelerator=trainer.accelerator)
+
+
+def check_sam(num_devices: int) -> None:
+    if num_devices > 1:
+        raise ValueError(
+            f"SAM trains on one device: each would look for a worst point of its own. "
+            f"Got {num_devices} devices; give trainer.devices=1, or another optimizer"
+        )
+
+
+def check_validation(trainer: DictConfig) -> None:
+    every = trainer.get("check_val_every_n_epoch") or 1
+    if trainer.get("limit_val_batches") == 0 or every > trainer.max_epochs:
+        raise ValueError(
+            f"no epoch would be validated, so none could be chosen. Got "
+            f"trainer.limit_val_batches={trainer.get('limit_val_batches')}, "
+            f"trainer.check_val_every_n_epoch={every} for {trainer.max_epochs} epochs; "
+            f"to train on every image and keep the last epoch, give data.num_val=0"
+        )
 
 
 @functools.lru_cache

@@ -57,10 +57,13 @@ def run(jobs: list[Job], is_sweep: bool) -> int:
     set_up_logging()
     with usage_errors():
         from cifar_resnet import checkpoints
+
+        networks = checkpoints.members(plain(cfg.checkpoint))
+        checkpoints.read(networks[0])  # what is wrong with it is said before Lightning is imported
+
         from cifar_resnet.inference import Ensemble
 
         precision = instantiate(cfg.precision, accelerator=cfg.accelerator)
-        networks = checkpoints.members(plain(cfg.checkpoint))
         ensemble = Ensemble(networks, cfg.tta, cfg.accelerator, precision)
     answers, skipped = predict(ensemble, paths, cfg.batch_size, cfg.top_k)
     for reason in skipped:

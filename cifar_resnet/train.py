@@ -373,8 +373,6 @@ def trainer_of(
         if not data.has_val:
             callbacks.pop("best", None)
             cfg.trainer.limit_val_batches = 0
-        elif "best" in callbacks:
-            check_validation(cfg)
         if not {"best", "last"} & callbacks.keys():
             raise ValueError("nothing would be left to test: keep callbacks.last, or callbacks.best")
         before = checkpoints.resumable(last, model.state_dict()) if last.exists() else None
@@ -605,17 +603,6 @@ def settle(cfg: DictConfig) -> None:
         cfg.trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time
     if cfg.trainer.gradient_clip_val and cfg.optimizer.get("fused"):
         cfg.optimizer.fused = False  # Lightning does not clip for an optimizer that could scale gradients itself
-
-
-def check_validation(cfg: DictConfig) -> None:
-    trainer = cfg.trainer
-    if trainer.limit_val_batches == 0 or (trainer.check_val_every_n_epoch or 1) > trainer.max_epochs:
-        raise ValueError(
-            f"no epoch would be validated, so none could be chosen. Got "
-            f"trainer.limit_val_batches={trainer.limit_val_batches}, "
-            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} for {trainer.max_epochs} epochs; "
-            f"to train on every image and keep the last epoch, give data.num_val=0"
-        )
 
 
 def open_run_dir(cfg: DictConfig) -> Path:

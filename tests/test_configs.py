@@ -43,6 +43,8 @@ def test_every_argument_of_what_is_ours_is_a_key(choice):
             assert arguments(target).keys() <= node.keys() | GIVEN_BY_US, key
         if target == "lightning.pytorch.Trainer":
             assert arguments(target).keys() <= node.keys() | NOT_FOR_USERS.keys() | USELESS_HERE
+        if target == "lightning.pytorch.loggers.TensorBoardLogger":
+            assert arguments(target).keys() <= node.keys() | {"root_dir", "log_dir", "comment", "purge_step"}
 
 
 @pytest.mark.parametrize("command", sorted(path.stem for path in CONF.glob("*.yaml")))

@@ -97,7 +97,7 @@ def test_what_answers_differently_is_not_left(trained, capsys, monkeypatch):
     [
         (["checkpoint=nowhere"], "no checkpoint. Got nowhere"),
         ([], "checkpoint has no default"),
-        (["checkpoint=RUN", "formats=[tflite]"], "unknown format. Got tflite"),
+        (["checkpoint=RUN", "formats=[tflite]"], "unknown formats[0]. Got 'tflite'"),
     ],
 )
 def test_mistakes_are_explained(arguments, message, trained, capsys):

@@ -129,11 +129,8 @@ class Classifier(LightningModule):
                     f"give {', '.join(self.monitored[:-1])} or {self.monitored[-1]}"
                 )
         optimizer, _ = self.build_optimizer(total_steps=1)
-        if isinstance(optimizer, SAM) and trainer.world_size > 1:
-            raise ValueError(
-                f"SAM trains on one device: each would look for a worst point of its own. "
-                f"Got {trainer.world_size} devices; give trainer.devices=1, or another optimizer"
-            )
+        if isinstance(optimizer, SAM):
+            limits.check_sam(trainer.world_size)
 
     def fit_to(self, images: Tensor) -> None:
         """Set the layers that training images determine before any training. images: (N, C, H, W), normalised."""
