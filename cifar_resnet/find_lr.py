@@ -95,11 +95,11 @@ class RangeTest:
     divergence: the test stops where the smoothed loss is this many times its minimum.
     suggest: "minimum", a tenth of where the smoothed loss is lowest; "steepest", where it falls fastest, learning rates
         on a log axis; "valley", two thirds down its longest fall (fastai's rule); or "probe". The noise of a high rate
-        hides what the network learns at it until the rate comes down again, and the other rules therefore suggest
-        rates far too low for one-cycle: "probe" trains with four rates, half a decade apart, for `probe_steps`
-        batches each, up to the rate and down to zero, and takes the middle of those that do about as well as the best,
-        by the loss of the last tenth. The highest of the four is a quarter of the last rate at which the smoothed loss
-        is below the middle of its fall.
+        hides what the network learns at it until the rate comes down again, so that the other rules say little about
+        one-cycle: "probe" trains with four rates, half a decade apart, for `probe_steps` batches each, up to the rate
+        and down to zero, and takes the middle of those that do about as well as the best, by the loss of the last
+        tenth. The highest of the four is a quarter of the last rate at which the smoothed loss is below the middle of
+        its fall.
     """
 
     def __init__(
