@@ -1,9 +1,12 @@
-"""Images in files of a user's own: pictures, .npz archives and CIFAR-style pickles. Nothing in them is executed.
+"""Data sets in files: CIFAR as published, and a user's own pictures, .npz archives and CIFAR-style pickles.
 
-It takes no torch to import this: what is wrong with a file is said at once.
+Nothing in them is executed. It takes no torch to import this: what is wrong with a file is said at once.
 """
 
+import functools
+import hashlib
 import pickle
+import socket
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +21,105 @@ MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 ARCHIVE_SUFFIXES = (".npz", ".pkl", ".pickle", ".p")
 MAX_CLASSES = 100_000  # that a file without names for them may have
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set as its author published it, known by the MD5s of its archive and of the files in that."""
+
+    name: str
+    url: str
+    md5: str
+    folder: str
+    files: dict[str, str]
+
+    def is_in(self, root: Path) -> bool:
+        return all(md5_of(root / self.folder / name) == md5 for name, md5 in self.files.items())
+
+    def has_archive_in(self, root: Path) -> bool:
+        return md5_of(root / self.archive) == self.md5
+
+    @property
+    def archive(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def check(self, root: str) -> None:
+        """FileNotFoundError where it is not there, and not to be had either."""
+        path = Path(root).expanduser()
+        if not self.is_in(path) and not self.has_archive_in(path) and (reason := no_network(self.url)):
+            raise FileNotFoundError(self.missing(path, reason))
+
+    def missing(self, root: Path, reason: Exception) -> str:
+        damaged = [name for name in self.files if (root / self.folder / name).exists()]
+        damaged = [name for name in damaged if md5_of(root / self.folder / name) != self.files[name]]
+        what = f"is damaged in {root} ({', '.join(damaged)})" if damaged else f"is not in {root}"
+        return (
+            f"{self.name} {what} and could not be downloaded ({reason}). Put the folder {self.folder} or the archive "
+            f"{self.archive} (MD5 {self.md5}) there, or give another folder: data.root=… or CIFAR_RESNET_DATA=…"
+        )
+
+
+PUBLISHED = {
+    "CIFAR10": Published(
+        name="CIFAR10",
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        folder="cifar-10-batches-py",
+        files={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
+    ),
+    "CIFAR100": Published(
+        name="CIFAR100",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        folder="cifar-100-python",
+        files={
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
+    ),
+}
+
+
+def md5_of(path: Path) -> str | None:
+    """None where there is no file that can be read."""
+    try:
+        stamp = path.stat()
+        return md5_of_stamped(path, stamp.st_size, stamp.st_mtime_ns) if path.is_file() else None
+    except OSError:
+        return None
+
+
+@functools.lru_cache
+def md5_of_stamped(path: Path, size: int, mtime_ns: int) -> str:
+    """Read once for the command line's check and for the data module's."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def no_network(url: str) -> Exception | None:
+    """What there is no point in trying again for, if that shows within seconds; None where a download may work."""
+    import http.client
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=3).close()
+    except (OSError, http.client.HTTPException) as error:
+        return error if is_final(error) else None
+    return None
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a download failed as there is no network at all, rather than for now."""
+    return isinstance(getattr(error, "reason", None), socket.gaierror)
 
 
 @dataclass

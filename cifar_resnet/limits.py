@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import runs
 from cifar_resnet.command import NOT_FOR_USERS, select
-from cifar_resnet.files import Halves, folders_of
+from cifar_resnet.files import PUBLISHED, Halves, folders_of
 
 
 @dataclass(frozen=True)
@@ -328,6 +328,8 @@ RELATIONS: dict[str, tuple[Callable, ...]] = {
     "cifar_resnet.data.ImageFolder": (check_pixels,),
 }
 FILES: dict[str, tuple[Callable, ...]] = {
+    "cifar_resnet.data.CIFAR10": (PUBLISHED["CIFAR10"].check,),
+    "cifar_resnet.data.CIFAR100": (PUBLISHED["CIFAR100"].check,),
     "cifar_resnet.data.Files": (check_halves,),
     "cifar_resnet.data.ImageFolder": (check_folders,),
 }

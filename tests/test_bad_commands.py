@@ -6,10 +6,12 @@ COLD=1 BAD_COMMANDS=300 pytest --durations=20 tests/test_bad_commands.py   # eac
 
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -160,9 +162,10 @@ def offline(monkeypatch):
     """The network is not there, and says so at once."""
 
     def refuse(*arguments, **options):
-        raise OSError("no network")
+        raise URLError(socket.gaierror(-2, "no network"))
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("https_proxy", "http://offline.invalid")  # of a process of its own
     monkeypatch.setattr("cifar_resnet.data.sources.time.sleep", lambda seconds: None)
 
 
@@ -170,25 +173,41 @@ def everything(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*")}
 
 
-def test_what_is_out_of_range_is_told_before_torch_is_imported():
+def test_what_is_wrong_with_settings_and_files_is_told_before_torch_is_imported(things, offline):
     """Which takes most of the time that a command needs to say so."""
     later = ("model.max_params=10", "precision=16-mixed", "trainer.accelerator=abacus")
-    lines = [line for line in OUT_OF_RANGE if line not in later]
+    lines = [line for line in OUT_OF_RANGE if line not in later] + DAMAGED
+    jobs = [on_tiny(placed(line, things)) for line in lines]
     script = f"""
 import sys
 from cifar_resnet import limits
 from cifar_resnet.command import Composer, UsageError
-for line in {lines}:
+for overrides in {jobs}:
     try:
-        (job,) = Composer("train").jobs([*{TINY}, *line.split()])
+        (job,) = Composer("train").jobs(overrides)
         limits.check(job.cfg, files=True)
-    except (UsageError, ValueError) as error:
-        assert not {{"torch", "lightning"}} & sys.modules.keys(), line
+    except (UsageError, ValueError, OSError):
+        assert not {{"torch", "lightning"}} & sys.modules.keys(), overrides
     else:
-        print(line)
+        print(overrides)
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def placed(line: str, things: dict[str, str]) -> list[str]:
+    for name, path in things.items():
+        line = line.replace(name, path)
+    return line.split()
+
+
+def on_tiny(arguments: list[str]) -> list[str]:
+    """These, and of `TINY` what they leave open."""
+    given = {text.partition("=")[0] for text in arguments}
+    left = [text for text in TINY if text.partition("=")[0] not in given]
+    if "data" in given:
+        left = [text for text in left if not text.startswith("data")]
+    return [*left, *arguments]
 
 
 def answer_of(command: str, arguments: list[str], capsys) -> tuple[int, str, str]:
@@ -205,16 +224,9 @@ def answer_of(command: str, arguments: list[str], capsys) -> tuple[int, str, str
 
 @pytest.mark.parametrize(("command", "line"), generated(COUNT))
 def test_one_line_exit_code_two_and_nothing_left(command, line, things, offline, capsys, tmp_path):
-    arguments = line.split()
-    for name, path in things.items():
-        arguments = [text.replace(name, path) for text in arguments]
-    if command in TRAINERS:
-        given = {text.partition("=")[0] for text in arguments}
-        other_data = any(text.startswith("data=") for text in arguments)
-        small = [text for text in TINY if text.partition("=")[0] not in given]
-        arguments = [*(text for text in small if not (other_data and text.startswith("data"))), *arguments]
-        if any(text.startswith("resume=") for text in arguments):
-            arguments = [text for text in arguments if text not in TINY]
+    arguments = placed(line, things)
+    if command in TRAINERS and not any(text.startswith("resume=") for text in arguments):
+        arguments = on_tiny(arguments)
     elsewhere = Path(things["CUT"]).parent
     before = everything(tmp_path) | everything(elsewhere)
     code, out, err = answer_of(command, arguments, capsys)

@@ -3,11 +3,16 @@
 import hashlib
 import http.server
 import pickle
+import shutil
+import socket
 import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import BadStatusLine
 from types import SimpleNamespace
+from unittest.mock import Mock
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -19,6 +24,7 @@ from torchvision import datasets
 from cifar_resnet.data import CIFAR10, Augment, ImageFolder, Synthetic
 from cifar_resnet.data.augment import normalise
 from cifar_resnet.data.datamodule import ShuffledBatches, stratified_split
+from cifar_resnet.files import PUBLISHED, Published
 
 
 def as_if_training(data, training=True):
@@ -303,6 +309,14 @@ def published(tmp_path, monkeypatch):
     def md5(path):
         return hashlib.md5(path.read_bytes()).hexdigest()
 
+    known = Published(
+        name="CIFAR10",
+        url=datasets.CIFAR10.url,
+        md5=md5(archive),
+        folder=source.name,
+        files={path.name: md5(path) for path in source.iterdir()},
+    )
+    monkeypatch.setattr(CIFAR10, "published", known)
     entries = [[name, md5(source / name)] for name in content]
     monkeypatch.setattr(datasets.CIFAR10, "train_list", entries[:5])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", entries[5:])
@@ -388,6 +402,40 @@ def test_without_a_network_the_message_says_what_to_put_where(published, tmp_pat
     root = tmp_path / "data"
     with pytest.raises(FileNotFoundError, match=rf"not in {root}.*Put the folder cifar-10-batches-py.*data.root="):
         CIFAR10(root=str(root)).prepare_data()
+
+
+def test_without_batches_archive_and_network_the_command_line_says_so_at_once(published, tmp_path, monkeypatch):
+    known, root = CIFAR10.published, tmp_path / "data"
+    outcomes = [URLError(socket.gaierror(-2, "no such host")), URLError(TimeoutError("slow")), BadStatusLine("?")]
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=outcomes))
+    with pytest.raises(FileNotFoundError, match=rf"not in {root} and could not be downloaded.*no such host"):
+        known.check(str(root))
+    for _ in ("slow", "odd"):  # which may be better next time
+        known.check(str(root))
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=AssertionError("asked for nothing")))
+    root.mkdir()
+    (root / published.name).write_bytes(published.read_bytes())
+    known.check(str(root))
+    (root / published.name).unlink()
+    shutil.copytree(published.parent / known.folder, root / known.folder)
+    known.check(str(root))
+
+
+def test_what_is_damaged_is_named(published, tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=URLError(socket.gaierror(-2, "no such host"))))
+    shutil.copytree(published.parent / CIFAR10.published.folder, tmp_path / CIFAR10.published.folder)
+    (tmp_path / CIFAR10.published.folder / "data_batch_4").write_bytes(b"half")
+    with pytest.raises(FileNotFoundError, match=rf"is damaged in {tmp_path} \(data_batch_4\)"):
+        CIFAR10.published.check(str(tmp_path))
+
+
+@pytest.mark.parametrize("theirs", [datasets.CIFAR10, datasets.CIFAR100])
+def test_cifar_is_known_by_what_torchvision_knows(theirs):
+    known = PUBLISHED[theirs.__name__]
+    assert (known.url, known.md5, known.folder) == (theirs.url, theirs.tgz_md5, theirs.base_folder)
+    assert known.archive == theirs.filename
+    meta = (theirs.meta["filename"], theirs.meta["md5"])
+    assert list(known.files.items()) == [tuple(entry) for entry in [*theirs.train_list, *theirs.test_list, meta]]
 
 
 def test_a_damaged_batch_is_not_read(server, tmp_path):

@@ -16,11 +16,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import check_integrity
 
 from cifar_resnet import limits
 from cifar_resnet.data.datamodule import DataModule
-from cifar_resnet.files import Halves, decode, folders_of
+from cifar_resnet.files import PUBLISHED, Halves, decode, folders_of, is_final
 
 
 class CIFAR10(DataModule):
@@ -31,7 +30,7 @@ class CIFAR10(DataModule):
 
     num_classes = 10
     image_size = 32
-    dataset = datasets.CIFAR10
+    dataset, published = datasets.CIFAR10, PUBLISHED["CIFAR10"]
 
     def __init__(self, root: str = "data", **shared):
         super().__init__(**shared)
@@ -42,7 +41,7 @@ class CIFAR10(DataModule):
         if self.train is not None or self.is_complete():  # once read, nothing more is needed
             return
         reason = None
-        is_new, lock = not self.root.exists(), self.root / f".{self.dataset.base_folder}.lock"
+        is_new, lock = not self.root.exists(), self.root / f".{self.published.folder}.lock"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
@@ -53,7 +52,7 @@ class CIFAR10(DataModule):
                     reason = self.download()
                     if reason is None:
                         return
-                    if isinstance(getattr(reason, "reason", None), socket.gaierror):  # no network to wait for
+                    if is_final(reason):
                         break
                 lock.unlink()  # while it is held: those who wait for it see that it is gone, and make a new one
             if is_new:
@@ -61,17 +60,10 @@ class CIFAR10(DataModule):
         except OSError as error:  # a folder that cannot be written, or is not empty any more
             reason = reason or error
         if reason is not None:
-            raise FileNotFoundError(
-                f"{self.dataset.__name__} is not in {self.root} and could not be downloaded ({reason}). "
-                f"Put the folder {self.dataset.base_folder} or the archive {self.dataset.filename} "
-                f"(MD5 {self.dataset.tgz_md5}) there, or give another folder: data.root=… or CIFAR_RESNET_DATA=…"
-            )
+            raise FileNotFoundError(self.published.missing(self.root, reason))
 
     def is_complete(self) -> bool:
-        folder = self.root / self.dataset.base_folder
-        files = [*self.dataset.train_list, *self.dataset.test_list]
-        files.append([self.dataset.meta["filename"], self.dataset.meta["md5"]])
-        return all(check_integrity(folder / name, md5) for name, md5 in files)
+        return self.published.is_in(self.root)
 
     def download(self) -> Exception | None:
         """Fetch and unpack; returns what went wrong, if anything.
@@ -98,7 +90,7 @@ class CIFAR100(CIFAR10):
     """CIFAR-100 (Krizhevsky 2009), with its 100 fine labels."""
 
     num_classes = 100
-    dataset = datasets.CIFAR100
+    dataset, published = datasets.CIFAR100, PUBLISHED["CIFAR100"]
 
 
 class Files(DataModule):
