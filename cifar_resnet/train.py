@@ -520,9 +520,11 @@ def conclude(
         Answers.about(images, log_probs, labels).save(run_dir / FILE)
     runs.write_record(run_dir, record)
     groups = {group: model.config[group] for group in cfg.choices if group in model.config}
+    # under names of their own, and at the end: in a curve of theirs, a point at an earlier step hides all others
+    scores = {f"final/{name}": value for name, value in metrics.items()}
     for logger in trainer.loggers:
-        scores = [metrics] if isinstance(logger, TensorBoardLogger) else []
-        logger.log_hyperparams(groups, *scores)
+        shown = {"metrics": scores, "step": record["steps"]} if isinstance(logger, TensorBoardLogger) else {}
+        logger.log_hyperparams(groups, **shown)
         logger.save()
     if cfg.page:
         try:

@@ -79,6 +79,10 @@ def test_tensorboard_shows_curves_picture_and_hyperparameters(cifar_train, run_d
     curves = {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/images_per_second", "test/acc"}
     assert curves <= set(tags["scalars"])
     assert {event.step for event in events.Scalars("lr")} == set(range(10))
+    for tag, count in {"val/acc": 2, "train/loss": 2, "test/acc": 1, "final/val/acc": 1}.items():
+        steps = [event.step for event in events.Scalars(tag)]
+        assert len(steps) == count, tag
+        assert min(steps) > 0, tag
     assert tags["images"] == ["augmented_batch"]
     assert "_hparams_/session_start_info" in events.summary_metadata
 
