@@ -21,8 +21,13 @@ class Whitening(nn.Conv2d):
     @torch.no_grad()
     def fit_to(self, images: Tensor) -> None:
         """images: (N, C, H, W), as they come in; a few thousand suffice."""
-        patches = nn.functional.unfold(images.contiguous(), self.kernel_size).transpose(1, 2).flatten(0, 1).double()
-        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        half, count = self.out_channels // 2, 0
+        second_moments = torch.zeros(half, half, dtype=torch.float64)
+        for some in images.split(250):  # all patches at once would take a gigabyte
+            patches = nn.functional.unfold(some.contiguous(), self.kernel_size).transpose(1, 2).flatten(0, 1).double()
+            second_moments += (patches.T @ patches).cpu()
+            count += len(patches)
+        variances, components = torch.linalg.eigh(second_moments / count)
         filters = (components / (variances + self.eps).sqrt()).T.flip(0)  # the strongest first
         filters = filters.view(len(filters), *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
