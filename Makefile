@@ -24,7 +24,7 @@ test: .venv/installed  ## the tests, offline
 lint: .venv/installed  ## ruff: style and formatting
 	ruff check . && ruff format --check .
 
-BENCHMARKS = throughput augmentation optimizers startup memory ensemble predict
+BENCHMARKS = throughput augmentation optimizers startup overhead memory ensemble predict
 bench: .venv/installed  ## what training costs, as ratios; figures go to benchmarks/results/
 	@device=$$(python -c "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"); \
 	for name in $(BENCHMARKS); do \

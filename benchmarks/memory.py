@@ -28,7 +28,7 @@ def peak(connection: Connection, contestant: str, network: str, batch_size: int,
     if contestant == "ours":
         ours.images_per_second()
     else:
-        Bare(ours, batch_size).go_on(images // batch_size)
+        Bare(ours.new_model(), ours.precision, batch_size).go_on(images // batch_size)
     on_gpu = torch.cuda.is_available()
     connection.send(
         torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

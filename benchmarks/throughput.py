@@ -91,10 +91,10 @@ class Turns(Callback):
 
 
 class Bare:
-    def __init__(self, ours: Ours, batch_size: int):
+    def __init__(self, model: torch.nn.Module, precision: str, batch_size: int):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = DTYPES.get(ours.precision)
-        self.model = ours.new_model().to(self.device, memory_format=torch.channels_last)
+        self.dtype = DTYPES.get(precision)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
         self.optimizer, _ = self.model.build_optimizer(total_steps=1)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         pixels = torch.randint(256, (batch_size, 3, 32, 32), dtype=torch.uint8)
@@ -227,7 +227,7 @@ def measure(name: str, rounds: int, steps: int) -> dict:
     batch_size = int(batch_size)
     images = batch_size * steps
     ours, conventional = Ours(network, batch_size, images), InAProcessOfItsOwn(network, batch_size, images)
-    bare = Bare(ours, batch_size)
+    bare = Bare(ours.new_model(), ours.precision, batch_size)
     speeds = []
     for _ in range(1 + rounds):  # the first is for warming up
         speed = {"ours": ours.images_per_second(bare), "bare": bare.images_per_second()}
