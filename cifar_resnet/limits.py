@@ -138,6 +138,7 @@ LIMITS: dict[str, Range | OneOf] = {
     "optimizer.momentum": share(below=True),
     "optimizer.betas": share(below=True),
     "optimizer.eps": NOT_NEGATIVE,
+    "optimizer.ns_steps": counts("iterations"),
     "optimizer.other_lr_factor": NOT_NEGATIVE,
     "optimizer.other_momentum": share(below=True),
     "optimizer.other_weight_decay": NOT_NEGATIVE,

@@ -9,15 +9,17 @@ from cifar_resnet.optim import Muon
 from cifar_resnet.optim.muon import orthogonalise
 
 
-def test_filters_step_as_torchs_muon_and_the_rest_as_sgd():
+@pytest.mark.parametrize("ns_steps", [2, 5])
+def test_filters_step_as_torchs_muon_and_the_rest_as_sgd(ns_steps):
     torch.manual_seed(0)
     shapes = [(8, 3, 3, 3), (16, 8, 3, 3), (16, 8, 3, 3), (4, 8, 1, 1), (64, 2, 1, 1)]
     filters = [nn.Parameter(torch.randn(shape).contiguous(memory_format=torch.channels_last)) for shape in shapes]
     others = [nn.Parameter(torch.randn(10, 16)), nn.Parameter(torch.randn(10))]
     flat = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in filters]
     twins = [nn.Parameter(weight.detach().clone()) for weight in others]
-    ours = Muon([*filters, *others], lr=0.03, weight_decay=0.1, other_lr_factor=20 / 3, other_weight_decay=1e-2)
-    theirs = torch.optim.Muon(flat, lr=0.03, weight_decay=0.1, momentum=0.95, nesterov=True)
+    options = {"lr": 0.03, "weight_decay": 0.1, "ns_steps": ns_steps}
+    ours = Muon([*filters, *others], **options, other_lr_factor=20 / 3, other_weight_decay=1e-2)
+    theirs = torch.optim.Muon(flat, **options, momentum=0.95, nesterov=True)
     sgd = torch.optim.SGD(twins, lr=0.2, momentum=0.95, nesterov=True, weight_decay=1e-2)
     for _ in range(5):
         for ours_, theirs_ in zip([*filters, *others], [*flat, *twins], strict=True):

@@ -92,8 +92,9 @@ def test_a_whitening_stem_is_an_option_of_resnets(images):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon", "sam"])
-def test_biases_and_norms_learn_at_their_own_rate(optimizer):
-    cfg = Composer("train").jobs([f"optimizer={optimizer}", "optimizer.lr=0.01", "model=resnet20"])[0].cfg
+def test_biases_and_norms_learn_at_their_own_rate_and_decay_no_faster(optimizer):
+    decay = "optimizer.other_weight_decay=0.01" if optimizer == "muon" else "optimizer.weight_decay=0.01"
+    cfg = Composer("train").jobs([f"optimizer={optimizer}", "optimizer.lr=0.01", decay, "model=resnet20"])[0].cfg
     for factor in (1.0, 8.0):
         recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler, "bias_lr_factor": factor}
         model = instantiate(cfg.model, **recipe, _convert_="all")
@@ -103,6 +104,9 @@ def test_biases_and_norms_learn_at_their_own_rate(optimizer):
         base = rates[id(model.fc.weight)]
         (rate,) = {rates[id(p)] for p in model.parameters() if p.ndim <= 1}
         assert rate == pytest.approx(base * factor)
+        decays = {id(p): group["lr"] * group["weight_decay"] for group in built.param_groups for p in group["params"]}
+        assert decays[id(model.bn1.bias)] == pytest.approx(decays[id(model.fc.weight)])
+        assert decays[id(model.fc.weight)] == pytest.approx(base * 0.01)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         built.step()

@@ -65,7 +65,8 @@ class Classifier(LightningModule):
     num_classes: length of a logits vector.
     label_smoothing: share of the training target spread over all classes (Szegedy et al. 2016, section 7).
     decay_norm_and_bias: False spares normalisation layers and biases from weight decay (Goyal et al. 2017, 5.3).
-    bias_lr_factor: of the biases' and norm layers' learning rate (Page 2019, "How to train your ResNet" 8).
+    bias_lr_factor: of the biases' and norm layers' learning rate, by which their weight decay is divided: a step decays
+        them no more than it would without (Page 2019, "How to train your ResNet" 8).
     tta: what validation and test ask about each image: "none", "flip" or "flip_shift" (see models/tta.py).
     max_params: `check_budget` refuses a network of more trainable parameters; None for no limit.
     optimizer: called with the parameters (or groups of them); only training needs it.
@@ -258,7 +259,10 @@ class Classifier(LightningModule):
     def build_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler | None]:
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
-            group["lr"] *= group.pop("lr_factor", 1.0)
+            if factor := group.pop("lr_factor", None):
+                group["lr"] *= factor
+                if "weight_decay" in group:
+                    group["weight_decay"] /= factor
         return optimizer, self.scheduler and self.scheduler(optimizer, total_steps=total_steps)
 
     def configure_optimizers(self) -> dict:

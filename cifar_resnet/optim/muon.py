@@ -33,6 +33,7 @@ class Muon(Optimizer):
 
     A filter is a row: weights (out, in, k, k) are flattened to (out, in * k * k), as torch.optim.Muon wants them.
 
+    ns_steps: Newton-Schulz iterations; fewer leave a gradient's weakest directions weaker.
     lr, weight_decay: of the filters. The decay is decoupled: lr * weight_decay of each weight goes at each step.
     momentum, nesterov: of both, unless
     other_momentum: SGD's.
@@ -49,6 +50,7 @@ class Muon(Optimizer):
         weight_decay: float = 0.01,
         momentum: float = 0.95,
         nesterov: bool = True,
+        ns_steps: int = 5,
         other_lr_factor: float = 5.0,
         other_momentum: float | None = None,
         other_weight_decay: float = 5e-4,
@@ -59,6 +61,7 @@ class Muon(Optimizer):
             lr=lr,
             weight_decay=weight_decay,
             momentum=momentum,
+            ns_steps=ns_steps,
             other_lr_factor=other_lr_factor,
             other_momentum=other_momentum,
             other_weight_decay=other_weight_decay,
@@ -76,7 +79,7 @@ class Muon(Optimizer):
                 groups.append({**group, **rates, "params": others, "muon": False})
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.momentum, self.other_momentum = momentum, other_momentum
-        self.nesterov, self.unit_filters = nesterov, unit_filters
+        self.nesterov, self.ns_steps, self.unit_filters = nesterov, ns_steps, unit_filters
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
@@ -109,7 +112,7 @@ class Muon(Optimizer):
             flat = torch.stack([update.flatten(1) for update in updates])
             # a tall matrix's update is smaller than its size deserves
             scale = max(1.0, flat.shape[1] / flat.shape[2]) ** 0.5
-            directions = orthogonalise(flat).view(len(alike), *shape).unbind()
+            directions = orthogonalise(flat, self.ns_steps).view(len(alike), *shape).unbind()
             if self.unit_filters:
                 norms = torch._foreach_norm(alike)
                 torch._foreach_div_(alike, norms)
