@@ -62,6 +62,8 @@ class Between(Callback):
         self.away += time.time() - now
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.bare:
+            raise SystemExit(f"too short to compare. Got {self.steps} steps; give more than {WARM_UP}")
         notes = {
             "steps": self.steps,
             "first_step": self.first_step,
@@ -80,7 +82,9 @@ def measure(overrides: list[str]) -> dict:
         between = ["+callbacks.between._target_=overhead.Between", "+callbacks.between.path=${run_dir}/between.json"]
         command = [sys.executable, "-m", "cifar_resnet.train", *overrides, f"run_dir={run_dir}", *between]
         start = time.time()
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)})
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)})
+        if done.returncode:  # it has said why
+            sys.exit(done.returncode)
         notes = json.loads((run_dir / "between.json").read_text())
         record = run_dir / "result.json"
         bare = notes["steps"] * notes["bare_step"]
