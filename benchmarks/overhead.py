@@ -5,7 +5,8 @@
 
 The command runs in a process of its own, with one callback more: every few steps the bare loop (throughput.py's: the
 same network, optimizer, precision and batch size on one fixed batch in memory) takes a step, so that whatever else the
-machine does meets both. The time that these take is subtracted. Nothing else should run meanwhile.
+machine does meets both. The time that these take is subtracted. What is printed as ± is one standard error: steps of
+the same work differ in length, and the bare loop takes only some. Nothing else should run meanwhile.
 
 So that lengths of runs compare between machines, and between a machine's good hours and its bad ones, the command's is
 also said as the number of images that ResNet-18's bare loop, which takes its turn as well, handles in that time.
@@ -14,12 +15,14 @@ also said as the number of images that ResNet-18's bare loop, which takes its tu
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -30,11 +33,13 @@ WARM_UP = 8  # ours alone, so that the bare loop's memory is never there before
 
 
 class Between(Callback):
-    """Has the bare loops take a step before every so many of ours, and writes down when what happened."""
+    """Has the bare loops take their turn before every so many of ours, and writes down when what happened."""
 
-    def __init__(self, path: str, every: int = 8):
-        self.path, self.every = Path(path), every
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.every, self.turn = (32, 8) if torch.cuda.is_available() else (4, 1)  # a GPU waits at each change of turns
         self.bare: dict[str, Bare] = {}
+        self.bare_steps: list[float] = []
         self.steps, self.away = 0, 0.0
 
     def build(self, cfg: DictConfig, num_classes: int, precision: str) -> None:
@@ -43,7 +48,7 @@ class Between(Callback):
         self.bare["yardstick"] = Bare(Ours("resnet18", 128, 1280).new_model(), precision, 128)
         for bare in self.bare.values():
             bare.go_on(1)
-            bare.images_per_second()  # forgets that one
+            bare.images_per_second()  # forgets that one, which sets things up
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         is_their_turn = self.steps >= WARM_UP and self.steps % self.every == 0
@@ -56,20 +61,23 @@ class Between(Callback):
             if not self.bare:
                 classes = pl_module.hparams.num_classes
                 self.build(OmegaConf.create(pl_module.config), classes, trainer.precision)
-            for bare in self.bare.values():
-                bare.go_on(1)
+            start = time.perf_counter()
+            self.bare["same"].go_on(self.turn)
+            self.bare_steps.append((time.perf_counter() - start) / self.turn)
+            self.bare["yardstick"].go_on(self.turn)
         self.steps += 1
         self.away += time.time() - now
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.bare:
-            raise SystemExit(f"too short to compare. Got {self.steps} steps; give more than {WARM_UP}")
+        if len(self.bare_steps) < 2:
+            raise SystemExit(f"too short to compare. Got {self.steps} steps; give more than {WARM_UP + self.every}")
         notes = {
             "steps": self.steps,
             "first_step": self.first_step,
             "trained": time.time(),
             "away": self.away,
-            "bare_step": pl_module.config["data"]["batch_size"] / self.bare["same"].images_per_second(),
+            "bare_step": statistics.mean(self.bare_steps),
+            "bare_step_error": statistics.stdev(self.bare_steps) / len(self.bare_steps) ** 0.5,
             "yardstick": self.bare["yardstick"].images_per_second(),
         }
         self.path.write_text(json.dumps(notes))
@@ -92,6 +100,7 @@ def measure(overrides: list[str]) -> dict:
         return {
             "steps": notes["steps"],
             "bare_step": notes["bare_step"],
+            "bare_step_error": notes["bare_step_error"],
             "command": command_seconds,
             "parts": {
                 "start, to the first step": notes["first_step"] - start,
@@ -100,6 +109,7 @@ def measure(overrides: list[str]) -> dict:
                 "test, to the record": record.stat().st_mtime - notes["trained"],
             },
             "outside": 1 - bare / command_seconds,
+            "outside_error": notes["steps"] * notes["bare_step_error"] / command_seconds,
             "yardstick": notes["yardstick"],
             "yardstick_images": notes["yardstick"] * command_seconds,
             "training_flops": json.loads(record.read_text())["training_flops"],
@@ -113,10 +123,12 @@ def main() -> None:
     overrides = overrides or DEFAULT
     about = begin()
     found = measure(overrides)
-    print(f"\n{found['steps']} steps; a bare one takes {found['bare_step']:.3f} s")
+    step, error = found["bare_step"], found["bare_step_error"]
+    print(f"\n{found['steps']} steps; a bare one takes {step:.3f} ± {error:.3f} s")
     for part, seconds in found["parts"].items():
         print(f"  {part:28}{seconds:8.1f} s{seconds / found['command']:8.1%}")
-    print(f"  {'whole command':28}{found['command']:8.1f} s, {found['outside']:.1%} of it outside of the bare steps")
+    print(f"  {'whole command':28}{found['command']:8.1f} s")
+    print(f"  outside of the bare steps: {found['outside']:.1%} ± {found['outside_error']:.1%}")
     print(
         f"  as long as {found['yardstick_images']:,.0f} images take in the bare loop of ResNet-18, of which there were "
         f"{found['yardstick']:.0f} a second"
