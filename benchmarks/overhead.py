@@ -70,7 +70,8 @@ class Between(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(self.bare_steps) < 2:
-            raise SystemExit(f"too short to compare. Got {self.steps} steps; give more than {WARM_UP + self.every}")
+            least = max(WARM_UP, self.every) + self.every
+            raise SystemExit(f"too short to compare. Got {self.steps} steps; give more than {least}")
         notes = {
             "steps": self.steps,
             "first_step": self.first_step,
