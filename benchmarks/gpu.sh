@@ -1,24 +1,31 @@
 #!/usr/bin/env bash
 # What waits for a GPU, the most telling first, within ten minutes: bash benchmarks/gpu.sh [overrides for the trainings]
-# What is not done by then is left out, and the exit code is 1. It has not been run on a GPU yet.
-# Figures go to benchmarks/results/*-gpu.*; CIFAR-10 is looked for in $CIFAR_RESNET_DATA, or else in data/.
+# What is not done by then is named, and the exit code is 1. It has not been run on a GPU yet.
+# Figures go to benchmarks/results/*-gpu.* and gpu/; CIFAR-10 is looked for in $CIFAR_RESNET_DATA, or else in data/.
 set -u
 cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+trap 'kill -TERM $child 2> /dev/null; wait $child; exit 130' INT TERM
 results=benchmarks/results
+runs=outputs/gpu/$(date +%Y-%m-%d_%H-%M-%S)
 failed=0
 within_time() {
-    local left=$((560 - SECONDS))
-    if ((left <= 0)) || ! timeout --signal=INT --kill-after=10 "$left" "$@"; then failed=1; fi
+    timeout --kill-after=10 $((SECONDS < 540 ? 540 - SECONDS : 1)) "$@" &
+    child=$!
+    wait $child || { failed=1; echo "not done: $*" >&2; return 1; }
 }
-train() { within_time python3 -m cifar_resnet.train -m "seed=range(0,3)" output_dir=outputs/gpu "$@"; }
+train() { within_time python3 -m cifar_resnet.train -m "seed=range(0,3)" output_dir="$runs" "$@"; }
 train experiment=speed94 "$@"                                   # time to 94%: three seeds, the first one warms up
 within_time python3 benchmarks/throughput.py --rounds 3 --steps 50 resnet18@512 resnet18@2048 \
     --json $results/throughput-gpu.json                         # share of the chip's speed, ours against the bare loop
 within_time python3 benchmarks/overhead.py experiment=speed94 "$@" --json $results/overhead-gpu.json
 train experiment=speed96 "$@"
-within_time python3 benchmarks/step_profile.py resnet18@512 --steps 50 > $results/step_profile-gpu.txt
+within_time python3 benchmarks/step_profile.py resnet18@512 --steps 50 > $results/step_profile-gpu.part &&
+    mv $results/step_profile-gpu.part $results/step_profile-gpu.txt
+within_time python3 benchmarks/overhead.py experiment=speed96 "$@" --json $results/overhead-speed96-gpu.json
 within_time python3 benchmarks/ensemble.py resnet_cifar@128 resnet20@128 --sizes 2 4 10 --steps 50 \
     --json $results/ensemble-gpu.json
 within_time python3 benchmarks/optimizers.py --steps 50 --json $results/optimizers-gpu.json
-timeout 40 python3 -m cifar_resnet.report outputs/gpu output=$results/gpu || failed=1
+train experiment=speed94 compile=true "$@"
+timeout 40 python3 -m cifar_resnet.report "$runs" output=$results/gpu || failed=1
 exit $failed

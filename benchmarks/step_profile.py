@@ -69,7 +69,8 @@ def main() -> None:
     within = sum(event.self_cpu_time_total for event in events if not event.name.startswith("Optimizer.step"))
     print(f"outside of all operations: {max(0.0, 1 - within / span):.1%} of it")
     if torch.cuda.is_available():
-        busy = sum(event.self_device_time_total for event in found)
+        kernels = [event for event in found if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+        busy = sum(event.self_device_time_total for event in kernels)
         print(f"the GPU works {busy / span:.1%} of it")
     if options.trace:
         steady.profile.export_chrome_trace(str(options.trace))

@@ -16,6 +16,7 @@ large product of matrices stands beside them. Nothing else should run meanwhile.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import statistics
@@ -190,7 +191,8 @@ class InAProcessOfItsOwn:
         return self.connection.recv()
 
     def close(self) -> None:
-        self.connection.send("end")
+        with contextlib.suppress(BrokenPipeError):  # it failed, and has said why
+            self.connection.send("end")
         self.process.join()
 
 
@@ -226,13 +228,13 @@ def measure(name: str, rounds: int, steps: int) -> dict:
     network, _, batch_size = name.partition("@")
     batch_size = int(batch_size)
     images = batch_size * steps
-    ours, conventional = Ours(network, batch_size, images), InAProcessOfItsOwn(network, batch_size, images)
-    bare = Bare(ours.new_model(), ours.precision, batch_size)
     speeds = []
-    for _ in range(1 + rounds):  # the first is for warming up
-        speed = {"ours": ours.images_per_second(bare), "bare": bare.images_per_second()}
-        speeds.append(speed | {"conventional": conventional.images_per_second()})
-    conventional.close()
+    with contextlib.closing(InAProcessOfItsOwn(network, batch_size, images)) as conventional:
+        ours = Ours(network, batch_size, images)
+        bare = Bare(ours.new_model(), ours.precision, batch_size)
+        for _ in range(1 + rounds):  # the first is for warming up
+            speed = {"ours": ours.images_per_second(bare), "bare": bare.images_per_second()}
+            speeds.append(speed | {"conventional": conventional.images_per_second()})
     speeds = speeds[1:]
     medians = {key: statistics.median(speed[key] for speed in speeds) for key in speeds[0]}
     ratios = {key: [speed["ours"] / speed[key] for speed in speeds] for key in ("bare", "conventional")}

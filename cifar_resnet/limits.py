@@ -309,6 +309,25 @@ def check_size(crop_padding: int, cutout_size: int, image_size: int) -> None:
         raise ValueError(f"augment.cutout_size would cover every image of {image_size} pixels. Got {cutout_size}")
 
 
+def check_pooling(whitening_size: int, widths: Sequence[int], image_size: int) -> None:
+    """Refuse a SpeedNet that would pool images of this side to nothing."""
+    side = image_size - whitening_size + 1
+    if side >> len(widths) < 1:
+        raise ValueError(
+            f"model.whitening_size leaves {max(side, 0)} pixels of {image_size}, which each of model.widths halves. "
+            f"Got {whitening_size} and {len(widths)} widths; give less"
+        )
+
+
+def check_stem(stem: str, stem_kernel_size: int, image_size: int) -> None:
+    """Refuse a whitening stem whose patches are larger than the images."""
+    if stem == "whitening" and stem_kernel_size > image_size:
+        raise ValueError(
+            f"model.stem=whitening looks at patches of the images, of {image_size} pixels. "
+            f"Got model.stem_kernel_size={stem_kernel_size}; give less"
+        )
+
+
 @functools.lru_cache
 def check_halves(test: str, train: str | None, image_size: int) -> None:
     Halves(test, train, image_size)
@@ -319,7 +338,8 @@ def check_folders(root: str, image_size: int) -> None:
 
 
 RELATIONS: dict[str, tuple[Callable, ...]] = {
-    "cifar_resnet.models.ResNet": (stages,),
+    "cifar_resnet.models.ResNet": (stages, check_stem),
+    "cifar_resnet.models.SpeedNet": (check_pooling,),
     "cifar_resnet.models.PyramidNet": (pyramid_blocks,),
     "cifar_resnet.models.CustomResNet": (check_layers,),
     "cifar_resnet.data.CIFAR10": (check_pixels,),
@@ -345,19 +365,22 @@ def check(cfg: DictConfig, files: bool) -> None:
     for key in LIMITS:
         owner, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, owner) if owner else cfg
-        if is_ours(node) and name in node and not OmegaConf.is_missing(node, name):
+        if is_ours(node) and is_given(node, name):
             require(owner, **{name: select(cfg, key)})
+    size = select(cfg, "data.image_size") if "image_size" in (cfg.get("data") or {}) else ALL_ARE
     for group in ("data", "model"):
         node = cfg.get(group) or {}
         target = node.get("_target_")
         for relation in (*RELATIONS.get(target, ()), *(FILES.get(target, ()) if files else ())):
             names = inspect.signature(relation).parameters
-            if all(name in node and not OmegaConf.is_missing(node, name) for name in names):
+            given = {name: select(cfg, f"{group}.{name}") for name in names if is_given(node, name)}
+            if group == "model" and is_ours(cfg.get("data")):
+                given.setdefault("image_size", size)
+            if given.keys() >= set(names):
                 # what is wrong with their types is told later, and better
                 with contextlib.suppress(TypeError, KeyError, AttributeError):
-                    relation(**{name: select(cfg, f"{group}.{name}") for name in names})
+                    relation(**{name: given[name] for name in names})
     if is_ours(cfg.get("augment")) and is_ours(cfg.get("data")):
-        size = select(cfg, "data.image_size") if "image_size" in cfg.data else ALL_ARE
         with contextlib.suppress(TypeError):
             check_size(select(cfg, "augment.crop_padding"), select(cfg, "augment.cutout_size"), size)
     if "trainer" in cfg:
@@ -368,6 +391,10 @@ def check(cfg: DictConfig, files: bool) -> None:
         if files and isinstance(teacher, (str, list)):
             for path in [teacher] if isinstance(teacher, str) else teacher:
                 check_teacher(path)
+
+
+def is_given(node: DictConfig, name: str) -> bool:
+    return name in node and not OmegaConf.is_missing(node, name)
 
 
 OURS = ("cifar_resnet.", "lightning.pytorch.Trainer", "torch.optim.")

@@ -1,15 +1,18 @@
 """Networks trained side by side: that each becomes what it would have become alone."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, assert_equal, last_of, record_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cifar_resnet import checkpoints, evaluate, train
 from cifar_resnet.callbacks import MemberCheckpoints
 from cifar_resnet.command import UsageError
+from cifar_resnet.models import ResNet, SideBySide, SpeedNet
 from cifar_resnet.train import train as train_one
 
 FOUR = ["ensemble.size=4", "optimizer.lr=0.02", "trainer.max_epochs=2"]
@@ -53,6 +56,37 @@ def test_members_equal_networks_trained_alone(cifar_train, recipe):
             assert record["metrics"][key] == pytest.approx(other["metrics"][key], rel=1e-3), key
     first, second = (weights_of(folder_of() / f"seed-{seed}") for seed in (3, 4))
     assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
+
+
+class Dtypes(TorchDispatchMode):
+    """What convolutions and matrix products are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("convolution", "mm", "addmm", "bmm"):
+            self.found |= {(func.overloadpacket.__name__, arg.dtype) for arg in args if isinstance(arg, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("network", [partial(ResNet, depth=8, widths=[4, 4, 8]), partial(SpeedNet, widths=[8, 16])])
+def test_networks_side_by_side_compute_in_the_precision_of_one_alone(network):
+    members = [network(optimizer=torch.optim.SGD) for _ in range(3)]
+    together = SideBySide(members)
+    images = torch.randn(24, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16), Dtypes() as dtypes:
+        found = together(images)
+    assert {dtype for _, dtype in dtypes.found} == {torch.bfloat16}
+    assert "convolution" in {name for name, _ in dtypes.found}
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = torch.cat([member(some) for member, some in zip(members, images.chunk(3), strict=True)])
+    assert torch.allclose(found.float(), alone.float(), atol=0.05 * alone.float().std().item())
+    exact = torch.cat([member(some) for member, some in zip(members, images.chunk(3), strict=True)])
+    assert torch.allclose(together(images), exact, rtol=1e-4, atol=1e-5)
+    found.float().square().mean().backward()
+    assert all(member.fc.weight.grad.abs().sum() > 0 for member in members)
 
 
 def test_an_ensemble_that_was_stopped_goes_on(cifar_train, crash, capsys):

@@ -1,5 +1,6 @@
 """What makes short trainings short: whitening, identity initialisation, scaled rates, test-time augmentation."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from conftest import TINY, last_of, record_of
 from hydra.utils import instantiate
 from torch import nn
 
-from cifar_resnet import checkpoints
+from cifar_resnet import checkpoints, train
 from cifar_resnet.command import Composer
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import ResNet, SpeedNet
@@ -89,6 +90,30 @@ def test_a_whitening_stem_is_an_option_of_resnets(images):
     assert not network.conv1[0].weight.requires_grad
     with pytest.raises(ValueError, match=r"unknown model\.stem"):
         ResNet(depth=8, widths=[8, 8, 8], stem="patch")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (["model=speednet", "model.whitening_size=40"], "leaves 0 pixels of 32"),
+        (["model=speednet", "model.widths=[8,8,8,8,8]"], "Got 2 and 5 widths"),
+        (["model=resnet20", "model.stem=whitening", "model.stem_kernel_size=33"], "of the images, of 32 pixels"),
+    ],
+)
+def test_patches_and_pooling_that_images_are_too_small_for_are_refused(capsys, overrides, answer):
+    assert train.main(["data=synthetic", *overrides]) == 2
+    error = capsys.readouterr().err
+    assert answer in error
+    assert error.count("\n") == 1
+
+
+def test_smaller_images_allow_fewer_poolings(tmp_path, capsys):
+    for half, count in (("train", 20), ("test", 10)):
+        pixels = np.zeros((count, 8, 8, 3), np.uint8)
+        np.savez(tmp_path / f"{half}.npz", images=pixels, labels=np.arange(count) % 2)
+    files = ["data=files", "data.image_size=8", f"data.train={tmp_path}/train.npz", f"data.test={tmp_path}/test.npz"]
+    assert train.main([*files, "model=speednet", "model.widths=[8,8,8]"]) == 2
+    assert "leaves 7 pixels of 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon", "sam"])

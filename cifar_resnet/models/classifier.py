@@ -252,7 +252,7 @@ class Classifier(LightningModule):
     def log_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Means over the epoch, kept on the device: nothing here waits for the GPU."""
         mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_acc")
-        mean.update(loss.detach(), len(labels))
+        mean.update(loss.detach(), torch.full_like(loss, len(labels)))
         accuracy.update(logits, labels)
         self.log_dict({f"{split}/loss": mean, f"{split}/acc": accuracy}, on_step=False, on_epoch=True)
 

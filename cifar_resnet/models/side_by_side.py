@@ -1,5 +1,6 @@
 """Several networks of one architecture, trained at once as one module."""
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -7,12 +8,28 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric
 from torchvision.ops import StochasticDepth
 
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.regularisers import ShakeDrop
 from cifar_resnet.optim import SAM
+
+
+class MixedPrecision(TorchFunctionMode):
+    """Convolutions in autocast's lower precision, norm layers in float32.
+
+    torch.vmap takes convolutions apart before autocast would see them, and its norm layers know one dtype at a time.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.conv2d:
+            lower = torch.get_autocast_dtype(args[0].device.type)
+            args = [arg.to(lower) if isinstance(arg, Tensor) else arg for arg in args]
+        elif func is F.batch_norm:
+            args = [args[0].float(), *args[1:]]
+        return func(*args, **(kwargs or {}))
 
 
 class SideBySide(Classifier):
@@ -73,7 +90,8 @@ class SideBySide(Classifier):
             return functional_call(self.members[0], (parameters, buffers), (images,))
 
         each = images.unflatten(0, (len(self.members), -1))
-        logits = torch.vmap(answer, randomness="different")(parameters, moved, each)
+        with MixedPrecision() if torch.is_autocast_enabled(images.device.type) else contextlib.nullcontext():
+            logits = torch.vmap(answer, randomness="different")(parameters, moved, each)
         if self.training:
             with torch.no_grad():
                 for name, tensor in moved.items():
@@ -99,7 +117,8 @@ class SideBySide(Classifier):
             accuracy.update(answers, own)
             if split != "train":
                 mean = found[f"{split}/loss_{number}"] = getattr(self.members[number], f"{split}_loss")
-                mean.update(F.cross_entropy(answers, own), len(own))
+                own_loss = F.cross_entropy(answers, own)
+                mean.update(own_loss, torch.full_like(own_loss, len(own)))
         self.log_dict(found, on_step=False, on_epoch=True)
 
     def part(self, checkpoint: dict, number: int) -> dict:
