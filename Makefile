@@ -1,10 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench
+.PHONY: help quickstart test test-all lint bench
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:  ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
 .venv/installed: pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
@@ -18,11 +18,14 @@ help:  ## what there is to make
 quickstart: .venv/installed  ## train on the built-in data set: no download, about two minutes on two cores
 	cifar-train experiment=quickstart
 
-test: .venv/installed  ## the tests, offline
+test: .venv/installed  ## the tests, offline, within six minutes on two cores
+	pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: .venv/installed  ## these and what takes processes, engines or minutes
 	pytest -n 2 --dist worksteal
 
-lint: .venv/installed  ## ruff: style and formatting
-	ruff check . && ruff format --check .
+lint: .venv/installed  ## ruff: style and formatting; import-linter: imports go one way
+	ruff check . && ruff format --check . && lint-imports --no-cache
 
 BENCHMARKS = throughput augmentation optimizers startup overhead memory ensemble predict
 bench: .venv/installed  ## what training costs, as ratios; figures go to benchmarks/results/

@@ -25,7 +25,8 @@ from PIL import Image
 from throughput import MEAN, STD, Ours, begin, synchronize
 from torchvision.transforms import v2
 
-from cifar_resnet.data.augment import Augment, Draws, normalise
+from cifar_resnet.data.augment import Augment, Randomness
+from cifar_resnet.images import normalise
 
 CHOICES = ["standard", "autoaugment", "randaugment", "trivialaugment", "mixup", "cutmix", "ricap"]
 POLICIES = {
@@ -58,14 +59,14 @@ class Batched:
         self.augment, self.images = augment, images
         device = images.device
         self.constants = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
-        self.draws = Draws(
+        self.randomness = Randomness(
             torch.Generator(device).manual_seed(0),
             np.random.default_rng(0),
             torch.zeros(len(images), dtype=torch.bool, device=device),
         )
 
     def __call__(self) -> torch.Tensor:
-        images, _ = self.augment(self.images, lambda batch: normalise(batch, *self.constants), self.draws)
+        images, _ = self.augment(self.images, lambda batch: normalise(batch, *self.constants), self.randomness)
         return images
 
 

@@ -12,9 +12,11 @@ import json
 import statistics
 from pathlib import Path
 
+from hydra.utils import instantiate
 from throughput import Ours, begin
 
-from cifar_resnet.models import SideBySide
+from cifar_resnet.data import StackedData
+from cifar_resnet.models import StackedEnsemble
 
 DEFAULT = ["resnet_cifar@128", "resnet20@128"]  # resnet_cifar has a depth of 8 here
 
@@ -24,8 +26,10 @@ class Together(Ours):
 
     def __init__(self, network: str, batch_size: int, images: int, size: int, *more: str):
         super().__init__(network, batch_size, images, *more)
-        self.data.seeds = list(range(size))
-        self.model = SideBySide([self.new_model() for _ in range(size)])
+        self.data = StackedData(
+            [instantiate(self.cfg.data, augment=self.cfg.augment, seed=seed, _convert_="all") for seed in range(size)]
+        )
+        self.model = StackedEnsemble([self.new_model() for _ in range(size)])
 
 
 def measure(name: str, sizes: list[int], rounds: int, steps: int) -> dict:

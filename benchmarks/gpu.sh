@@ -32,5 +32,5 @@ within_time python3 benchmarks/ensemble.py resnet_cifar@128 resnet20@128 --sizes
     --json $results/ensemble-gpu.json
 within_time python3 benchmarks/optimizers.py --steps 50 --json $results/optimizers-gpu.json
 train experiment=speed94 compile=true "$@"
-timeout 40 python3 -m cifar_resnet.report "$runs" output=$results/gpu || failed=1
+timeout 40 python3 -c "import sys; from cifar_resnet import cli; sys.exit(cli.report())" "$runs" output=$results/gpu || failed=1
 exit $failed

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 # all that a training imports, so that a forked process need not
-from cifar_resnet import callbacks, checkpoints, data, models, optim, page, terminal, train  # noqa: F401
+from cifar_resnet import cli, train  # noqa: F401
 
 RECIPES = {
     "sgd": ["optimizer=sgd", "scheduler=cosine", "model.dropout=0.1"],
@@ -48,7 +48,7 @@ def begin(run_dir: Path, overrides: list[str]) -> int:
     os.dup2(said, 2)
     code = 70
     try:
-        code = train.main([*SMALL, *overrides, f"run_dir={run_dir}"])
+        code = cli.train([*SMALL, *overrides, f"run_dir={run_dir}"])
     except BaseException:
         traceback.print_exc()
     finally:

@@ -16,9 +16,12 @@ from pathlib import Path
 from throughput import begin
 
 from cifar_resnet import runs
-from cifar_resnet.command import Composer, Diverged
-from cifar_resnet.find_lr import range_test
-from cifar_resnet.train import images_kept, train_in
+from cifar_resnet.build import kept_images
+from cifar_resnet.compose import Composer
+from cifar_resnet.errors import Diverged
+from cifar_resnet.range_test import range_test
+from cifar_resnet.sweep import run_in
+from cifar_resnet.train import train_run
 
 NETWORKS = {
     "resnet8": ["model=resnet_cifar", "model.depth=8"],
@@ -35,7 +38,7 @@ def accuracy(overrides: list[str], lr: float, name: str) -> float:
         return record["metrics"]["val/acc"]
     (job,) = Composer("train").jobs([*overrides, f"optimizer.lr={lr}", "test=false", "page=false"])
     try:
-        return train_in(run_dir, job.cfg)["metrics"]["val/acc"]
+        return run_in(run_dir, job.cfg, train_run)["metrics"]["val/acc"]
     except Diverged:
         return 0.0
 
@@ -80,7 +83,7 @@ def main() -> None:
     about = begin()
     logging.getLogger("cifar_resnet").setLevel(logging.WARNING)
     results, rows = [], []
-    with images_kept():
+    with kept_images():
         for network, optimizer in itertools.product(options.networks, options.optimizers):
             results.append(measure(network, optimizer, options.epochs, more))
             rows.append(row(results[-1]))

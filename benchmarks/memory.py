@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from throughput import DEFAULT, Bare, Ours, begin
 
-from cifar_resnet.memory import keep_freed_memory
+from cifar_resnet.hardware import keep_freed_memory
 from cifar_resnet.terminal import set_up_logging
 
 

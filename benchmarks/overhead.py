@@ -91,7 +91,11 @@ def measure(overrides: list[str]) -> dict:
         between = ["+callbacks.between._target_=overhead.Between", "+callbacks.between.path=${run_dir}/between.json"]
         command = [sys.executable, "-m", "cifar_resnet.train", *overrides, f"run_dir={run_dir}", *between]
         start = time.time()
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)})
+        done = subprocess.run(
+            command,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
+        )
         if done.returncode:  # it has said why
             sys.exit(done.returncode)
         notes = json.loads((run_dir / "between.json").read_text())

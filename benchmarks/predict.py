@@ -24,26 +24,27 @@ from PIL import Image
 from throughput import begin
 
 from cifar_resnet import runs
-from cifar_resnet.command import Composer
+from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
-from cifar_resnet.data.augment import normalise
-from cifar_resnet.inference import Ensemble
-from cifar_resnet.precision import resolve
-from cifar_resnet.predict import files_of, predict
-from cifar_resnet.train import fit
+from cifar_resnet.hardware import resolve_precision
+from cifar_resnet.images import normalise
+from cifar_resnet.predict import predict
+from cifar_resnet.preflight import input_files
+from cifar_resnet.results.inference import Ensemble
+from cifar_resnet.train import train_run
 
 
 def trained(network: str, folder: Path) -> Path:
     """A run folder; what its network has learned does not matter here."""
     overrides = [f"model={network}", "data=synthetic", "data.num_train=1000", "data.num_val=0", "data.num_test=10"]
     (job,) = Composer("train").jobs([*overrides, "trainer.max_epochs=1", "page=false", f"run_dir={folder}/run"])
-    fit(job.cfg)
+    train_run(job.cfg)
     return folder / "run"
 
 
 def bare(ensemble: Ensemble, paths: list[Path], batch_size: int) -> list[int]:
     network, answers = ensemble.networks[0], []
-    constants = network.constants(ensemble.device)
+    constants = network.pixel_stats(ensemble.device)
     with torch.inference_mode(), ensemble.fabric.autocast():
         for start in range(0, len(paths), batch_size):
             arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths[start : start + batch_size]]
@@ -68,10 +69,10 @@ def main() -> None:
         images, _ = Synthetic(num_test=options.images).read(train=False)
         for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
             Image.fromarray(image).save(pictures / f"{index}.png")
-        ensemble = Ensemble([trained(options.network, Path(folder))], precision=resolve())
+        ensemble = Ensemble([trained(options.network, Path(folder))], precision=resolve_precision())
         contestants = {
-            "ours": lambda: predict(ensemble, files_of(str(pictures)), options.batch_size, 3),
-            "bare": lambda: bare(ensemble, files_of(str(pictures)), options.batch_size),
+            "ours": lambda: predict(ensemble, input_files(str(pictures)), options.batch_size, 3),
+            "bare": lambda: bare(ensemble, input_files(str(pictures)), options.batch_size),
         }
         speeds = []
         for _ in range(1 + options.rounds):

@@ -56,7 +56,8 @@ def measure(jobs: int, overrides: list[str]) -> tuple[float, list[float]]:
             [*command, *data, *overrides],
             check=True,
             stdout=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
         )
         (sweep,) = Path(folder).glob("train/*")
         run_dirs = [sweep / f"seed-{seed}" for seed in range(jobs)]

@@ -37,11 +37,10 @@ from torchvision import transforms
 
 from cifar_resnet import runs
 from cifar_resnet.callbacks import Throughput
-from cifar_resnet.command import Composer
-from cifar_resnet.data.augment import normalise
-from cifar_resnet.memory import keep_freed_memory
-from cifar_resnet.models.size import num_macs
-from cifar_resnet.precision import resolve
+from cifar_resnet.compose import Composer
+from cifar_resnet.hardware import device_name, keep_freed_memory, resolve_precision
+from cifar_resnet.images import normalise
+from cifar_resnet.models.summary import num_macs
 from cifar_resnet.terminal import set_up_logging
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -219,7 +218,7 @@ def begin() -> dict:
     """Set this process up as cifar-train would, and say on what the figures are taken."""
     set_up_logging()
     keep_freed_memory()  # it serves the bare loop as well
-    device = runs.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}\n")
     return {"device": device, "versions": runs.versions(), "commit": runs.commit(), "date": str(date.today())}
 
@@ -258,7 +257,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
-    most = matmul_flops(DTYPES.get(resolve())) if torch.cuda.is_available() else None
+    most = matmul_flops(DTYPES.get(resolve_precision())) if torch.cuda.is_available() else None
     if most:
         print(f"a large product of matrices: {most / 1e12:.1f} TFLOP/s\n")
     speeds = f"{'ours':>8}{'bare':>8}{'conventional':>14}"

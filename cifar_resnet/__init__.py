@@ -8,16 +8,11 @@ network = load(record["run_dir"])            # in eval mode, on the CPU
 probabilities = network.predict(images)      # uint8, of any size
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from cifar_resnet.models import Classifier
-
 __all__ = ["load"]
 
 
-def load(path: str) -> "Classifier":
-    """The trained network of a checkpoint or run folder, in eval mode, on the CPU; see `Classifier.predict`."""
-    from cifar_resnet import checkpoints
+def load(path: str):
+    """The trained network, a `Classifier`, of a checkpoint or run folder, in eval mode, on the CPU."""
+    from cifar_resnet import checkpoints  # not at the top: this file is run before any module of the package
 
     return checkpoints.load(path)

@@ -3,144 +3,105 @@
 What is left is what a sweep over the seed would leave: a folder for each member, as if it had been trained alone.
 """
 
-import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_resnet import runs
-from cifar_resnet.command import Job, UsageError, usage_errors
-from cifar_resnet.train import (
-    build,
-    conclude,
-    described,
-    ends_said,
-    find_max_lr,
-    images_kept,
-    is_max_lr_sought,
-    last_checkpoint,
-    run_trainer,
-    trainer_of,
-    warnings_about,
-)
-
-log = logging.getLogger("cifar_resnet")
+from cifar_resnet import callbacks, range_test, runs, sweep, train
+from cifar_resnet.build import QUIET, build, build_trainer, kept_images, new_trainer
+from cifar_resnet.compose import Job
+from cifar_resnet.data import StackedData
+from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.models import StackedEnsemble
+from cifar_resnet.results.record import begin_record, finish
+from cifar_resnet.terminal import log, print_table
 
 
-def train_side_by_side(job: Job) -> int:
+def run(job: Job) -> int:
     """Train the members of this job, unless that has been done before; the exit code."""
-    from cifar_resnet.terminal import print_table, sweep_table
-
     cfg = job.cfg
     refuse(cfg)
     asked = [text for text in job.overrides if not text.startswith(("seed=", "ensemble.size="))]
-    name = "-".join(filter(None, ["ensemble", runs.slug(asked), runs.digest([*job.arguments, *job.overrides])]))
-    folder = runs.parent_dir(cfg) / name
-    seeds = range(cfg.seed, cfg.seed + cfg.ensemble.size)
-    run_dirs = [folder / f"seed-{seed}" for seed in seeds]
-    if (run_dirs[0] / runs.CONFIG).is_file():  # begun before
-        cfg = runs.load_config(run_dirs[0])
-    members = [member_of(cfg, run_dir, asked, seed) for run_dir, seed in zip(run_dirs, seeds, strict=True)]
-    records = [runs.read_record(run_dir) for run_dir in run_dirs]
+    digest = runs.digest([*job.composer.arguments, *job.overrides])
+    folder = runs.parent_dir(cfg) / "-".join(filter(None, ["ensemble", runs.slug(asked), digest]))
+    run_dirs = {seed: folder / f"seed-{seed}" for seed in range(cfg.seed, cfg.seed + cfg.ensemble.size)}
+    if (run_dirs[cfg.seed] / runs.CONFIG).is_file():  # begun before
+        cfg = runs.load_config(run_dirs[cfg.seed])
+    records = [runs.read_record(run_dir) for run_dir in run_dirs.values()]
     if all(records):
         log.info("this ensemble has been trained before")
     else:
-        records = train_members(folder, members)
-    varying = [[f"seed={seed}"] for seed in seeds]
-    print_table(sweep_table(list(zip(varying, records, strict=True))))
+        with kept_images():
+            records = train_members(cfg, folder, run_dirs, asked)
+    print_table(sweep.table_of([([f"seed={seed}"], record) for seed, record in zip(run_dirs, records, strict=True)]))
     log.info(f"  as an ensemble: cifar-evaluate checkpoint={folder}")
     return 0
 
 
 def refuse(cfg: DictConfig) -> None:
     """UsageError for what networks side by side cannot have; what only the network can tell, it tells itself."""
-    if cfg.resume or cfg.run_dir:
-        raise UsageError(
-            "an ensemble names and resumes its runs itself, by the same command again: leave out run_dir and resume"
-        )
-    if cfg.compile:
-        raise UsageError("networks side by side are not compiled. Got compile=true; leave it out, or ensemble.size=1")
-    if "early_stopping" in cfg.callbacks:
-        raise UsageError("networks side by side end together. Got early stopping; give callbacks=default")
-    if "last" not in cfg.callbacks:
-        raise UsageError("networks side by side go on from callbacks.last. Got ~callbacks.last; leave that out")
-    best = cfg.callbacks.get("best")
-    if best and best.monitor not in ("val/acc", "val/loss"):
-        raise UsageError(f"a member is chosen by val/acc or val/loss. Got callbacks.best.monitor={best.monitor}")
+    monitor = OmegaConf.select(cfg, "callbacks.best.monitor")
+    for holds, text in (
+        (cfg.dry_run, "dry_run describes one network. Got ensemble.size as well; leave that out"),
+        (
+            cfg.resume or cfg.run_dir,
+            "an ensemble names and resumes its runs itself, by the same command again: leave out run_dir and resume",
+        ),
+        (cfg.compile, "networks side by side are not compiled. Got compile=true; leave it out, or ensemble.size=1"),
+        (
+            "early_stopping" in cfg.callbacks,
+            "networks side by side end together. Got early stopping; give callbacks=default",
+        ),
+        (
+            "last" not in cfg.callbacks,
+            "networks side by side go on from callbacks.last. Got ~callbacks.last; leave that out",
+        ),
+        (
+            "best" in cfg.callbacks and monitor not in ("val/acc", "val/loss"),
+            f"a member is chosen by val/acc or val/loss. Got callbacks.best.monitor={monitor}",
+        ),
+    ):
+        refuse_if(holds, text)
 
 
-def member_of(cfg: DictConfig, run_dir: Path, asked: Sequence[str], seed: int) -> DictConfig:
-    """The configuration of one network, as if it were to be trained alone."""
-    member = cfg.copy()
-    member.seed, member.ensemble.size = seed, 1
-    member.run_dir = str(run_dir)
-    member.overrides = [*asked, f"seed={seed}"]
-    return member
+def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], asked: list[str]) -> list[dict]:
+    """Train a network for each seed, all from where that stopped if it was begun before; their records.
 
-
-def train_members(folder: Path, members: Sequence[DictConfig]) -> list[dict]:
-    """Train them all, from where that stopped if it was begun before; their records."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    from cifar_resnet.callbacks import MemberCheckpoints
-    from cifar_resnet.models import SideBySide
-    from cifar_resnet.terminal import announcement, log_to
-
+    folder: of the ensemble. run_dirs: by seed. asked: the overrides, but for the seed.
+    """
     start = time.perf_counter()
-    found = None
-    with images_kept():
-        if is_max_lr_sought(members[0]):
-            found = find_max_lr(members[0])
-            for member in members:
-                member.scheduler.max_lr = found.suggestion
-        built = [build(member) for member in members]
-    (data, _, precision), models = built[0], [model for _, model, _ in built]
-    data.seeds = [member.data.seed for member in members]
-    everyone = SideBySide(models)
-    for model, member in zip(models, members, strict=True):
-        model.config = OmegaConf.to_container(member, resolve=True)
-
-    together, run_dirs = members[0].copy(), [Path(member.run_dir) for member in members]
-    shared = folder / runs.TOGETHER
-    together.run_dir = str(shared)
+    found = range_test.find_max_lr(cfg)
+    members = [  # the configuration of each, as if it were to be trained alone
+        OmegaConf.merge(
+            cfg,
+            {"seed": seed, "ensemble": {"size": 1}, "overrides": [*asked, f"seed={seed}"]},
+            {"run_dir": str(run_dir)},
+        )
+        for seed, run_dir in run_dirs.items()
+    ]
+    modules, models = zip(*map(build, members), strict=True)
+    data, everyone, shared = modules[0], StackedEnsemble(models), folder / runs.TOGETHER
+    together = OmegaConf.merge(members[0], {"run_dir": str(shared)})
     with open_dict(together):
         best = together.callbacks.pop("best", None)  # each member has its own
     monitor, mode = (best.monitor, best.mode) if best and data.has_val else (None, "max")
-    splitting = MemberCheckpoints(last_checkpoint(shared), run_dirs, monitor, mode)
-    trainer = trainer_of(together, data, everyone, precision, [splitting])
-    with usage_errors(OSError):
-        for member, run_dir in zip(members, run_dirs, strict=True):
+    splitting = callbacks.MemberCheckpoints(runs.last_checkpoint(shared), run_dirs.values(), monitor, mode)
+    trainer = build_trainer(together, data, everyone, [splitting])
+    with as_usage_error():
+        everyone.check_trainer(trainer)
+        for member, model, run_dir in zip(members, models, run_dirs.values(), strict=True):
+            model.config = OmegaConf.to_container(member, resolve=True)
             run_dir.mkdir(parents=True, exist_ok=True)
             runs.save_config(run_dir, member)
         shared.mkdir(exist_ok=True)
-    records = [
-        described(member, data, model, precision, trainer) for member, model in zip(members, models, strict=True)
-    ]
-    with log_to(shared / "train.log"):
-        first = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
-        log.info(announcement(first))
-        if found:
-            found.save(shared)
-        for warning in warnings_about(together):
-            log.warning(f"warning: {warning}\n")
-        with ends_said("the same command again goes on"):
-            trained = run_trainer(trainer, everyone, data, shared)
-    splitting.complete(everyone)
-    for key in ("images", "images_per_second"):
-        trained[key] /= len(members)
-    for member, model, record in zip(members, models, records, strict=True):
-        record |= trained | {"side_by_side": len(members)}
-        with usage_errors(MisconfigurationException):
-            tester = tester_of(member, precision)
-        with ends_said("the same command again goes on"):
-            conclude(member, record, tester, model, data, start)
+    records = [begin_record(*each, trainer) for each in zip(members, modules, models, strict=True)]
+    whole = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
+    with train.narrated(together, whole, shared, found, how_to_go_on="the same command again goes on"):
+        trained = train.fit(trainer, everyone, StackedData(modules), shared) | {"side_by_side": len(members)}
+        splitting.complete(everyone)
+        trained |= {key: trained[key] / len(members) for key in ("images", "images_per_second")}
+        for member, model, record in zip(members, models, records, strict=True):
+            record |= trained
+            finish(member, record, new_trainer(member, model, **QUIET), model, data, start)
     return records
-
-
-def tester_of(cfg: DictConfig, precision: str):
-    from hydra.utils import instantiate
-
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return instantiate(cfg.trainer, precision=precision, **quiet)

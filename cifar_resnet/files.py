@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from cifar_resnet.errors import one_line, refuse_if
+
 MAX_PIXELS = 100_000_000  # of one picture; what claims more is taken for a decompression bomb
 MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
 # not those that PIL hands to another program, such as EPS to Ghostscript
@@ -36,9 +38,6 @@ class Published:
     def is_in(self, root: Path) -> bool:
         return all(md5_of(root / self.folder / name) == md5 for name, md5 in self.files.items())
 
-    def has_archive_in(self, root: Path) -> bool:
-        return md5_of(root / self.archive) == self.md5
-
     @property
     def archive(self) -> str:
         return self.url.rpartition("/")[2]
@@ -46,12 +45,16 @@ class Published:
     def check(self, root: str) -> None:
         """FileNotFoundError where it is not there, and not to be had either."""
         path = Path(root).expanduser()
-        if not self.is_in(path) and not self.has_archive_in(path) and (reason := no_network(self.url)):
+        is_there = self.is_in(path) or md5_of(path / self.archive) == self.md5
+        if not is_there and (reason := no_network(self.url)):
             raise FileNotFoundError(self.missing(path, reason))
 
     def missing(self, root: Path, reason: Exception) -> str:
-        damaged = [name for name in self.files if (root / self.folder / name).exists()]
-        damaged = [name for name in damaged if md5_of(root / self.folder / name) != self.files[name]]
+        damaged = [
+            name
+            for name, md5 in self.files.items()
+            if (path := root / self.folder / name).exists() and md5_of(path) != md5
+        ]
         what = f"is damaged in {root} ({', '.join(damaged)})" if damaged else f"is not in {root}"
         return (
             f"{self.name} {what} and could not be downloaded ({reason}). Put the folder {self.folder} or the archive "
@@ -145,44 +148,48 @@ class Halves:
 
     def __init__(self, test: str, train: str | None = None, image_size: int = 32):
         self.paths = {half: Path(path).expanduser() for half, path in {"train": train, "test": test}.items() if path}
-        self.image_size = image_size
-        self.archives: dict[str, Images] = {}
         for half, path in self.paths.items():
             if not path.is_dir() and not (path.is_file() and is_archive(path)):
                 raise FileNotFoundError(
                     f"data.{half} must be a folder of <class>/…, an .npz archive or a CIFAR-style pickle. "
                     f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
                 )
-        self.classes = self.names("train" if train else "test")
-        if len(self.classes) < 2:
-            path = self.paths["train" if train else "test"]
-            raise ValueError(f"a classifier needs two classes or more. Got {len(self.classes)} in {path}")
-        if train and (unknown := sorted(set(self.names("test")) - set(self.classes))):
-            raise ValueError(f"test has classes that train lacks. Got {', '.join(unknown)} in {self.paths['test']}")
+        self.archives = {half: read_archive(path, image_size) for half, path in self.paths.items() if path.is_file()}
+        half = "train" if train else "test"
+        self.classes = self.names(half)
+        refuse_if(
+            len(self.classes) < 2,
+            f"a classifier needs two classes or more. Got {len(self.classes)} in {self.paths[half]}",
+        )
+        unknown = sorted(set(self.names("test")) - set(self.classes)) if train else []
+        refuse_if(
+            unknown,
+            f"test has classes that train lacks. Got {', '.join(unknown)} in {self.paths['test']}",
+        )
 
     def names(self, half: str) -> list[str]:
-        path = self.paths[half]
-        if path.is_dir():
+        path, archive = self.paths[half], self.archives.get(half)
+        if archive is None:
             return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
-        archive = self.archive(half)
-        if archive.labels is None:
-            raise ValueError(f"images without labels. Got {path}; for those there is cifar-predict")
-        if archive.classes is None and archive.labels.max() >= MAX_CLASSES:
-            raise ValueError(f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}")
+        refuse_if(
+            archive.labels is None,
+            f"images without labels. Got {path}; for those there is cifar-predict",
+        )
+        refuse_if(
+            archive.classes is None and archive.labels.max() >= MAX_CLASSES,
+            f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}",
+        )
         if archive.classes is None:
             return [str(label) for label in range(int(archive.labels.max()) + 1)]
-        if archive.labels.max() >= len(archive.classes):
-            raise ValueError(
-                f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}"
-            )
-        if len(set(archive.classes)) < len(archive.classes):
-            raise ValueError(f"two classes of one name. Got {', '.join(archive.classes[:10])} in {path}")
+        refuse_if(
+            archive.labels.max() >= len(archive.classes),
+            f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}",
+        )
+        refuse_if(
+            len(set(archive.classes)) < len(archive.classes),
+            f"two classes of one name. Got {', '.join(archive.classes[:10])} in {path}",
+        )
         return archive.classes
-
-    def archive(self, half: str) -> Images:
-        if half not in self.archives:
-            self.archives[half] = read_archive(self.paths[half], self.image_size)
-        return self.archives[half]
 
 
 def folders_of(root: str) -> dict[str, str]:
@@ -205,13 +212,14 @@ def decode(path: Path, image_size: int) -> tuple[np.ndarray, bool]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+            refuse_if(
+                width * height > MAX_PIXELS,
+                f"{width} x {height} pixels, more than {MAX_PIXELS:,}",
+            )
             image.draft("RGB", (2 * image_size, 2 * image_size))  # a large JPEG need not be decoded whole
             image = as_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # a damaged file may raise anything in one of the decoders
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"not a readable image: {path} ({reason}); mend it or take it away") from error
+        raise ValueError(f"not a readable image: {path} ({one_line(error)}); mend it or take it away") from error
     is_other_size = (width, height) != (image_size, image_size)
     if is_other_size:
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3)
@@ -223,9 +231,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         levels = np.asarray(image).astype(np.int64)
         image = Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
@@ -251,17 +257,20 @@ def read_archive(path: Path, image_size: int) -> Images:
     except FileNotFoundError:
         raise
     except Exception as error:  # as above: a damaged or hostile archive may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"not a readable archive of images: {path} ({reason})") from error
+        raise ValueError(f"not a readable archive of images: {path} ({one_line(error)})") from error
     images = first_of(found, "images", "data")
-    if images is None:
-        raise ValueError(f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data")
+    refuse_if(
+        images is None,
+        f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data",
+    )
     pixels, num_resized = as_images(np.asarray(images), image_size, path)
     labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
     classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
     ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
-    if ids is not None and len(ids) != len(pixels):
-        raise ValueError(f"{len(pixels)} images, but {len(ids)} ids. Got {path}")
+    refuse_if(
+        ids is not None and len(ids) != len(pixels),
+        f"{len(pixels)} images, but {len(ids or ())} ids. Got {path}",
+    )
     return Images(pixels, labels, classes, ids, num_resized)
 
 
@@ -271,8 +280,10 @@ def first_of(found: dict, *names: str) -> object:
 
 
 def as_texts(values: object, what: str, path: Path) -> list[str] | None:
-    if values is not None and not isinstance(values, (list, tuple)):
-        raise ValueError(f"{what} are a list. Got {type(values).__name__} in {path}")
+    refuse_if(
+        values is not None and not isinstance(values, (list, tuple)),
+        f"{what} are a list. Got {type(values).__name__} in {path}",
+    )
     return values and [text(value) for value in values]
 
 
@@ -282,8 +293,10 @@ def text(value: object) -> str:
 
 def read_npz(path: Path) -> dict:
     with zipfile.ZipFile(path) as archive:
-        if (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES:
-            raise ValueError(f"it would unpack to {size:,} bytes, more than {MAX_BYTES:,}")
+        refuse_if(
+            (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES,
+            f"it would unpack to {size:,} bytes, more than {MAX_BYTES:,}",
+        )
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
@@ -315,25 +328,33 @@ class PlainUnpickler(pickle._Unpickler):
 def read_pickle(path: Path) -> dict:
     with path.open("rb") as file:
         found = PlainUnpickler(file, encoding="bytes").load()
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
+    refuse_if(
+        not isinstance(found, dict),
+        f"it holds a {type(found).__name__}, not a dictionary",
+    )
     return {text(name): value for name, value in found.items()}
 
 
 def as_images(array: np.ndarray, image_size: int, path: Path | str) -> tuple[np.ndarray, int]:
     """(N, 3, image_size, image_size), and how many images had another size."""
-    if array.dtype != np.uint8:
-        raise ValueError(f"pixels are whole numbers from 0 to 255, as uint8. Got {array.dtype} in {path}")
-    if array.nbytes > MAX_BYTES:
-        raise ValueError(f"{array.nbytes:,} bytes of pixels, more than {MAX_BYTES:,}. Got {path}")
+    refuse_if(
+        array.dtype != np.uint8,
+        f"pixels are whole numbers from 0 to 255, as uint8. Got {array.dtype} in {path}",
+    )
+    refuse_if(
+        array.nbytes > MAX_BYTES,
+        f"{array.nbytes:,} bytes of pixels, more than {MAX_BYTES:,}. Got {path}",
+    )
     if array.ndim == 2 and array.shape[1] == 3072:  # CIFAR's own: red, green and blue planes
         array = array.reshape(-1, 3, 32, 32)
     elif array.ndim == 3:
         array = np.broadcast_to(array[:, None], (len(array), 3, *array.shape[1:]))
     elif array.ndim == 4 and array.shape[3] == 3:
         array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape:
-        raise ValueError(f"images are (N, H, W, 3), (N, 3, H, W), (N, H, W) or (N, 3072). Got {array.shape} in {path}")
+    refuse_if(
+        array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape,
+        f"images are (N, H, W, 3), (N, 3, H, W), (N, H, W) or (N, 3072). Got {array.shape} in {path}",
+    )
     array = np.ascontiguousarray(array)
     return (array, 0) if array.shape[2:] == (image_size, image_size) else (resized(array, image_size), len(array))
 
@@ -349,9 +370,9 @@ def as_labels(labels: object, num_images: int, path: Path) -> np.ndarray | None:
     if labels is None:
         return None
     array = np.asarray(labels)
-    if array.shape != (num_images,) or array.dtype.kind not in "iu" or array.min() < 0:
-        raise ValueError(
-            f"labels are whole numbers from 0, one for each of the {num_images} images. "
-            f"Got {array.dtype} {array.shape} in {path}"
-        )
+    refuse_if(
+        array.shape != (num_images,) or array.dtype.kind not in "iu" or array.min() < 0,
+        f"labels are whole numbers from 0, one for each of the {num_images} images. "
+        f"Got {array.dtype} {array.shape} in {path}",
+    )
     return array.astype(np.int64)

@@ -5,84 +5,36 @@ cifar-report compare outputs/train/<run folder> outputs/train/<run folder>
 """
 
 import json
-import logging
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if not __package__:  # run as a file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+import numpy as np
+from omegaconf import DictConfig
+from scipy import stats
 
-from omegaconf import DictConfig, OmegaConf
-
-from cifar_resnet import runs
-from cifar_resnet.command import Composer, UsageError, interpret, usage_errors
-
-if TYPE_CHECKING:
-    from cifar_resnet.answers import Answers
-
-log = logging.getLogger("cifar_resnet")
+from cifar_resnet import constraints, runs, terminal
+from cifar_resnet.compose import Job
+from cifar_resnet.errors import refuse_if
+from cifar_resnet.results import plots
+from cifar_resnet.results.predictions import FILE, Predictions
 
 NOTE = (
     "Accuracies: mean ± standard deviation over n runs; 95% interval of the mean by Student's t. Tested was the epoch "
-    "that did best on validation images, or the last one. Ensembles answer by their members' mean probability; their "
-    "loss and calibration error stand as they are and at a temperature fitted on validation images."
+    "that did best on validation images, or the last one. Ensembles predict by their members' mean probability; their "
+    "loss and expected calibration error (ECE) stand as they are and at a temperature fitted on validation images."
 )
+IN_A_RECORD: dict[str, object] = {
+    **dict.fromkeys(("parameters", "train_seconds", "epoch", "epochs"), float),
+    **dict.fromkeys(("network", "selected", "device"), str),
+    "config.overrides": list[str],
+    "config.choices": dict,
+}
 EVALUATION = "evaluation.json"  # what cifar-evaluate leaves
-TABLES = {"Pivot", "Groups", "Runs", "Ensembles"}
 PICTURE = "curves.png"
-# Student's t, the 97.5% quantile for 1, 2, … degrees of freedom: SciPy has it, but would slow every command's start
-T_975 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-)  # fmt: skip
 NOT_A_DIFFERENCE = ("seed", "name", "run_dir", "output_dir", "resume", "page", "data.root", "trainer.accelerator")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return interpret("report", run, argv)
-
-
-def run(composer: Composer, overrides: list[str], is_sweep: bool) -> int:
-    if is_sweep:
-        raise UsageError("cifar-report has no sweeps: leave out -m. It takes several folders, one after the other")
-    from cifar_resnet.terminal import listed, print_table, rows_table, set_up_logging
-
-    set_up_logging()
-    words = [text for text in overrides if "=" not in text]
-    (job,) = composer.jobs([text for text in overrides if "=" in text])
-    cfg = job.cfg
-    if words[:1] == ["compare"]:
-        if len(words) != 3:
-            raise UsageError(f"compare needs two run folders. Got {len(words) - 1}; give cifar-report compare A B")
-        with usage_errors():
-            log.info(listed(comparison(Path(words[1]), Path(words[2]), cfg.resamples, cfg.seed)))
-        return 0
-    with usage_errors():
-        folders = list(map(Path, words or cfg.runs))
-        found = find(folders)
-        for name in ("by", "pivot"):
-            check_settings(name, cfg[name], found)
-        keys = list(cfg.by) if cfg.by else differences(found)
-        groups = group(found, keys)
-        tables = {"Groups": group_rows(groups, keys), "Runs": run_rows(found, keys)}
-        if ensembles := ensemble_rows(folders):
-            tables["Ensembles"] = ensembles
-        if cfg.pivot:
-            tables = {"Pivot": pivot_rows(found, cfg), **tables}
-        folder = Path(cfg.output)
-        write(folder, tables, groups, short(keys))
-    for name, rows in tables.items():
-        if name != "Runs" or len(found) != len(groups):
-            print_table(rows_table(rows))
-    pictures = {"pictures": folder / PICTURE} if (folder / PICTURE).exists() else {}
-    log.info(listed({"report": folder / "report.md", **pictures}))
-    return 0
 
 
 @dataclass
@@ -91,56 +43,80 @@ class Run:
     record: dict
 
     def setting(self, key: str) -> str:
-        """Its value of a setting, such as optimizer.lr, or of a group, such as model."""
+        """Its value of a setting, such as optimizer.lr, or of a group, such as model; empty where it has none."""
         config = self.record["config"]
-        if key in config["choices"]:
-            return str(config["choices"][key])
-        value = config
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                return ""
-            value = value[part]
-        return str(value)
+        return str(config["choices"].get(key, constraints.value_at(config, key, default="")))
 
-    def metric(self, name: str) -> float | None:
-        return self.record["metrics"].get(name)
+
+Rows = list[list[str]]  # of a table, its head first
+Curves = dict[str, list[list[dict[str, str]]]]  # by the group's name, for each of its runs the rows of its metrics.csv
+Groups = dict[tuple[str, ...], list[Run]]  # by the values of the settings that tell them apart
+
+
+def run(job: Job) -> int:
+    if job.words[:1] == ["compare"]:
+        terminal.log.info(terminal.listed(comparison(job.words[1:], job.cfg.resamples, job.cfg.seed)))
+    else:
+        report(list(map(Path, job.words or job.cfg.runs)), job.cfg)
+    return 0
+
+
+def report(folders: Sequence[Path], cfg: DictConfig) -> None:
+    found = find(folders)
+    check_settings(cfg, found)
+    keys = cfg.by or differences(found)
+    groups = group(found, keys)
+    tables = {
+        "Pivot": pivot_rows(found, cfg),
+        "Groups": group_rows(groups, keys),
+        "Runs": run_rows(found, keys),
+        "Ensembles": ensemble_rows(folders),
+    }
+    curves = curves_of(groups, short(keys))
+    folder = Path(cfg.output)
+    write(folder, tables, curves)
+    for name, rows in tables.items():
+        if rows and (name != "Runs" or len(found) != len(groups)):
+            terminal.print_table(rows)
+    terminal.log.info(
+        terminal.listed({"report": folder / "report.md"} | ({"pictures": folder / PICTURE} if curves else {}))
+    )
 
 
 def find(folders: Sequence[Path]) -> list[Run]:
     """Every finished run in these folders, by name."""
-    from cifar_resnet.checkpoints import natural
-
-    found = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"runs are looked for in folders. Got {folder}, which is none")
-        for path in sorted(folder.rglob(runs.RECORD), key=natural):
-            found[path.parent.resolve()] = Run(path.parent, read(path))
-    if not found:
-        raise FileNotFoundError(f"no finished run. Got {', '.join(map(str, folders))}; train one with cifar-train")
-    return list(found.values())
+        refuse_if(not folder.is_dir(), f"runs are looked for in folders. Got {folder}, which is none")
+    found = [Run(path.parent, read(path)) for path in files_in(folders, runs.RECORD)]
+    refuse_if(not found, f"no finished run. Got {', '.join(map(str, folders))}; train one with cifar-train")
+    return found
 
 
-def check_settings(name: str, keys: object, found: Sequence[Run]) -> None:
-    if keys is None:
-        return
-    if not OmegaConf.is_list(keys) or not all(isinstance(key, str) for key in keys):
-        raise ValueError(f"{name} is a list of settings, such as [model.depth,optimizer.lr]. Got {keys}")
-    for key in keys:
-        if not any(member.setting(key) for member in found):
-            raise ValueError(f"no run has the setting {key}. Got {name}={list(keys)}")
+def files_in(folders: Sequence[Path], name: str) -> list[Path]:
+    """Every file of this name, each once, folder by folder in the order of their names."""
+    found = [path for folder in folders for path in sorted(folder.rglob(name), key=runs.natural)]
+    return list({path.parent.resolve(): path for path in found}.values())
 
 
 def read(path: Path) -> dict:
+    """A run's record, whose values are of the kinds that the tables rely on."""
     record = runs.read_record(path.parent)
-    numbers = [record[key] for key in ("parameters", "train_seconds", "epoch", "epochs")]
-    numbers += [value for name, value in record["metrics"].items() if name.endswith("/acc")]
-    texts = [record[key] for key in ("network", "selected", "device")]
-    lists = [record["config"].get("overrides"), record["config"].get("choices")]
-    whole = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
-    if not whole or not all(isinstance(text, str) for text in texts) or None in lists:
-        raise ValueError(f"not the record of a run. Got {path}, with values of other kinds than cifar-train's")
+    hints = IN_A_RECORD | {f"metrics.{name}": float for name in record["metrics"] if name.endswith("/acc")}
+    for key, hint in hints.items():
+        refuse_if(
+            complaint := constraints.complaint_about(key, constraints.value_at(record, key), hint),
+            f"not the record of a run. Got {path}, in which {complaint}",
+        )
     return record
+
+
+def check_settings(cfg: DictConfig, found: Sequence[Run]) -> None:
+    for name in ("by", "pivot"):
+        for key in cfg[name] or ():
+            refuse_if(
+                not any(member.setting(key) for member in found),
+                f"no run has the setting {key}. Got {name}={list(cfg[name])}",
+            )
 
 
 def differences(found: Sequence[Run]) -> list[str]:
@@ -153,9 +129,9 @@ def differences(found: Sequence[Run]) -> list[str]:
     return keys
 
 
-def group(found: Sequence[Run], keys: Sequence[str]) -> dict[tuple[str, ...], list[Run]]:
+def group(found: Sequence[Run], keys: Sequence[str]) -> Groups:
     """Runs that differ in nothing but what does not count, such as the seed; numbers in their order."""
-    groups: dict[tuple[str, ...], list[Run]] = {}
+    groups: Groups = {}
     for member in found:
         groups.setdefault(tuple(member.setting(key) for key in keys), []).append(member)
     return dict(sorted(groups.items(), key=lambda item: [in_order(value) for value in item[0]]))
@@ -171,174 +147,157 @@ def in_order(value: str) -> tuple[float, str]:
     try:
         return float(value), ""
     except ValueError:
-        return float("inf"), value
+        return math.inf, value
 
 
-def summarised(values: Sequence[float]) -> list[str]:
+def values_of(metric: str, members: Sequence[Run]) -> list[float]:
+    """Of the runs that have this metric."""
+    return [value for member in members if (value := member.record["metrics"].get(metric)) is not None]
+
+
+def summarised(values: Sequence[float]) -> tuple[str, str]:
     """Mean with standard deviation, and the mean's 95% interval by Student's t; for accuracies in [0, 1]."""
-    if not values:
-        return ["", ""]
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return [f"{mean:.2%}", ""]
-    low, high = interval(values)
-    return [f"{mean:.2%} ± {statistics.stdev(values):.2%}", f"{low:.2%} … {high:.2%}"]
+    if len(values) < 2:
+        return "".join(f"{value:.2%}" for value in values), ""
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    reach = stats.t.ppf(0.975, len(values) - 1) * deviation / len(values) ** 0.5
+    return f"{mean:.2%} ± {deviation:.2%}", f"{mean - reach:.2%} … {mean + reach:.2%}"
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean's 95% interval."""
-    mean, error = statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
-    freedom = len(values) - 1
-    reach = error * (T_975[freedom - 1] if freedom <= len(T_975) else T_975[-1])  # wider than need be, beyond the table
-    return mean - reach, mean + reach
-
-
-def group_rows(groups: dict[tuple[str, ...], list[Run]], keys: Sequence[str]) -> list[list[str]]:
+def group_rows(groups: Groups, keys: Sequence[str]) -> Rows:
     """A head, and a row for each group."""
-    from cifar_resnet.terminal import duration
-
+    rows = [
+        [
+            *(values or [members[0].record["network"]]),
+            str(len(members)),
+            summarised(values_of("val/acc", members))[0],
+            *summarised(values_of("test/acc", members)),
+            span([member.record["parameters"] for member in members]),
+            terminal.duration(statistics.mean(member.record["train_seconds"] for member in members)),
+            ", ".join(sorted({member.record["selected"].partition(" ")[0] for member in members})),  # best, or last
+        ]
+        for values, members in groups.items()
+    ]
     titles = ["n", "validation", "test", "95% of the mean", "parameters", "time", "tested epoch"]
-    rows = [[*(short(keys) or ["network"]), *titles]]
-    for values, members in groups.items():
-        accuracies = {
-            name: [acc for member in members if (acc := member.metric(name)) is not None]
-            for name in ("val/acc", "test/acc")
-        }
-        test, spread = summarised(accuracies["test/acc"])
-        sizes = sorted({member.record["parameters"] for member in members})
-        seconds = statistics.mean(member.record["train_seconds"] for member in members)
-        rules = sorted({member.record["selected"].partition(" ")[0] for member in members})  # "best", or "last"
-        rows.append(
-            [
-                *(values or [members[0].record["network"]]),
-                str(len(members)),
-                summarised(accuracies["val/acc"])[0],
-                test,
-                spread,
-                " … ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))),
-                duration(seconds),
-                ", ".join(rules),
-            ]
-        )
-    return rows
+    return [[*(short(keys) or ["network"]), *titles], *rows]
 
 
-def run_rows(found: Sequence[Run], keys: Sequence[str]) -> list[list[str]]:
+def span(sizes: Sequence[int]) -> str:
+    """The least and the greatest, or the one that all are."""
+    return " … ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+
+
+def run_rows(found: Sequence[Run], keys: Sequence[str]) -> Rows:
     """A head, and a row for each run."""
-    from cifar_resnet.terminal import duration
-
-    rows = [["run", *short(keys), "seed", "validation", "test", "epoch", "of", "time", "device"]]
-    for member in found:
-        record = member.record
-        accuracies = [member.metric(name) for name in ("val/acc", "test/acc")]
-        rows.append(
-            [
-                str(member.folder),
-                *(member.setting(key) for key in keys),
-                member.setting("seed"),
-                *("" if acc is None else f"{acc:.2%}" for acc in accuracies),
-                str(record["epoch"]),
-                str(record["epochs"]),
-                duration(record["train_seconds"]),
-                record["device"],
-            ]
-        )
-    return rows
+    rows = [
+        [
+            str(member.folder),
+            *(member.setting(key) for key in (*keys, "seed")),
+            *(summarised(values_of(metric, [member]))[0] for metric in ("val/acc", "test/acc")),
+            *(str(member.record[key]) for key in ("epoch", "epochs")),
+            terminal.duration(member.record["train_seconds"]),
+            member.record["device"],
+        ]
+        for member in found
+    ]
+    return [["run", *short(keys), "seed", "validation", "test", "epoch", "of", "time", "device"], *rows]
 
 
-def ensemble_rows(folders: Sequence[Path]) -> list[list[str]]:
-    """A head, and a row for each ensemble that cifar-evaluate has asked; nothing where there is none."""
-    head = ["ensemble", "data", "members", "best member", "test", "loss", "calibrated", "error", "calibrated"]
+def ensemble_rows(folders: Sequence[Path]) -> Rows:
+    """A head, and a row for each ensemble that cifar-evaluate has evaluated; nothing where there is none."""
     rows = []
-    for path in sorted({path.resolve(): path for folder in folders for path in folder.rglob(EVALUATION)}.values()):
+    for path in files_in(folders, EVALUATION):
         try:
             result = json.loads(path.read_text())
-            scores, calibrated = result["scores"], result["calibrated"]
-            if len(result["members"]) < 2:
-                continue
-            row = [str(path.parent), result["data"], str(len(result["members"]))]
-            row += [f"{max(member['acc'] for member in result['members']):.2%}", f"{scores['acc']:.2%}"]
-            for key, form in {"loss": ".4f", "calibration_error": ".2%"}.items():
-                row += [f"{scores[key]:{form}}", f"{calibrated[key]:{form}}" if calibrated else ""]
+            members, scores, calibrated = result["members"], result["scores"], result["calibrated"]
+            row = [
+                str(path.parent),
+                result["data"],
+                str(len(members)),
+                f"{max(member['acc'] for member in members):.2%}",
+                f"{scores['acc']:.2%}",
+                *(f"{each['loss']:.4f}" if each else "" for each in (scores, calibrated)),
+                *(f"{each['calibration_error']:.2%}" if each else "" for each in (scores, calibrated)),
+            ]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"not what cifar-evaluate leaves. Got {path} ({type(error).__name__}: {error})") from error
-        rows.append(row)
+        if len(members) > 1:
+            rows.append(row)
+    head = ["ensemble", "data", "members", "best member", "test", "loss", "calibrated", "ECE", "calibrated"]
     return [head, *rows] if rows else []
 
 
-def pivot_rows(found: Sequence[Run], cfg: DictConfig) -> list[list[str]]:
-    """A head with one setting's values, and for each value of the other a row of means."""
-    if len(cfg.pivot) != 2:
-        raise ValueError(f"a pivot has rows and columns. Got pivot={list(cfg.pivot)}; give two settings")
-    everyone_tested = all(member.metric("test/acc") is not None for member in found)
-    metric = cfg.metric or ("test/acc" if everyone_tested else "val/acc")
-    if all(member.metric(metric) is None for member in found):
-        known = sorted({name for member in found for name in member.record["metrics"]})
-        raise ValueError(f"no run has the metric {metric}. Got metric={metric}; give {', '.join(known)}")
-    cells = group(found, list(cfg.pivot))
+def pivot_rows(found: Sequence[Run], cfg: DictConfig) -> Rows:
+    """A head with one setting's values, and for each value of the other a row of means; nothing without `pivot`."""
+    if not cfg.pivot:
+        return []
+    refuse_if(len(cfg.pivot) != 2, f"a pivot has rows and columns. Got pivot={list(cfg.pivot)}; give two settings")
+    metric = cfg.metric or ("test/acc" if len(values_of("test/acc", found)) == len(found) else "val/acc")
+    known = ", ".join(sorted({name for member in found for name in member.record["metrics"]}))
+    refuse_if(not values_of(metric, found), f"no run has the metric {metric}. Got metric={metric}; give {known}")
+    cells = {key: values_of(metric, members) for key, members in group(found, cfg.pivot).items()}
     down, across = (sorted({key[axis] for key in cells}, key=in_order) for axis in (0, 1))
-    rows = [[f"{metric}, {' by '.join(short(cfg.pivot))}", *across]]
-    for row in down:
-        values = [
-            [value for member in cells.get((row, column), []) if (value := member.metric(metric)) is not None]
-            for column in across
+
+    def cell(values: Sequence[float]) -> str:
+        mean = f"{statistics.mean(values):.4g}" if values else ""
+        return summarised(values)[0] if metric.endswith("acc") else mean
+
+    rows = [[row, *(cell(cells.get((row, column), [])) for column in across)] for row in down]
+    return [[f"{metric}, {' by '.join(short(cfg.pivot))}", *across], *rows]
+
+
+def curves_of(groups: Groups, keys: Sequence[str]) -> Curves:
+    """Of the groups in which an epoch has ended, named by their settings."""
+    curves = {
+        ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value) or "runs": [
+            rows for member in members if (rows := runs.read_metrics(member.folder / runs.METRICS))
         ]
-        percent = metric.endswith("acc")
-        rows.append([row, *(summarised(v)[0] if percent else f"{statistics.mean(v):.4g}" if v else "" for v in values)])
-    return rows
+        for values, members in groups.items()
+    }
+    return {name: members for name, members in curves.items() if members}
 
 
-def write(
-    folder: Path, tables: dict[str, list[list[str]]], groups: dict[tuple[str, ...], list[Run]], keys: Sequence[str]
-) -> None:
-    from cifar_resnet.plots import runs_figure
-
-    curves = {}
-    for values, members in groups.items():
-        for member in members:
-            if rows := runs.read_metrics(member.folder / runs.METRICS):
-                name = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value)
-                curves.setdefault(name or "runs", []).append(rows)
+def write(folder: Path, tables: dict[str, Rows], curves: Curves) -> None:
+    """All tables on one page and each by itself, and a picture; what is empty leaves none, not even an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items()]
-    runs.write_atomically(
-        folder / "report.md",
-        f"# Runs\n\n{NOTE}\n\n" + "\n".join(parts) + (f"\n![curves]({PICTURE})\n" if curves else ""),
-    )
+    parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items() if rows]
+    picture = f"\n![curves]({PICTURE})\n" if curves else ""
+    runs.write_atomically(folder / "report.md", f"# Runs\n\n{NOTE}\n\n" + "\n".join(parts) + picture)
     for name, rows in tables.items():
-        runs.write_table(folder / f"{name.lower()}.csv", rows)
+        (folder / f"{name.lower()}.csv").unlink(missing_ok=True)
+        if rows:
+            runs.write_table(folder / f"{name.lower()}.csv", rows)
+    (folder / PICTURE).unlink(missing_ok=True)
     if curves:
-        runs.save_figure(folder / PICTURE, runs_figure(curves))
-    for stale in {f"{name.lower()}.csv" for name in TABLES - tables.keys()} | (set() if curves else {PICTURE}):
-        (folder / stale).unlink(missing_ok=True)  # of an earlier report
+        plots.save_figure(folder / PICTURE, plots.runs_figure(curves))
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Rows) -> str:
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def comparison(first: Path, second: Path, resamples: int, seed: int) -> dict[str, str]:
+def comparison(pair: Sequence[str], resamples: int, seed: int) -> dict[str, str]:
     """Whether one of two runs is better, on the same test images.
 
-    McNemar's exact test on those that only one of them answers rightly; the bootstrap draws the images anew.
+    McNemar's exact test on those that only one of them predicts rightly: how likely so unequal a share is, if either
+    were as likely to be that one. The bootstrap draws the images anew.
     """
-    import numpy as np
-
-    if resamples < 1 or seed < 0:
-        raise ValueError(f"resamples must be 1 or more, and seed 0 or more. Got {resamples} and {seed}")
-    a, b = answers_of(first), answers_of(second)
-    if a.images_hash != b.images_hash or not np.array_equal(a.labels, b.labels):
-        raise ValueError(f"a comparison needs the same test images. Got {first} and {second}, which differ in them")
+    refuse_if(len(pair) != 2, f"compare needs two run folders. Got {len(pair)}; give cifar-report compare A B")
+    first, second = map(Path, pair)
+    a, b = predictions_of(first), predictions_of(second)
+    refuse_if(
+        a.images_hash != b.images_hash or not np.array_equal(a.labels, b.labels),
+        f"a comparison needs the same test images. Got {first} and {second}, which differ in them",
+    )
     right_a, right_b = ((each.log_probs.argmax(1) == each.labels).numpy() for each in (a, b))
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    count = len(right_a)
+    only_a, only_b, count = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(right_a)
     # drawing images anew is drawing how many of the three kinds there are
-    random = np.random.default_rng(seed)
-    draws = random.multinomial(count, np.array([only_a, only_b, count - only_a - only_b]) / count, size=resamples)
+    kinds = np.array([only_a, only_b, count - only_a - only_b])
+    draws = np.random.default_rng(seed).multinomial(count, kinds / count, size=resamples)
     low, high = np.quantile((draws[:, 1] - draws[:, 0]) / count, [0.025, 0.975])
-    p = mcnemar(only_a, only_b)
+    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     difference = right_b.mean() - right_a.mean()
     verdict = "no difference shown" if p >= 0.05 else f"{second if difference > 0 else first} is better"
     return {
@@ -351,24 +310,10 @@ def comparison(first: Path, second: Path, resamples: int, seed: int) -> dict[str
     }
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p of so unequal a share, if each image were as likely to be answered rightly by one as by the other."""
-    count = only_a + only_b
-    tail = sum(math.comb(count, successes) for successes in range(min(only_a, only_b) + 1))
-    return min(1.0, float(Fraction(2 * tail, 2**count)))
-
-
-def answers_of(folder: Path) -> "Answers":
-    from cifar_resnet.answers import FILE, Answers
-
+def predictions_of(folder: Path) -> Predictions:
     path = folder if folder.suffix == ".npz" else folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"no {FILE} in {folder}; cifar-evaluate checkpoint={folder} leaves one")
+    refuse_if(not path.is_file(), f"no {FILE} in {folder}; cifar-evaluate checkpoint={folder} leaves one")
     try:
-        return Answers.load(path)
+        return Predictions.load(path)
     except Exception as error:  # a damaged archive may raise anything
         raise ValueError(f"not readable: {path} ({type(error).__name__}); cifar-evaluate makes a new one") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,6 @@
-"""Run folders: their names, their record, and what else makes two runs comparable."""
+"""Run folders: their names, their record, the files in them, and what else makes two runs comparable."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -8,21 +9,15 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from cifar_resnet.command import UsageError
-
-if TYPE_CHECKING:
-    import torch
-    from matplotlib.figure import Figure
+from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
+from cifar_resnet.terminal import log
 
 # what others rely on, in files that may be damaged, or somebody else's
 IN_A_CONFIG = ("name", "seed", "data", "model", "optimizer", "trainer", "callbacks", "logger", "overrides", "choices")
@@ -31,10 +26,10 @@ IN_A_RECORD = (
     "train_seconds", "metrics", "config",
 )  # fmt: skip
 MENDING = "take it away, and resume=<run folder> tests the run again"
-RECORD = "result.json"
-CONFIG = "config.yaml"
-METRICS = "metrics.csv"
+RECORD, CONFIG, METRICS = "result.json", "config.yaml", "metrics.csv"
+FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
+RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
 
 
 def slug(overrides: list[str], max_length: int = 80) -> str:
@@ -42,24 +37,21 @@ def slug(overrides: list[str], max_length: int = 80) -> str:
 
     Only characters that neither a shell nor Hydra's override grammar takes for anything else.
     """
-    parts = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        part = "-".join([key.rsplit(".", 1)[-1], *re.findall(r"[A-Za-z0-9.]+", value)])
-        parts.append(re.sub(r"[^A-Za-z0-9._-]", "", part))
-    text = "_".join(parts)
-    while len(text) > max_length and parts:  # whole parts: half a number would be another number
-        parts.pop()
-        text = "_".join([*parts, digest(overrides)])
-    return text
+    pairs = [override.lstrip("+~").partition("=") for override in overrides]
+    parts = [
+        re.sub(r"[^A-Za-z0-9._-]", "", "-".join([key.rpartition(".")[2], *re.findall(r"[A-Za-z0-9.]+", value)]))
+        for key, _, value in pairs
+    ]
+    # whole parts: half a number would be another number
+    shorter = ["_".join([*parts[:count], digest(overrides)]) for count in reversed(range(len(parts)))]
+    return next(text for text in ("_".join(parts), *shorter) if len(text) <= max_length)
 
 
 def distinct_slugs(jobs: list[list[str]]) -> list[str]:
     """A slug for each job of a sweep; where two jobs would share one, all get a digest as well."""
     slugs = [slug(overrides) for overrides in jobs]
-    if len(set(slugs)) == len({tuple(overrides) for overrides in jobs}):
-        return slugs
-    return [f"{name}-{digest(overrides)}" for name, overrides in zip(slugs, jobs, strict=True)]
+    are_distinct = len(set(slugs)) == len({tuple(overrides) for overrides in jobs})
+    return slugs if are_distinct else [f"{slug(overrides)}-{digest(overrides)}" for overrides in jobs]
 
 
 def digest(texts: list[str]) -> str:
@@ -69,48 +61,73 @@ def digest(texts: list[str]) -> str:
 def parent_dir(cfg: DictConfig) -> Path:
     """<output_dir>/<name>, where the runs of this name are."""
     name = Path(cfg.name)
-    if not name.parts or name.is_absolute() or ".." in name.parts:
-        raise UsageError(f"name is that of a folder in output_dir. Got {cfg.name!r}; give letters, digits, - and _")
-    if longest := next((part for part in name.parts if len(os.fsencode(part)) > 255), None):
-        raise UsageError(f"no file system takes so long a name. Got one of {len(longest)} letters; give a shorter one")
+    refuse_if(
+        not name.parts or name.is_absolute() or ".." in name.parts,
+        f"name is that of a folder in output_dir. Got {cfg.name!r}; give letters, digits, - and _",
+    )
+    longest = max(name.parts, key=lambda part: len(os.fsencode(part)))
+    refuse_if(
+        len(os.fsencode(longest)) > 255,
+        f"no file system takes so long a name. Got one of {len(longest)} letters; give a shorter one",
+    )
     return Path(cfg.output_dir) / name
 
 
 def check_new(run_dir: Path) -> None:
-    if run_dir.exists() and any(file.suffix != ".part" for file in run_dir.iterdir()):
-        raise ValueError(
-            f"run_dir must be a new folder. Got {run_dir}, which is not empty; to continue it, resume={run_dir}"
-        )
+    refuse_if(
+        run_dir.exists() and any(file.suffix != ".part" for file in run_dir.iterdir()),
+        f"run_dir must be a new folder. Got {run_dir}, which is not empty; to continue it, resume={run_dir}",
+    )
 
 
 def create_run_dir(cfg: DictConfig) -> Path:
     """`cfg.run_dir`, or else a new <output_dir>/<name>/<time>-<what differs> that no other run can have got as well."""
     if cfg.run_dir:
-        path = Path(cfg.run_dir)
-        check_new(path)
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        check_new(Path(cfg.run_dir))
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+        return Path(cfg.run_dir)
     parent = parent_dir(cfg)
     parent.mkdir(parents=True, exist_ok=True)
     name = "-".join(filter(None, [f"{datetime.now():%Y-%m-%d_%H-%M-%S}", slug(cfg.overrides)]))
-    for count in range(1, 1000):
-        path = parent / (name if count == 1 else f"{name}-{count}")
-        try:
+    for path in (parent / f"{name}{suffix}" for suffix in ("", *(f"-{count}" for count in range(2, 1000)))):
+        with contextlib.suppress(FileExistsError):
             path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise ValueError(f"a thousand runs of this name in one second. Got {parent / name}; give another name=…")
+            return path
+    raise UsageError(f"a thousand runs of this name in one second. Got {parent / name}; give another name=…")
+
+
+@contextlib.contextmanager
+def open_folder(cfg: DictConfig) -> Iterator[Path]:
+    """The folder that this run writes to, as `cfg.run_dir`; a new one holds the configuration by the time it is open.
+
+    It goes again where the user's mistake is found before anything else was written.
+    """
+    inherited = os.environ.get(RUN_DIR_VARIABLE) if "LOCAL_RANK" in os.environ else None
+    is_new = not inherited and not cfg.resume
+    with as_usage_error():
+        cfg.run_dir = inherited or str(create_run_dir(cfg) if is_new else cfg.run_dir)
+        if is_new:
+            save_config(Path(cfg.run_dir), cfg)
+    os.environ[RUN_DIR_VARIABLE] = cfg.run_dir
+    try:
+        yield Path(cfg.run_dir)
+    except UsageError:
+        if is_new:
+            discard(Path(cfg.run_dir))
+        raise
 
 
 def discard(run_dir: Path) -> None:
     """Take a run folder away that holds nothing but its configuration, and the folders it leaves empty."""
     (run_dir / CONFIG).unlink(missing_ok=True)
-    for folder in (run_dir, *run_dir.parents[:2]):
-        try:
+    with contextlib.suppress(OSError):  # not empty: somebody's
+        for folder in (run_dir, *run_dir.parents[:2]):
             folder.rmdir()
-        except OSError:  # not empty: somebody's
-            return
+
+
+def can_go_on(run_dir: Path) -> bool:
+    """Whether there is something to go on from."""
+    return (run_dir / CONFIG).is_file() and any(run_dir.glob("checkpoints/*.ckpt"))
 
 
 def sweep_dir(parent: Path, fixed: list[str], sweep: list[str]) -> Path:
@@ -119,17 +136,26 @@ def sweep_dir(parent: Path, fixed: list[str], sweep: list[str]) -> Path:
     return parent / f"sweep-{slug(swept_keys)}-{digest([*fixed, *sweep])}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    path = path.resolve()  # a link stays one
-    if path.exists() and not path.is_file():  # a pipe or a device takes what it gets
-        path.write_text(text, encoding="utf-8")
-        return
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[io.BufferedWriter]:
+    """A file to write that takes the place of `path` once it is whole: at no moment is there only half of one."""
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with part.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())  # or, after a power cut, the new name could stand for an empty file
     part.replace(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path = path.resolve()  # a link stays one
+    is_special = path.exists() and not path.is_file()  # a pipe or a device takes what it gets
+    with path.open("wb") if is_special else replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def as_csv(rows: Iterable[Sequence[object]]) -> str:
@@ -142,17 +168,10 @@ def write_table(path: Path, rows: Iterable[Sequence[object]]) -> None:
     write_atomically(path, as_csv(rows))
 
 
-def save_figure(path: Path, figure: "Figure") -> None:
-    part = path.with_name(f"part-{path.name}")  # its end says which format
-    figure.savefig(part)
-    part.replace(path)
-
-
 def check_writable(path: Path) -> None:
-    """PermissionError where this file or folder could not be written, before there is anything to write."""
+    """UsageError where this file or folder could not be written, before there is anything to write."""
     nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"nothing can be written there. Got {path}; give another place")
+    refuse_if(not os.access(nearest, os.W_OK), f"nothing can be written there. Got {path}; give another place")
 
 
 def save_config(run_dir: Path, cfg: DictConfig) -> None:
@@ -161,84 +180,111 @@ def save_config(run_dir: Path, cfg: DictConfig) -> None:
 
 def load_config(run_dir: Path) -> DictConfig:
     path = run_dir / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"resume needs a run folder. Got {run_dir}, which holds no {CONFIG}")
+    refuse_if(not path.is_file(), f"resume needs a run folder. Got {run_dir}, which holds no {CONFIG}")
     try:
         cfg = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(f"a configuration that cannot be read. Got {path} ({' '.join(str(error).split())})") from error
-    missing = [key for key in IN_A_CONFIG if not isinstance(cfg, DictConfig) or cfg.get(key) is None]
-    if missing:
-        raise UsageError(f"not the configuration of a run. Got {path}, without {', '.join(missing)}")
+    except Exception as error:  # whatever YAML may hold
+        raise UsageError(f"a configuration that cannot be read. Got {path} ({one_line(error)})") from error
+    refuse_if(
+        missing := [key for key in IN_A_CONFIG if not isinstance(cfg, DictConfig) or cfg.get(key) is None],
+        f"not the configuration of a run. Got {path}, without {', '.join(missing)}",
+    )
     return cfg
 
 
 def read_record(run_dir: Path) -> dict | None:
     """The record of a finished run; None for one that is not. UsageError where there is something else."""
     path = run_dir / RECORD
-    if not path.exists():
-        return None
     try:
         record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         raise UsageError(f"a record that cannot be read. Got {path} ({error}); {MENDING}") from error
-    missing = [key for key in IN_A_RECORD if not isinstance(record, dict) or key not in record]
-    if missing or not all(isinstance(record[key], dict) for key in ("metrics", "config")):
-        raise UsageError(f"not the record of a run. Got {path}, without {', '.join(missing) or 'metrics'}; {MENDING}")
+    refuse_if(
+        (missing := [key for key in IN_A_RECORD if not isinstance(record, dict) or key not in record])
+        or not all(isinstance(record[key], dict) for key in ("metrics", "config")),
+        f"not the record of a run. Got {path}, without {', '.join(missing) or 'metrics'}; {MENDING}",
+    )
     return record
+
+
+def finished(cfg: DictConfig) -> dict | None:
+    """The record of the run that `cfg` goes on with, if that has finished before."""
+    return read_record(Path(cfg.resume)) if cfg.resume else None
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """A row of texts for each epoch; none where no epoch has ended. UsageError where the file holds something else."""
-    if not path.exists():
-        return []
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        [float(value) for row in rows for value in row.values() if value]
-        [int(row["epoch"]) for row in rows]
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        [(*map(float, filter(None, row.values())), int(row["epoch"])) for row in rows]  # raises for anything else
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(f"not the metrics of a run. Got {path} ({error}); take it away") from error
     return rows
 
 
-def write_record(run_dir: Path, record: dict) -> None:
-    write_atomically(run_dir / RECORD, json.dumps(record, indent=2) + "\n")
-
-
 def commit() -> str | None:
     """The commit of the clone this code runs from, "+" behind it where files differ; None outside a clone."""
     folder = Path(__file__).resolve().parents[1]
-    if not (folder / ".git").exists():  # installed: the repository around it, if any, is another project's
-        return None
-    try:
-        output = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+    command = ["git", f"--git-dir={folder}/.git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:  # where it is installed, the repository around it, if any, is another project's
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return output.stdout.strip()
-
-
-def device_name(device: "torch.device") -> str:
-    """Such as "NVIDIA H200", or "AMD EPYC, 2 threads"."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (model := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
-        name = model[1]
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("cifar-resnet", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a clone that is not installed
-            continue
+    found = {  # the first counts; ourselves, run from a clone, may be nowhere
+        package: [distribution.version for distribution in distributions(name=package)]
+        for package in ("cifar-resnet", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+    }
+    return {"python": platform.python_version()} | {package: each[0] for package, each in found.items() if each}
+
+
+def last_checkpoint(run_dir: str | Path) -> Path:
+    return Path(run_dir) / "checkpoints" / "last.ckpt"
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint itself, or of a run folder the one that validation chose, or else the last."""
+    path = Path(path)
+    for candidate in [path] if path.suffix == ".ckpt" else [path / "checkpoints" / "best.ckpt", last_checkpoint(path)]:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"no checkpoint. Got {path}; give a .ckpt file, or a run folder with checkpoints/ in it")
+
+
+def find_checkpoints(paths: object) -> list[Path]:
+    """The checkpoints that these paths mean: .ckpt files, run folders, and folders of runs, such as a sweep's.
+
+    paths: one, or several. Of a folder of runs those that have finished, in the order of their names, 10 after 9.
+    """
+    found = []
+    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+        is_one = not path.is_dir() or (path / "checkpoints").is_dir()
+        found += map(find_checkpoint, [path] if is_one else finished_in(path))
+    refuse_if(not found, "no checkpoint given. Give a .ckpt file, a run folder, or several of them")
     return found
+
+
+def finished_in(folder: Path) -> list[Path]:
+    """The finished runs below a folder; a warning tells of others."""
+    begun = sorted((file.parent for file in folder.rglob(CONFIG)), key=natural)
+    finished = [run_dir for run_dir in begun if read_record(run_dir)]
+    refuse_if(not finished, f"no finished run. Got {folder}; give a .ckpt file, a run folder, or a sweep's folder")
+    if len(finished) < len(begun):
+        log.warning(f"warning: {len(begun) - len(finished)} of {len(begun)} runs in {folder} have not finished\n")
+    return finished
+
+
+def natural(path: Path) -> list:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def run_dir_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, if it does."""
+    folder = checkpoint.resolve().parent.parent
+    return folder if checkpoint.parent.name == "checkpoints" and (folder / CONFIG).is_file() else None

@@ -1,21 +1,14 @@
-import csv
-import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY, last_of
 
-from cifar_resnet import train
+from cifar_resnet import cli, runs
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import Classifier
-
-TINY = (
-    "data=synthetic", "data.num_train=240", "data.num_val=40", "data.num_test=50", "data.batch_size=40",
-    "model=resnet_cifar", "model.depth=8", "model.widths=[4,8,8]", "trainer.max_epochs=1", "precision=32-true",
-    "page=false",
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +19,7 @@ def one_thread_each():
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(train.RUN_DIR_VARIABLE, raising=False)
+    monkeypatch.delenv(runs.RUN_DIR_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -34,7 +27,7 @@ def cifar_train(tmp_path):
     """Run cifar-train in this process on a tiny network and data set; returns the exit code."""
 
     def run(*overrides: str) -> int:
-        return train.main([*TINY, *overrides])
+        return cli.train([*TINY, *overrides])
 
     return run
 
@@ -54,8 +47,8 @@ def sweep_dir(tmp_path_factory) -> Path:
     """A sweep over two seeds of a tiny network, which the tests only read."""
     torch.set_num_threads(1)
     outputs = tmp_path_factory.mktemp("outputs")
-    assert train.main(["-m", *TINY, "trainer.max_epochs=2", f"output_dir={outputs}", "seed=0,1"]) == 0
-    os.environ.pop(train.RUN_DIR_VARIABLE)
+    assert cli.train(["-m", *TINY, "trainer.max_epochs=2", f"output_dir={outputs}", "seed=0,1"]) == 0
+    os.environ.pop(runs.RUN_DIR_VARIABLE)
     return next(outputs.glob("train/sweep-*"))
 
 
@@ -84,35 +77,6 @@ def test_images():
         return (images / 255 - mean) / std, labels
 
     return read
-
-
-def record_of(run_dir: Path) -> dict:
-    return json.loads((run_dir / "result.json").read_text())
-
-
-def rows_of(run_dir: Path) -> list[dict]:
-    with (run_dir / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def last_of(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_equal(a, b, where="checkpoint"):
-    """Plain data and tensors, equal to the last bit."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 from cifar_resnet.callbacks.averaging import EMA
-from cifar_resnet.callbacks.checkpoint import Checkpoint, MemberCheckpoints, WholeCheckpoints
 from cifar_resnet.callbacks.finite import FiniteLoss
-from cifar_resnet.callbacks.interruption import Interruption, said_as_interrupted
-from cifar_resnet.callbacks.metrics import LearningRate, MetricsCSV, Throughput
+from cifar_resnet.callbacks.interruption import Interruption, as_interrupted
+from cifar_resnet.callbacks.metrics import MetricsCSV, Throughput
+from cifar_resnet.callbacks.mid_epoch import MidEpochState
+from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoints
 from cifar_resnet.callbacks.pictures import AugmentedBatch, ScheduleCurve
 from cifar_resnet.callbacks.progress import Progress
 
@@ -12,12 +13,11 @@ __all__ = [
     "Checkpoint",
     "FiniteLoss",
     "Interruption",
-    "LearningRate",
     "MemberCheckpoints",
     "MetricsCSV",
+    "MidEpochState",
     "Progress",
     "ScheduleCurve",
     "Throughput",
-    "WholeCheckpoints",
-    "said_as_interrupted",
+    "as_interrupted",
 ]

@@ -6,9 +6,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
 
-from cifar_resnet import limits
+from cifar_resnet.constraints import FractionBelowOne, check
 
 
 class EMA(WeightAveraging):
@@ -21,8 +20,8 @@ class EMA(WeightAveraging):
     weights of the beginning are soon forgotten.
     """
 
-    def __init__(self, decay: float = 0.995):
-        limits.require("averaging", decay=decay)
+    def __init__(self, decay: FractionBelowOne = 0.995):
+        check(EMA, locals())
         super().__init__()
         self.decay = decay
 
@@ -37,18 +36,14 @@ class EMA(WeightAveraging):
         steps = self._latest_update_step
         if trainer.global_step <= steps:  # gradients are being accumulated
             return
-        averages, latest = self.tensors(self._average_model.module), self.tensors(pl_module)
         decay = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
+        averages, latest = ([*each.parameters(), *each.buffers()] for each in (self._average_model.module, pl_module))
         floating = [tensor.is_floating_point() for tensor in averages]
         torch._foreach_lerp_(list(compress(averages, floating)), list(compress(latest, floating)), 1 - decay)
         counters = [not is_floating for is_floating in floating]  # such as BatchNorm's of its batches
         if any(counters):
             torch._foreach_copy_(list(compress(averages, counters)), list(compress(latest, counters)))
         self._latest_update_step = trainer.global_step
-
-    @staticmethod
-    def tensors(module: nn.Module) -> list[Tensor]:
-        return [*(parameter.data for parameter in module.parameters()), *module.buffers()]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """To go on training takes the weights themselves; to test takes the average, which has been loaded by now."""

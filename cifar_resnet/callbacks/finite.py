@@ -3,8 +3,8 @@
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cifar_resnet import limits
-from cifar_resnet.command import Diverged
+from cifar_resnet.constraints import Count, check
+from cifar_resnet.errors import Diverged
 
 
 class FiniteLoss(Callback):
@@ -13,16 +13,14 @@ class FiniteLoss(Callback):
     every_n_steps: how often a GPU is asked, which has to wait for it; a CPU is asked after each step.
     """
 
-    def __init__(self, every_n_steps: int = 50):
-        limits.require("callbacks.finite_loss", every_n_steps=every_n_steps)
+    def __init__(self, every_n_steps: Count = 50):
+        check(FiniteLoss, locals())
         self.every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        device = pl_module.device
-        self.is_finite = torch.ones((), dtype=torch.bool, device=device)
-        self.scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self.skipped = torch.zeros((), device=device)
-        self.scale: torch.Tensor | None = None
+        self.is_finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
+        self.skipped = torch.zeros((), device=pl_module.device)
+        self.scaler, self.scale = getattr(trainer.precision_plugin, "scaler", None), None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         self.is_finite &= outputs["loss"].isfinite()
@@ -31,20 +29,15 @@ class FiniteLoss(Callback):
             if self.scale is not None:
                 self.skipped += scale < self.scale  # which is how a scaler answers to gradients that are not finite
             self.scale = scale.clone()
-        on_cpu = pl_module.device.type == "cpu"
-        if on_cpu or trainer.is_last_batch or (batch_idx + 1) % self.every_n_steps == 0:
-            self.look(trainer, outputs["loss"])
-
-    def look(self, trainer: Trainer, loss: torch.Tensor) -> None:
-        if self.is_finite:
-            return
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        precision = "" if "32" in str(trainer.precision) else ", or precision=32-true"
-        raise Diverged(
-            f"the loss is no longer finite. Got {loss.item()} by step {trainer.global_step} (epoch "
-            f"{trainer.current_epoch + 1}) at a learning rate of {rate:.3g}; give a lower optimizer.lr, "
-            f"scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1{precision}"
-        )
+        is_asked = trainer.is_last_batch or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
+        if is_asked and not self.is_finite:
+            raise Diverged(
+                f"the loss is no longer finite. Got {outputs['loss'].item()} by step {trainer.global_step} "
+                f"(epoch {trainer.current_epoch + 1}) at a learning rate of "
+                f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}; give a lower optimizer.lr, "
+                f"scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"
+                + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.scaler is not None:

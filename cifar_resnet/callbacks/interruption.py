@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cifar_resnet.command import Interrupted
+from cifar_resnet.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -24,14 +24,13 @@ class Interruption(Callback):
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.received: int | None = None
-        self.handlers: dict[int, object] = {}
+        self.path, self.received = Path(path), None  # the signal's number, once one has come
+        self.handlers_before = contextlib.ExitStack()  # puts them back
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last_step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.note) for number in SIGNALS}
+        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            self.handlers_before.callback(signal.signal, number, signal.signal(number, self.note))
 
     def note(self, number: int, frame: object) -> None:
         if self.received == signal.SIGINT == number:
@@ -43,41 +42,32 @@ class Interruption(Callback):
         # gradients that are still being accumulated would be lost; the end of an epoch saves by itself
         if self.received and has_stepped and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
-            self.stop(f"after step {trainer.global_step}")
+            self.stop_if_asked(f"after step {trainer.global_step}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.received:
-            self.stop(f"after epoch {trainer.current_epoch}")
+        self.stop_if_asked(f"after epoch {trainer.current_epoch}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.restore()
-        if self.received:
-            self.stop("after the last epoch, before the test")
+        self.handlers_before.close()
+        self.stop_if_asked("after the last epoch, before the test")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.restore()
+        self.handlers_before.close()
 
-    def stop(self, when: str) -> None:
-        raise Interrupted(f"stopped {when} by {signal.Signals(self.received).name}", self.received)
-
-    def restore(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
+    def stop_if_asked(self, when: str) -> None:
+        if self.received:
+            raise Interrupted(f"stopped {when} by {signal.Signals(self.received).name}", self.received)
 
 
 @contextlib.contextmanager
-def said_as_interrupted() -> Iterator[None]:
+def as_interrupted() -> Iterator[None]:
     """Where Lightning itself is asked to stop, outside of training steps: Interrupted, not its bare SystemExit."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as error:
-        if isinstance(error, SIGTERMException):
-            number = signal.SIGTERM
-        elif isinstance(error.__context__, KeyboardInterrupt):
-            number = signal.SIGINT
-            signal.signal(number, before)  # Lightning leaves it ignored
-        else:
+        number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
+        if number == signal.SIGINT and not isinstance(error.__context__, KeyboardInterrupt):
             raise
+        signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
         raise Interrupted(f"stopped by {number.name}", number) from error

@@ -1,54 +1,29 @@
-"""What each step and epoch measured: the learning rate, the speed, and one row of a table."""
+"""What each epoch measured: its speed, and one row of a table."""
 
-import csv
 import time
 import warnings
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
 
-from cifar_resnet.command import UsageError
-from cifar_resnet.runs import read_metrics
-
-
-class LearningRate(LearningRateMonitor):
-    """Draws the learning rate of each logged step, and leaves it out of the epoch's metrics.
-
-    There Lightning's own puts that of the step that was logged last, which depends on where a run was resumed. Without
-    a logger it does nothing.
-    """
-
-    def __init__(self):
-        super().__init__(logging_interval="step")
-
-    def on_train_start(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
-        if trainer.loggers:
-            super().on_train_start(trainer, *args, **kwargs)
-
-    def on_train_batch_start(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
-        if self.lrs:
-            super().on_train_batch_start(trainer, *args, **kwargs)
-        for name in self.lrs:
-            trainer.callback_metrics.pop(name, None)
+from cifar_resnet.errors import UsageError
+from cifar_resnet.runs import read_metrics, write_table
 
 
 class Throughput(Callback):
     """Logs images/s of each training epoch, validation not counted, as train/images_per_second."""
 
     def __init__(self):
-        self.images = 0  # over all epochs, those before a resume included
-        self.seconds = 0.0
-        self.epoch_images, self.epoch_seconds = 0, 0.0  # of one that went on in its middle, before that
-        self.latest: float | None = None
+        self.images, self.seconds = 0, 0.0  # over all epochs, those before a resume included
+        # of an epoch that goes on in its middle, what came before; of one that has ended, images/s
+        self.epoch_images, self.epoch_seconds, self.latest = 0, 0.0, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = self.now(trainer) - self.epoch_seconds
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch_images, self.latest = 0, None
-        self.start = self.now(trainer)
+        self.epoch_images, self.latest, self.start = 0, None, self.now(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         self.epoch_images += len(batch[1]) * trainer.world_size
@@ -72,14 +47,13 @@ class Throughput(Callback):
         return time.perf_counter()
 
     def state_dict(self) -> dict:
-        is_within = self.latest is None and self.epoch_images
         here = {"epoch_images": self.epoch_images, "epoch_seconds": time.perf_counter() - self.start}
-        return {"images": self.images, "seconds": self.seconds} | (here if is_within else {})
+        is_within_an_epoch = self.latest is None and self.epoch_images
+        return {"images": self.images, "seconds": self.seconds} | (here if is_within_an_epoch else {})
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
-        self.epoch_images = state_dict.get("epoch_images", 0)
-        self.epoch_seconds = state_dict.get("epoch_seconds", 0.0)
+        self.epoch_images, self.epoch_seconds = state_dict.get("epoch_images", 0), state_dict.get("epoch_seconds", 0.0)
 
 
 class MetricsCSV(Callback):
@@ -93,21 +67,18 @@ class MetricsCSV(Callback):
         self.rows: list[dict[str, str | float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch and self.path.exists():
+        if trainer.current_epoch:
             try:
                 self.rows = [row for row in read_metrics(self.path) if int(row["epoch"]) <= trainer.current_epoch]
             except UsageError as error:  # no reason to give a training up
                 warnings.warn(f"the table of epochs begins anew: {error}", stacklevel=2)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        metrics = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": rate, **metrics})
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in self.rows for name in row)))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        part.replace(self.path)
+        if trainer.is_global_zero:
+            # without those of Lightning's monitor, lr or lr/pg1: the rate of whichever step was logged last
+            logged = sorted(trainer.callback_metrics.items())
+            metrics = {name: value.item() for name, value in logged if not name.startswith("lr")}
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": rate, **metrics})
+            names = list(dict.fromkeys(name for row in self.rows for name in row))
+            write_table(self.path, [names, *([row.get(name, "") for name in names] for row in self.rows)])

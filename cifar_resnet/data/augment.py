@@ -5,34 +5,32 @@ single gather of pixels, and normalising is arithmetic on contiguous rows.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cifar_resnet import limits
-from cifar_resnet.data.mixing import Mixing, Parts
-from cifar_resnet.data.policies import AutoAugment, RandAugment, TrivialAugment, apply
+from cifar_resnet.constraints import Count, CountOrZero, Positive, Probability, check
+from cifar_resnet.data.mixing import Mixing, MixPlan
+from cifar_resnet.data.policies import AutoAugment, Magnitude, RandAugment, TrivialAugment, apply, gather
+from cifar_resnet.errors import refuse_if
 
 
 def random_offsets(num_images: int, padding: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Vertical and horizontal displacement of each image's crop, (N,) each, uniform in -padding … padding."""
-    draw = torch.randint(-padding, padding + 1, (2, num_images), generator=generator, device=generator.device)
-    return draw[0], draw[1]
+    return torch.randint(-padding, padding + 1, (2, num_images), generator=generator, device=generator.device).unbind()
 
 
-def random_flips(num_images: int, probability: float, generator: Generator) -> Tensor:
-    """Which images to mirror: (N,) bool."""
+def random_mask(num_images: int, probability: float, generator: Generator) -> Tensor:
+    """Which images to mirror, or to cut: (N,) bool."""
     return torch.rand(num_images, generator=generator, device=generator.device) < probability
 
 
 def random_centres(num_images: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """A uniformly drawn pixel of each image: row and column, (N,) each."""
-    rows = torch.randint(height, (num_images,), generator=generator, device=generator.device)
-    columns = torch.randint(width, (num_images,), generator=generator, device=generator.device)
-    return rows, columns
+    device = generator.device
+    return tuple(torch.randint(size, (num_images,), generator=generator, device=device) for size in (height, width))
 
 
 def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flips: Tensor, padding: int, mode: str) -> Tensor:
@@ -42,29 +40,24 @@ def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flips: Tensor, pa
     mode: what lies beyond the border: "zero" (black), or "reflect" (mirrored without repeating the edge pixel).
     He et al. 2015, section 4.2.
     """
-    num_images, channels, height, width = images.shape
-    rows = torch.arange(height, device=images.device) + down[:, None]
-    columns = torch.arange(width, device=images.device) + right[:, None]
+    num_images, _, height, width = images.shape
+    own, rows, columns = (torch.arange(count, device=images.device) for count in (num_images, height, width))
+    rows, columns = rows + down[:, None], columns + right[:, None]
     columns = torch.where(flips[:, None], columns.flip(1), columns)
-    pixels = images.permute(0, 2, 3, 1)
     if mode == "reflect":
         rows = (height - 1) - ((height - 1) - rows.abs()).abs()
         columns = (width - 1) - ((width - 1) - columns.abs()).abs()
     elif padding:
-        pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding))
+        images = torch.nn.functional.pad(images, (padding, padding, padding, padding))
         rows, columns = rows + padding, columns + padding
-    per_row, per_image = pixels.shape[2], pixels.shape[1] * pixels.shape[2]
-    starts = torch.arange(num_images, device=images.device)[:, None] * per_image + rows * per_row
-    index = starts[:, :, None] + columns[:, None, :]
-    window = pixels.reshape(-1, channels).index_select(0, index.flatten())
-    return window.view(num_images, height, width, channels).permute(0, 3, 1, 2)
+    return gather(images, own[:, None, None], rows[:, :, None], columns[:, None, :])
 
 
-def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int, spared: Tensor | None = None) -> Tensor:
+def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int, kept: Tensor | None = None) -> Tensor:
     """Zero a size x size square of each image, in place, around its pixel (row, column) (DeVries & Taylor 2017).
 
     images: (N, C, H, W), normalised, so that 0 is the mean colour, channels_last; rows, columns: (N,) int64;
-    spared: (N,) bool, the images to leave as they are.
+    kept: (N,) bool, the images to leave as they are.
     The square covers row - size // 2 … row - size // 2 + size - 1, and likewise the columns; it may leave the image.
     """
     num_images, channels, height, width = images.shape
@@ -73,38 +66,26 @@ def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int, spared: Ten
     square_rows = (rows[:, None] + side).clamp_(0, height - 1)
     square_columns = (columns[:, None] + side).clamp_(0, width - 1)
     starts = torch.arange(num_images, device=images.device)[:, None] * (height * width) + square_rows * width
-    index = starts[:, :, None] + square_columns[:, None, :]
+    index = (starts[:, :, None] + square_columns[:, None, :]).flatten()
     pixels = images.permute(0, 2, 3, 1).view(-1, channels)
-    if spared is None:
-        pixels.index_fill_(0, index.flatten(), 0)
+    if kept is None:
+        pixels.index_fill_(0, index, 0)
     else:  # written back times 0 or 1: to pick the others out would make a GPU wait for their number
-        square = pixels.index_select(0, index.flatten()).view(num_images, -1) * spared[:, None]
-        pixels.index_copy_(0, index.flatten(), square.view(-1, channels))
+        square = pixels.index_select(0, index).view(num_images, -1) * kept[:, None]
+        pixels.index_copy_(0, index, square.view(-1, channels))
     return images
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(uint8 / 255 - mean) / std, channel by channel, as float32 in channels_last.
-
-    images: (N, C, H, W) uint8, channels_last; mean, std: (C,), for pixels in [0, 1].
-    """
-    num_images, channels, height, width = images.shape
-    # a row of pixels at a time: an inner loop over three channels would cost twenty times as much on a CPU
-    rows = images.permute(0, 2, 3, 1).reshape(num_images, height, width * channels).float()
-    rows.sub_((mean * 255).repeat(width)).mul_((1 / (std * 255)).repeat(width))
-    return rows.view(num_images, height, width, channels).permute(0, 3, 1, 2)
-
-
-class Draws(NamedTuple):
+class Randomness(NamedTuple):
     """Where the random numbers of one batch come from: from the seed, the epoch and the rank.
 
-    generator: on the images' device; host: for what has to be known before the device can work;
-    turns: (N,) bool, the images to mirror on this visit if flips alternate.
+    generator: on the images' device; numpy_rng: for what has to be known before the device can work;
+    flip_mask: (N,) bool, the images to mirror on this visit if flips alternate.
     """
 
     generator: Generator
-    host: np.random.Generator
-    turns: Tensor
+    numpy_rng: np.random.Generator
+    flip_mask: Tensor
 
 
 class Augment:
@@ -126,60 +107,58 @@ class Augment:
 
     def __init__(
         self,
-        crop_padding: int = 4,
-        padding_mode: str = "zero",
-        flip: str = "random",
-        policy: str | None = None,
-        num_ops: int = 2,
-        magnitude: int = 9,
-        cutout_size: int = 8,
-        cutout_probability: float = 1.0,
-        mixing: str | None = None,
-        mixing_alpha: float | None = None,
-        mixing_probability: float = 1.0,
+        crop_padding: CountOrZero = 2,
+        padding_mode: Literal["zero", "reflect"] = "reflect",
+        flip: Literal["random", "alternating", "none"] = "alternating",
+        policy: Literal["autoaugment", "randaugment", "trivialaugment"] | None = None,
+        num_ops: Count = 2,
+        magnitude: Magnitude = 9,
+        cutout_size: CountOrZero = 8,
+        cutout_probability: Probability = 0.5,
+        mixing: Literal["mixup", "cutmix", "ricap"] | None = None,
+        mixing_alpha: Positive | None = None,
+        mixing_probability: Probability = 1.0,
     ):
-        limits.require(
-            "augment",
-            crop_padding=crop_padding,
-            padding_mode=padding_mode,
-            flip=flip,
-            policy=policy,
-            cutout_size=cutout_size,
-            cutout_probability=cutout_probability,
-        )
-        self.crop_padding = crop_padding
-        self.padding_mode = padding_mode
-        self.flip = flip
-        randaugment = RandAugment(num_ops, magnitude)
-        policies = {"autoaugment": AutoAugment(), "randaugment": randaugment, "trivialaugment": TrivialAugment()}
+        check(Augment, locals())
+        self.crop_padding, self.padding_mode, self.flip = crop_padding, padding_mode, flip
+        policies = {
+            "autoaugment": AutoAugment(),
+            "randaugment": RandAugment(num_ops, magnitude),
+            "trivialaugment": TrivialAugment(),
+        }
         self.policy = policies.get(policy)
-        self.cutout_size = cutout_size
-        self.cutout_probability = cutout_probability
-        self.mixing = None if mixing is None else Mixing(mixing, mixing_alpha, mixing_probability)
+        self.cutout_size, self.cutout_probability = cutout_size, cutout_probability
+        self.mixing = mixing and Mixing(mixing, mixing_alpha, mixing_probability)
 
-    def check(self, image_size: int) -> None:
-        """Refuse what images of this side cannot have."""
-        limits.check_size(self.crop_padding, self.cutout_size, image_size)
+    def check_image_size(self, image_size: int) -> None:
+        """Refuse what images of this side, in pixels, cannot have."""
+        refuse_if(
+            self.crop_padding >= image_size,
+            f"augment.crop_padding must be smaller than the images, or nothing of them may be left. "
+            f"Got {self.crop_padding} for {image_size} pixels; give less",
+        )
+        refuse_if(
+            self.cutout_size > 2 * image_size,
+            f"augment.cutout_size would cover every image of {image_size} pixels. Got {self.cutout_size}; give less",
+        )
 
     def __call__(
-        self, images: Tensor, normalise: Callable[[Tensor], Tensor], draws: Draws
-    ) -> tuple[Tensor, Parts | None]:
+        self, images: Tensor, normalise: Callable[[Tensor], Tensor], randomness: Randomness
+    ) -> tuple[Tensor, MixPlan | None]:
         """uint8 (N, C, H, W) in; float32, normalised and augmented, out, and how they were mixed. All channels_last."""
         num_images, _, height, width = images.shape
-        generator = draws.generator
+        generator, numpy_rng, flips = randomness
         if self.crop_padding or self.flip != "none":
             down, right = random_offsets(num_images, self.crop_padding, generator)
-            probability = 0.5 if self.flip == "random" else 0.0
-            flips = draws.turns if self.flip == "alternating" else random_flips(num_images, probability, generator)
+            if self.flip != "alternating":
+                flips = random_mask(num_images, 0.5 if self.flip == "random" else 0.0, generator)
             images = crop_and_flip(images, down, right, flips, self.crop_padding, self.padding_mode)
-        if self.policy:
-            for choice in self.policy(num_images, width, draws.host):
-                images = apply(images, choice)
+        for choice in self.policy(num_images, width, numpy_rng) if self.policy else ():
+            images = apply(images, choice)
         images = normalise(images)
         if self.cutout_size:
             rows, columns = random_centres(num_images, height, width, generator)
-            spared = None
-            if self.cutout_probability < 1:
-                spared = torch.rand(num_images, generator=generator, device=images.device) >= self.cutout_probability
-            images = cutout(images, rows, columns, self.cutout_size, spared)
-        return self.mixing(images, draws.host) if self.mixing else (images, None)
+            all_cut = self.cutout_probability == 1
+            kept = None if all_cut else ~random_mask(num_images, self.cutout_probability, generator)
+            images = cutout(images, rows, columns, self.cutout_size, kept)
+        return self.mixing(images, numpy_rng) if self.mixing else (images, None)

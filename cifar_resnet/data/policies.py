@@ -6,16 +6,16 @@ so that images can be grouped by operation without asking a GPU how many there a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor
 
-from cifar_resnet import limits
+from cifar_resnet.constraints import Count, check
 
-GREY = (0.2989, 0.587, 0.114)  # luma of red, green and blue (ITU-R BT.601)
+Magnitude = Annotated[int, Interval(ge=0, le=30)]
 
 
 class Strengths(NamedTuple):
@@ -62,8 +62,7 @@ class Choice(NamedTuple):
 
 def draw(names: np.ndarray, bins: np.ndarray, space: dict[str, Strengths], random: np.random.Generator) -> Choice:
     """The strengths that belong to operations (N,) and bins (N,), with random signs where they have one."""
-    values = np.zeros(len(names))
-    signs = random.choice([-1.0, 1.0], len(names))
+    values, signs = np.zeros(len(names)), random.choice([-1.0, 1.0], len(names))
     for name, (of_bin, signed) in space.items():
         chosen = names == name
         values[chosen] = of_bin[np.minimum(bins[chosen], len(of_bin) - 1)] * (signs[chosen] if signed else 1)
@@ -76,28 +75,23 @@ class RandAugment:
     magnitude: 0 to 30.
     """
 
-    num_bins = 31
-
-    def __init__(self, num_ops: int = 2, magnitude: int = 9):
-        limits.require("augment", num_ops=num_ops, magnitude=magnitude)
+    def __init__(self, num_ops: Count = 2, magnitude: Magnitude = 9):
+        check(RandAugment, locals())
         self.num_ops, self.magnitude = num_ops, magnitude
 
     def __call__(self, num_images: int, image_size: int, random: np.random.Generator) -> list[Choice]:
-        space = strengths(self.num_bins, 0.3, 150 / 331 * image_size, 30, 0.9, 4)
-        names = np.array(list(space))
-        bins = np.full(num_images, self.magnitude)
+        space = strengths(31, 0.3, 150 / 331 * image_size, 30, 0.9, 4)
+        names, bins = np.array(list(space)), np.full(num_images, self.magnitude)
         return [draw(random.choice(names, num_images), bins, space, random) for _ in range(self.num_ops)]
 
 
 class TrivialAugment:
     """One operation of any strength for each image (Müller & Hutter 2021, arXiv 2103.10158, the wide space)."""
 
-    num_bins = 31
-
     def __call__(self, num_images: int, image_size: int, random: np.random.Generator) -> list[Choice]:
-        space = strengths(self.num_bins, 0.99, 32.0, 135, 0.99, 6)
+        space = strengths(31, 0.99, 32.0, 135, 0.99, 6)
         names = random.choice(np.array(list(space)), num_images)
-        return [draw(names, random.integers(self.num_bins, size=num_images), space, random)]
+        return [draw(names, random.integers(31, size=num_images), space, random)]
 
 
 # CIFAR-10's sub-policies (Cubuk et al. 2018, arXiv 1805.09501, table 7): two of operation, probability, strength 0 to 9
@@ -133,10 +127,8 @@ SUB_POLICIES = [
 class AutoAugment:
     """One of CIFAR-10's 25 sub-policies for each image (Cubuk et al. 2018, arXiv 1805.09501)."""
 
-    num_bins = 10
-
     def __call__(self, num_images: int, image_size: int, random: np.random.Generator) -> list[Choice]:
-        space = strengths(self.num_bins, 0.3, 150 / 331 * image_size, 30, 0.9, 4) | {"Invert": NO_STRENGTH}
+        space = strengths(10, 0.3, 150 / 331 * image_size, 30, 0.9, 4) | {"Invert": NO_STRENGTH}
         drawn = random.integers(len(SUB_POLICIES), size=num_images)
         choices = []
         for step in range(2):
@@ -170,6 +162,17 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
+def gather(images: Tensor, sources: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixel at (row, column) of image number `source`, for each pixel of the result.
+
+    images: (N, C, H, W), channels_last; the others int64, broadcast to the result's (M, height, width).
+    """
+    _, channels, height, width = images.shape
+    index = sources * (height * width) + rows * width + columns
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, index.flatten())
+    return pixels.view(*index.shape, channels).permute(0, 3, 1, 2)
+
+
 # from an output pixel to the one it shows: source = matrix @ (output, 1), of pixel centres with (0, 0) in the middle;
 # `half` is half an image's side
 GEOMETRIC: dict[str, Callable[[float, float], tuple]] = {
@@ -186,74 +189,40 @@ GEOMETRIC: dict[str, Callable[[float, float], tuple]] = {
 
 def transform(images: Tensor, choice: Choice) -> Tensor:
     """Shear, translate or rotate each image, by nearest neighbours, black beyond the border."""
-    num_images, channels, height, width = images.shape
-    matrices = np.array(
-        [
-            GEOMETRIC[name](value, (height if name == "ShearX" else width) / 2)
-            for name, value in zip(choice.operations, choice.strengths, strict=True)
-        ],
-        np.float32,
-    )
-    matrices = to_device(matrices, images.device)
+    num_images, _, height, width = images.shape
+    matrices = [
+        GEOMETRIC[name](value, (height if name == "ShearX" else width) / 2)
+        for name, value in zip(choice.operations, choice.strengths, strict=True)
+    ]
     x = torch.arange(width, device=images.device) + 0.5 - width / 2
     y = torch.arange(height, device=images.device)[:, None] + 0.5 - height / 2
-    along_x, along_y, shift = (matrices[:, :, column, None, None] for column in range(3))
+    along_x, along_y, shift = to_device(np.array(matrices, np.float32), images.device)[..., None, None].unbind(2)
     source = along_x * x + along_y * y + shift  # (N, 2, H, W)
     columns = (source[:, 0] + (width / 2 - 0.5)).round().long()
     rows = (source[:, 1] + (height / 2 - 0.5)).round().long()
     outside = (columns < 0) | (columns >= width) | (rows < 0) | (rows >= height)
-    starts = torch.arange(num_images, device=images.device)[:, None, None] * (height * width)
-    index = starts + rows.clamp_(0, height - 1) * width + columns.clamp_(0, width - 1)
-    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, index.flatten())
-    pixels.masked_fill_(outside.flatten()[:, None], 0)
-    return pixels.view(num_images, height, width, channels).permute(0, 3, 1, 2)
+    own = torch.arange(num_images, device=images.device)[:, None, None]
+    shown = gather(images, own, rows.clamp_(0, height - 1), columns.clamp_(0, width - 1))
+    return shown.masked_fill_(outside[:, None], 0)
 
 
 def luma(images: Tensor) -> Tensor:
-    """Grey levels, rounded down: (N, H, W) float32."""
+    """Grey levels (ITU-R BT.601), rounded down: (N, H, W) float32."""
     red, green, blue = images.float().unbind(1)
-    return (red * GREY[0] + green * GREY[1] + blue * GREY[2]).floor()
-
-
-def brightness_levels(values: Tensor, levels: Tensor, images: Tensor) -> Tensor:
-    return (levels * (1 + values)).clamp(0, 255)
-
-
-def contrast_levels(values: Tensor, levels: Tensor, images: Tensor) -> Tensor:
-    mean = luma(images).mean((1, 2))[:, None, None]
-    return (levels * (1 + values) + mean * -values).clamp(0, 255)
-
-
-def posterize_levels(values: Tensor, levels: Tensor, images: Tensor) -> Tensor:
-    step = 2 ** (8 - values)
-    return (levels / step).floor() * step
-
-
-def solarize_levels(values: Tensor, levels: Tensor, images: Tensor) -> Tensor:
-    return torch.where(levels >= values * 255, 255 - levels, levels)
-
-
-def invert_levels(values: Tensor, levels: Tensor, images: Tensor) -> Tensor:
-    return 255 - levels
+    return (red * 0.2989 + green * 0.587 + blue * 0.114).floor()
 
 
 def autocontrast_levels(values: Tensor, levels: Tensor, images: Tensor) -> Tensor:
     """Each channel stretched from black to white; one flat colour stays."""
-    low = images.amin((2, 3)).float()[:, :, None]
-    high = images.amax((2, 3)).float()[:, :, None]
+    low, high = images.amin((2, 3)).float()[:, :, None], images.amax((2, 3)).float()[:, :, None]
     flat = high == low
     return torch.where(flat, levels, (levels - low) / torch.where(flat, 1, (high - low) / 255)).clamp(0, 255)
 
 
 def equalize_levels(values: Tensor, levels: Tensor, images: Tensor) -> Tensor:
     """Each channel's levels spread so that its histogram is even; one flat colour stays."""
-    num_images, channels = images.shape[:2]
-    keys = (
-        images.flatten(2).long() + torch.arange(num_images * channels, device=images.device).view(-1, channels, 1) * 256
-    )
-    histogram = torch.zeros(num_images * channels * 256, dtype=torch.long, device=images.device)
-    histogram.index_add_(0, keys.flatten(), torch.ones((), dtype=torch.long, device=images.device).expand(keys.numel()))
-    histogram = histogram.view(num_images, channels, 256)
+    pixels = images.flatten(2).long()
+    histogram = pixels.new_zeros(*pixels.shape[:2], 256).scatter_add_(2, pixels, torch.ones_like(pixels))
     # what Pillow does: a step is 1/255 of the pixels that are not of the brightest level present
     brightest = images.amax((2, 3)).long()[:, :, None]
     step = (images[0, 0].numel() - histogram.gather(2, brightest)) // 255
@@ -264,11 +233,13 @@ def equalize_levels(values: Tensor, levels: Tensor, images: Tensor) -> Tensor:
 
 # from each level of each channel to its new one: (N, 3, 256) from strengths (N, 1, 1), levels (256,) and the images
 LEVELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "Brightness": brightness_levels,
-    "Contrast": contrast_levels,
-    "Posterize": posterize_levels,
-    "Solarize": solarize_levels,
-    "Invert": invert_levels,
+    "Brightness": lambda values, levels, images: (levels * (1 + values)).clamp(0, 255),
+    "Contrast": lambda values, levels, images: (
+        levels * (1 + values) + luma(images).mean((1, 2))[:, None, None] * -values
+    ).clamp(0, 255),
+    "Posterize": lambda values, levels, images: (levels / 2 ** (8 - values)).floor() * 2 ** (8 - values),
+    "Solarize": lambda values, levels, images: torch.where(levels >= values * 255, 255 - levels, levels),
+    "Invert": lambda values, levels, images: 255 - levels,
     "AutoContrast": autocontrast_levels,
     "Equalize": equalize_levels,
 }
@@ -287,8 +258,7 @@ def map_levels(images: Tensor, choice: Choice) -> Tensor:
         table.index_copy_(0, index, rows.expand(len(chosen), channels, 256))
     offsets = torch.arange(num_images * channels, device=images.device).view(num_images, 1, 1, channels) * 256
     index = images.permute(0, 2, 3, 1) + offsets
-    mapped = table.to(torch.uint8).flatten().index_select(0, index.flatten())
-    return mapped.view(index.shape).permute(0, 3, 1, 2)
+    return table.to(torch.uint8).flatten().index_select(0, index.flatten()).view(index.shape).permute(0, 3, 1, 2)
 
 
 def saturate(images: Tensor, choice: Choice) -> Tensor:
@@ -303,7 +273,7 @@ def sharpen(images: Tensor, choice: Choice) -> Tensor:
     sharp = images.float()
     kernel = torch.ones(3, 1, 3, 3, device=images.device) / 13
     kernel[:, :, 1, 1] = 5 / 13
-    smooth = F.conv2d(sharp, kernel, groups=3).round()
+    smooth = torch.conv2d(sharp, kernel, groups=3).round()
     inside = sharp[:, :, 1:-1, 1:-1]
     inside += (smooth - inside) * (1 - factor)
     return sharp.clamp_(0, 255).to(torch.uint8)

@@ -10,16 +10,21 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
-from cifar_resnet import limits
+from cifar_resnet.constraints import ImageSize, Seed, check
 from cifar_resnet.data.datamodule import DataModule
+from cifar_resnet.errors import refuse_if
 from cifar_resnet.files import PUBLISHED, Halves, decode, folders_of, is_final
+
+AtLeastTen = Annotated[int, Ge(10)]
 
 
 class CIFAR10(DataModule):
@@ -28,8 +33,7 @@ class CIFAR10(DataModule):
     root: the folder that holds, or will hold, cifar-10-batches-py or its archive.
     """
 
-    num_classes = 10
-    image_size = 32
+    num_classes, image_size = 10, 32
     dataset, published = datasets.CIFAR10, PUBLISHED["CIFAR10"]
 
     def __init__(self, root: str = "data", **shared):
@@ -40,26 +44,22 @@ class CIFAR10(DataModule):
         """Download the archive unless the batches, or the archive, are there with the right MD5."""
         if self.train is not None or self.is_complete():  # once read, nothing more is needed
             return
-        reason = None
-        is_new, lock = not self.root.exists(), self.root / f".{self.published.folder}.lock"
+        is_new, lock, reason = not self.root.exists(), self.root / f".{self.published.folder}.lock", None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
                 for pause in (0, 2, 8):
                     time.sleep(pause)
-                    if self.is_complete():  # another process may have been quicker
-                        return
-                    reason = self.download()
-                    if reason is None:
-                        return
-                    if is_final(reason):
+                    reason = None if self.is_complete() else self.download()  # another process may have been quicker
+                    if reason is None or is_final(reason):
                         break
-                lock.unlink()  # while it is held: those who wait for it see that it is gone, and make a new one
-            if is_new:
+                if reason:
+                    lock.unlink()  # while it is held: those who wait for it see that it is gone, and make a new one
+            if reason and is_new:
                 self.root.rmdir()
         except OSError as error:  # a folder that cannot be written, or is not empty any more
             reason = reason or error
-        if reason is not None:
+        if reason:
             raise FileNotFoundError(self.published.missing(self.root, reason))
 
     def is_complete(self) -> bool:
@@ -102,13 +102,12 @@ class Files(DataModule):
     image_size: side in pixels of what the network sees; images of other sizes are resized, with a warning.
     """
 
-    def __init__(self, test: str, train: str | None = None, image_size: int = 32, **shared):
+    def __init__(self, test: str, train: str | None = None, image_size: ImageSize = 32, **shared):
         super().__init__(**shared)
-        limits.require("data", image_size=image_size)
-        self.halves = Halves(test, train, image_size)
+        check(Files, locals())
+        self.halves, self.image_size = Halves(test, train, image_size), image_size
         self.paths, self.classes, self.num_classes = self.halves.paths, self.halves.classes, len(self.halves.classes)
-        self.image_size = image_size
-        self.augment.check(image_size)
+        self.augment.check_image_size(image_size)
 
     def prepare_data(self) -> None:
         for half, path in self.paths.items():
@@ -117,25 +116,27 @@ class Files(DataModule):
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         half = "train" if train else "test"
-        if half not in self.paths:
-            raise ValueError("no images to train on. Got data.train=null; give a folder or an archive")
+        refuse_if(
+            half not in self.paths,
+            "no images to train on. Got data.train=null; give a folder or an archive",
+        )
         path = self.paths[half]
-        if path.is_dir():
-            images, labels, resized = self.decode(half)
-        else:
-            archive = self.halves.archive(half)
-            places = np.array([self.classes.index(name) for name in self.halves.names(half)])
-            images, labels = torch.from_numpy(archive.images), torch.from_numpy(places[archive.labels])
-            resized = archive.resized
+        images, labels, resized = self.decode(half) if path.is_dir() else self.unpack(half)
         if resized:
             warnings.warn(
                 f"{resized} of {len(images)} images in {path} were not {self.image_size}x{self.image_size} and have "
                 f"been resized; data.image_size chooses the size",
                 stacklevel=2,
             )
-        return images, labels
+        return torch.from_numpy(images), torch.from_numpy(labels)
 
-    def decode(self, half: str) -> tuple[Tensor, Tensor, int]:
+    def unpack(self, half: str) -> tuple[np.ndarray, np.ndarray, int]:
+        """Every image of one half's archive, its label, and how many were resized."""
+        archive = self.halves.archives[half]
+        places = np.array([self.classes.index(name) for name in self.halves.names(half)])
+        return archive.images, places[archive.labels], archive.resized
+
+    def decode(self, half: str) -> tuple[np.ndarray, np.ndarray, int]:
         """Every picture of one half, its label, and how many were resized; from the cache where it is up to date."""
         folder = self.paths[half]
         files = [
@@ -154,12 +155,11 @@ class Files(DataModule):
             with alone_at(cache.with_suffix(".lock")):
                 cached = read_cache(cache, fingerprint)  # another process may have been quicker
                 if cached is None:
-                    arrays, resized = self.decode_files([path for path, _ in files])
+                    images, resized = self.decode_files([path for path, _ in files])
                     labels = np.array([label for _, label in files])
-                    cached = {"images": np.stack(arrays), "labels": labels, "resized": np.array(resized)}
+                    cached = {"images": np.stack(images), "labels": labels, "resized": np.array(resized)}
                     write_cache(cache, fingerprint, cached)
-        images = torch.from_numpy(cached["images"]).permute(0, 3, 1, 2)
-        return images, torch.from_numpy(cached["labels"]), int(cached["resized"])
+        return cached["images"].transpose(0, 3, 1, 2), cached["labels"], int(cached["resized"])
 
     def decode_files(self, paths: list[Path]) -> tuple[list[np.ndarray], int]:
         """Arrays of (image_size, image_size, 3), and how many images had another size."""
@@ -215,20 +215,17 @@ class Synthetic(DataModule):
     """
 
     classes = ["disk", "ring", "square", "frame", "triangle", "plus", "star", "bars", "checks", "dots"]  # noqa: RUF012
-    num_classes = len(classes)
-    image_size = 32
+    num_classes, image_size = len(classes), 32
 
-    def __init__(self, num_train: int = 10_000, num_test: int = 2_000, image_seed: int = 0, **shared):
+    def __init__(self, num_train: AtLeastTen = 10_000, num_test: AtLeastTen = 2_000, image_seed: Seed = 0, **shared):
         super().__init__(**shared)
-        limits.require("data", num_train=num_train, num_test=num_test)
+        check(Synthetic, locals())
         self.num_train, self.num_test, self.image_seed = num_train, num_test, image_seed
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        count = self.num_train if train else self.num_test
         generator = torch.Generator().manual_seed(2 * self.image_seed + train)
-        labels = torch.randint(self.num_classes, (count,), generator=generator)
-        parts = [draw(chunk, self.image_size, generator) for chunk in labels.split(2000)]
-        return torch.cat(parts), labels
+        labels = torch.randint(self.num_classes, (self.num_train if train else self.num_test,), generator=generator)
+        return torch.cat([draw(chunk, self.image_size, generator) for chunk in labels.split(2000)]), labels
 
 
 def draw(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -237,38 +234,33 @@ def draw(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(labels), 1, 1, generator=generator)
 
-    radius = uniform(0.35, 0.75)
-    tilt, centre_x, centre_y = uniform(-0.35, 0.35), uniform(-0.35, 0.35), uniform(-0.35, 0.35)
+    radius, tilt, centre_x, centre_y = uniform(0.35, 0.75), *(uniform(-0.35, 0.35) for _ in range(3))
     grid = torch.linspace(-1, 1, size)
     x, y = grid[None, None, :] - centre_x, grid[None, :, None] - centre_y
     x, y = (x * tilt.cos() + y * tilt.sin()) / radius, (y * tilt.cos() - x * tilt.sin()) / radius
-    distance = torch.hypot(x, y)
+    distance, angle = torch.hypot(x, y), torch.atan2(y, x)
     square = torch.maximum(x.abs(), y.abs())
-    angle = torch.atan2(y, x)
     waves_x, waves_y = torch.sin(x * 7), torch.sin(y * 7)
-    inside = square < 1
-    figures = torch.stack(
-        [
-            distance < 1,
-            (distance < 1) & (distance > 0.55),
-            square < 0.9,
-            (square < 0.9) & (square > 0.5),
-            (y < 0.75) & (y > 2 * x.abs() - 1),
-            (square < 1) & (torch.minimum(x.abs(), y.abs()) < 0.3),
-            distance < 0.65 + 0.35 * torch.cos(5 * angle),
-            inside & (waves_x > 0),
-            inside & (waves_x * waves_y > 0),
-            inside & (waves_x > 0.3) & (waves_y > 0.3),
-        ]
-    )
-    mask = figures[labels, torch.arange(len(labels))].float()[:, None]
+    figures = [
+        distance < 1,
+        (distance < 1) & (distance > 0.55),
+        square < 0.9,
+        (square < 0.9) & (square > 0.5),
+        (y < 0.75) & (y > 2 * x.abs() - 1),
+        (square < 1) & (torch.minimum(x.abs(), y.abs()) < 0.3),
+        distance < 0.65 + 0.35 * torch.cos(5 * angle),
+        (square < 1) & (waves_x > 0),
+        (square < 1) & (waves_x * waves_y > 0),
+        (square < 1) & (waves_x > 0.3) & (waves_y > 0.3),
+    ]
+    mask = torch.stack(figures)[labels, torch.arange(len(labels))].float()[:, None]
     figure, ground = torch.rand(2, len(labels), 3, 1, 1, generator=generator)
     # colours too alike would hide the figure: push them apart along their own difference
     difference = figure - ground
-    apart = difference / difference.norm(dim=1, keepdim=True).clamp(min=1e-3)
-    figure = ground + apart * difference.norm(dim=1, keepdim=True).clamp(min=0.45)
-    clutter = torch.rand(len(labels), 3, size // 4, size // 4, generator=generator) - 0.5
-    clutter = torch.nn.functional.interpolate(clutter, size=(size, size), mode="bilinear")
+    contrast = difference.norm(dim=1, keepdim=True)
+    figure = ground + difference / contrast.clamp(min=1e-3) * contrast.clamp(min=0.45)
+    patches = torch.rand(len(labels), 3, size // 4, size // 4, generator=generator)
+    clutter = torch.nn.functional.interpolate(patches - 0.5, size=(size, size), mode="bilinear")
     noise = torch.randn(len(labels), 3, size, size, generator=generator)
     pixels = ground + mask * (figure - ground) + 0.3 * clutter + 0.06 * noise
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)

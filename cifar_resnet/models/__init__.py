@@ -3,7 +3,7 @@ from cifar_resnet.models.custom_resnet import CustomResNet
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.pyramidnet import PyramidNet
 from cifar_resnet.models.resnet import ResNet
-from cifar_resnet.models.side_by_side import SideBySide
 from cifar_resnet.models.speednet import SpeedNet
+from cifar_resnet.models.stacked import StackedEnsemble
 
-__all__ = ["Classifier", "CustomResNet", "Distillation", "PyramidNet", "ResNet", "SideBySide", "SpeedNet"]
+__all__ = ["Classifier", "CustomResNet", "Distillation", "PyramidNet", "ResNet", "SpeedNet", "StackedEnsemble"]

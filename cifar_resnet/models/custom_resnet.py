@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_resnet import limits
+from cifar_resnet.constraints import Count, PerStage, ProbabilityBelowOne, check
+from cifar_resnet.errors import refuse_if
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.resnet import conv_bn
 
@@ -16,14 +16,11 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, pool: bool, dropout: float):
         super().__init__()
         self.conv, self.bn = conv_bn(in_channels, out_channels, 3)
-        self.pool = pool
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        out = self.conv(images)
-        if self.pool:
-            out = F.max_pool2d(out, 2)
-        return self.dropout(F.relu(self.bn(out), inplace=True))
+        return self.dropout(nn.functional.relu(self.bn(self.pool(self.conv(images))), inplace=True))
 
 
 class Layer(nn.Module):
@@ -31,11 +28,9 @@ class Layer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, residual: bool, dropout: float):
         super().__init__()
-        self.down = ConvBlock(in_channels, out_channels, True, dropout)
-        self.residual = residual
+        self.down, self.residual = ConvBlock(in_channels, out_channels, True, dropout), residual
         if residual:
-            self.conv1 = ConvBlock(out_channels, out_channels, False, dropout)
-            self.conv2 = ConvBlock(out_channels, out_channels, False, dropout)
+            self.conv1, self.conv2 = (ConvBlock(out_channels, out_channels, False, dropout) for _ in range(2))
 
     def forward(self, images: Tensor) -> Tensor:
         out = self.down(images)
@@ -54,23 +49,22 @@ class CustomResNet(Classifier):
 
     def __init__(
         self,
-        stem_width: int = 64,
-        widths: Sequence[int] = (128, 256, 512),
+        stem_width: Count = 64,
+        widths: PerStage = (128, 256, 512),
         residual: Sequence[bool] = (True, False, True),
-        dropout: float = 0.07,
+        dropout: ProbabilityBelowOne = 0.07,
         **classifier,
     ):
         super().__init__(**classifier)
-        limits.require("model", stem_width=stem_width, widths=widths, dropout=dropout)
-        limits.check_layers(widths, residual)
+        check(CustomResNet, locals())
+        refuse_if(
+            len(residual) != len(widths),
+            f"model.residual and model.widths must be equally long. Got {list(residual)} for {list(widths)}",
+        )
         self.stem = ConvBlock(3, stem_width, False, dropout)
         channels = [stem_width, *widths]
-        self.layers = nn.Sequential(
-            *(
-                Layer(channels[index], width, has_block, dropout)
-                for index, (width, has_block) in enumerate(zip(widths, residual, strict=True))
-            )
-        )
+        shapes = zip(channels[:-1], widths, residual, strict=True)
+        self.layers = nn.Sequential(*(Layer(*shape, dropout) for shape in shapes))
         self.fc = nn.Linear(channels[-1], self.hparams.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """PyramidNet (Han et al. 2017, arXiv 1610.02915), with ShakeDrop where asked (Yamada et al. 2018)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_resnet import limits
+from cifar_resnet.constraints import Count, CountOrZero, ProbabilityBelowOne, check
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.regularisers import ShakeDrop, chain
-from cifar_resnet.models.resnet import conv_bn, initialise_convolutions
+from cifar_resnet.models.resnet import blocks_of_depth, conv_bn, initialise_convolutions
 
 STEM_WIDTH = 16
 
@@ -16,12 +15,11 @@ class PyramidShortcut(nn.Module):
 
     def __init__(self, new_channels: int, stride: int):
         super().__init__()
-        self.new_channels, self.stride = new_channels, stride
+        self.new_channels = new_channels
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.stride > 1:
-            images = F.avg_pool2d(images, self.stride, ceil_mode=True)
-        return F.pad(images, (0, 0, 0, 0, 0, self.new_channels))
+        return nn.functional.pad(self.pool(images), (0, 0, 0, 0, 0, self.new_channels))
 
 
 class PyramidBlock(nn.Module):
@@ -43,8 +41,7 @@ class PyramidBlock(nn.Module):
                 nn.ReLU(inplace=True),
                 *conv_bn(width, out_channels, 1),
             )
-        self.after_branch = after_branch
-        self.shortcut = PyramidShortcut(out_channels - in_channels, stride)
+        self.after_branch, self.shortcut = after_branch, PyramidShortcut(out_channels - in_channels, stride)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.after_branch(self.convs(self.bn(images))) + self.shortcut(images)
@@ -61,25 +58,27 @@ class PyramidNet(Classifier):
     """
 
     def __init__(
-        self, depth: int = 110, alpha: int = 48, bottleneck: bool = False, shake_drop: float = 0.0, **classifier
+        self,
+        depth: Count = 110,
+        alpha: CountOrZero = 48,
+        bottleneck: bool = False,
+        shake_drop: ProbabilityBelowOne = 0.0,
+        **classifier,
     ):
         super().__init__(**classifier)
-        limits.require("model", alpha=alpha, shake_drop=shake_drop)
-        counts = limits.pyramid_blocks(depth, bottleneck)
-        expansion = 4 if bottleneck else 1
+        check(PyramidNet, locals())
+        num_convs, expansion = (3, 4) if bottleneck else (2, 1)
+        counts = blocks_of_depth(depth, num_stages=3, num_convs=num_convs, other_layers=2)
         self.conv1, self.bn1 = conv_bn(3, STEM_WIDTH, 3)
         self.stages = nn.Sequential()
-        channels, number = STEM_WIDTH, 0
+        channels = STEM_WIDTH
         for index, count in enumerate(counts):
-            stage = nn.Sequential()
-            for position in range(count):
-                number += 1
+            self.stages.append(nn.Sequential())
+            for number, stride in enumerate([2 if index else 1] + [1] * (count - 1), 1 + sum(counts[:index])):
                 width = round(STEM_WIDTH + alpha * number / sum(counts))
-                stride = 2 if index and position == 0 else 1
                 shake = ShakeDrop(1 - shake_drop * number / sum(counts)) if shake_drop else None
-                stage.append(PyramidBlock(channels, width, expansion, stride, chain(shake)))
+                self.stages[-1].append(PyramidBlock(channels, width, expansion, stride, chain(shake)))
                 channels = width * expansion
-            self.stages.append(stage)
         self.norm = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, self.hparams.num_classes)
         initialise_convolutions(self)
@@ -87,4 +86,4 @@ class PyramidNet(Classifier):
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W), normalised; returns logits: (N, num_classes)."""
         features = self.stages(self.bn1(self.conv1(images)))
-        return self.fc(F.relu(self.norm(features), inplace=True).mean((2, 3)))
+        return self.fc(nn.functional.relu(self.norm(features), inplace=True).mean((2, 3)))

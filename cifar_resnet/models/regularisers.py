@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 
 
 def drop_block(features: Tensor, probability: float | Tensor, size: int) -> Tensor:
@@ -17,8 +16,8 @@ def drop_block(features: Tensor, probability: float | Tensor, size: int) -> Tens
     corners = (num_images, channels, height - tall + 1, width - wide + 1)  # upper left ones: squares stay inside
     seed_probability = probability * (height * width) / (tall * wide) / (corners[2] * corners[3])
     seeds = (torch.rand(corners, device=features.device) < seed_probability).float()
-    dropped = F.max_pool2d(F.pad(seeds, (wide - 1, wide - 1, tall - 1, tall - 1)), (tall, wide), stride=1)
-    kept = 1 - dropped  # float32: a sum of ones in float16 would end at 65,504
+    # in float32: a sum of ones in float16 would end at 65,504
+    kept = 1 - F.max_pool2d(F.pad(seeds, (wide - 1, wide - 1, tall - 1, tall - 1)), (tall, wide), stride=1)
     return features * (kept * (kept.numel() / kept.sum().clamp(min=1))).to(features.dtype)
 
 
@@ -35,15 +34,13 @@ class DropBlock(nn.Module):
         self.register_buffer("progress", torch.ones(()), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        if not self.training:
-            return features
-        return drop_block(features, self.probability * self.progress, self.size)
+        return drop_block(features, self.probability * self.progress, self.size) if self.training else features
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}, size={self.size}"
 
 
-class ScaleApart(Function):
+class ScaleApart(torch.autograd.Function):
     """Multiplies by one factor on the way forward and by another on the way back."""
 
     @staticmethod

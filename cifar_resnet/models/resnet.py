@@ -1,13 +1,15 @@
 """Residual networks for small images (He et al. 2015, arXiv 1512.03385)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 
-from cifar_resnet import limits
+from cifar_resnet.constraints import Count, CountOrZero, Odd, PerStage, ProbabilityBelowOne, check
+from cifar_resnet.errors import refuse_if
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.regularisers import DropBlock, ShakeDrop, chain
 from cifar_resnet.models.whitening import Whitening
@@ -20,8 +22,7 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int =
 
 def bn_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> tuple[nn.BatchNorm2d, nn.Conv2d]:
     """The same the other way round, for what normalises first."""
-    conv, _ = conv_bn(in_channels, out_channels, kernel_size, stride)
-    return nn.BatchNorm2d(in_channels), conv
+    return nn.BatchNorm2d(in_channels), conv_bn(in_channels, out_channels, kernel_size, stride)[0]
 
 
 class PadShortcut(nn.Module):
@@ -35,7 +36,7 @@ class PadShortcut(nn.Module):
         return F.pad(images[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
-class Ways(NamedTuple):
+class BlockExtras(NamedTuple):
     """What a block has besides its convolutions."""
 
     shortcut: nn.Module
@@ -47,14 +48,15 @@ class Ways(NamedTuple):
 class BasicBlock(nn.Module):
     """Two convolutions (figure 5, left)."""
 
-    expansion = 1
-    preactivated = False
+    num_convs, expansion = 2, 1
 
-    def __init__(self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, ways: Ways):
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, extras: BlockExtras
+    ):
         super().__init__()
         self.conv1, self.bn1 = conv_bn(in_channels, width, kernel_size, stride)
         self.conv2, self.bn2 = conv_bn(width, out_channels, kernel_size)
-        self.shortcut, self.between, self.after_branch, self.after_block = ways
+        self.shortcut, self.between, self.after_branch, self.after_block = extras
 
     def forward(self, images: Tensor) -> Tensor:
         out = self.between(F.relu(self.bn1(self.conv1(images)), inplace=True))
@@ -65,15 +67,16 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1 down, k x k, 1x1 up (figure 5, right), with the stride on the k x k convolution. Else as `BasicBlock`."""
 
-    expansion = 4
-    preactivated = False
+    num_convs, expansion = 3, 4
 
-    def __init__(self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, ways: Ways):
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, extras: BlockExtras
+    ):
         super().__init__()
         self.conv1, self.bn1 = conv_bn(in_channels, width, 1)
         self.conv2, self.bn2 = conv_bn(width, width, kernel_size, stride)
         self.conv3, self.bn3 = conv_bn(width, out_channels, 1)
-        self.shortcut, self.between, self.after_branch, self.after_block = ways
+        self.shortcut, self.between, self.after_branch, self.after_block = extras
 
     def forward(self, images: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(images)), inplace=True)
@@ -88,43 +91,43 @@ class PreActBlock(nn.Module):
     A convolution in the shortcut sees what the branch sees; every other shortcut passes the block's input on.
     """
 
-    expansion = 1
-    preactivated = True
+    num_convs, expansion = 2, 1
 
-    def __init__(self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, ways: Ways):
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, extras: BlockExtras
+    ):
         super().__init__()
         self.bn1, self.conv1 = bn_conv(in_channels, width, kernel_size, stride)
         self.bn2, self.conv2 = bn_conv(width, out_channels, kernel_size)
-        self.shortcut, self.between, self.after_branch, self.after_block = ways
+        self.shortcut, self.between, self.after_branch, self.after_block = extras
 
     def forward(self, images: Tensor) -> Tensor:
         features = F.relu(self.bn1(images), inplace=True)
         way_past = self.shortcut(features if isinstance(self.shortcut, nn.Conv2d) else images)
-        out = self.conv1(features)
-        out = self.conv2(self.between(F.relu(self.bn2(out), inplace=True)))
-        return self.after_block(self.after_branch(out) + way_past)
+        out = self.between(F.relu(self.bn2(self.conv1(features)), inplace=True))
+        return self.after_block(self.after_branch(self.conv2(out)) + way_past)
 
 
 class PreActBottleneck(nn.Module):
     """Norm and ReLU before each of the three convolutions of a bottleneck. Else as `PreActBlock`."""
 
-    expansion = 4
-    preactivated = True
+    num_convs, expansion = 3, 4
 
-    def __init__(self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, ways: Ways):
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, kernel_size: int, stride: int, extras: BlockExtras
+    ):
         super().__init__()
         self.bn1, self.conv1 = bn_conv(in_channels, width, 1)
         self.bn2, self.conv2 = bn_conv(width, width, kernel_size, stride)
         self.bn3, self.conv3 = bn_conv(width, out_channels, 1)
-        self.shortcut, self.between, self.after_branch, self.after_block = ways
+        self.shortcut, self.between, self.after_branch, self.after_block = extras
 
     def forward(self, images: Tensor) -> Tensor:
         features = F.relu(self.bn1(images), inplace=True)
         way_past = self.shortcut(features if isinstance(self.shortcut, nn.Conv2d) else images)
-        out = self.conv1(features)
-        out = self.conv2(F.relu(self.bn2(out), inplace=True))
-        out = self.conv3(self.between(F.relu(self.bn3(out), inplace=True)))
-        return self.after_block(self.after_branch(out) + way_past)
+        out = F.relu(self.bn2(self.conv1(features)), inplace=True)
+        out = self.between(F.relu(self.bn3(self.conv2(out)), inplace=True))
+        return self.after_block(self.after_branch(self.conv3(out)) + way_past)
 
 
 def make_shortcut(
@@ -138,12 +141,29 @@ def make_shortcut(
     return conv if preactivated else nn.Sequential(conv, norm)
 
 
+OddPerStage = Annotated[Sequence[Odd], Len(1)]
 BLOCKS = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
     "preact_basic": PreActBlock,
     "preact_bottleneck": PreActBottleneck,
 }
+
+
+def blocks_of_depth(depth: int | None, num_stages: int, num_convs: int, other_layers: int) -> list[int]:
+    """Blocks per stage of a network of `depth` weighted layers, of which `other_layers` are not the blocks' own."""
+    refuse_if(
+        depth is None,
+        "a ResNet needs model.blocks, such as [2, 2, 2, 2], or model.depth. Got neither; give one",
+    )
+    step = num_stages * num_convs
+    count = max(1, round((depth - other_layers) / step))
+    nearest = count * step + other_layers
+    refuse_if(
+        depth != nearest,
+        f"model.depth must be {step}n + {other_layers} here. Got {depth}; the nearest is {nearest}",
+    )
+    return [count] * num_stages
 
 
 class ResNet(Classifier):
@@ -176,97 +196,84 @@ class ResNet(Classifier):
 
     def __init__(
         self,
-        block: str = "basic",
-        widths: Sequence[int] = (64, 128, 256, 512),
-        widen_factor: int | None = None,
-        blocks: Sequence[int] | None = None,
-        depth: int | None = None,
-        expansion: int | None = None,
-        strides: Sequence[int] | None = None,
-        kernel_sizes: int | Sequence[int] = 3,
-        shortcut: str = "conv",
-        shortcut_kernel_sizes: int | Sequence[int] = 1,
-        stem: str = "conv",
-        stem_width: int | None = None,
-        stem_kernel_size: int = 3,
-        stem_stride: int = 1,
-        pool_size: int = 1,
-        dropout: float = 0.0,
-        block_dropout: float = 0.0,
-        feature_dropout: float = 0.0,
-        drop_block: float = 0.0,
-        drop_block_size: int = 5,
-        stochastic_depth: float = 0.0,
-        shake_drop: float = 0.0,
-        squeeze_excitation: int = 0,
+        block: Literal["basic", "bottleneck", "preact_basic", "preact_bottleneck"] = "basic",
+        widths: PerStage = (64, 128, 256, 512),
+        widen_factor: Count | None = None,
+        blocks: PerStage | None = None,
+        depth: Count | None = None,
+        expansion: Count | None = None,
+        strides: PerStage | None = None,
+        kernel_sizes: Odd | OddPerStage = 3,
+        shortcut: Literal["conv", "pad"] = "conv",
+        shortcut_kernel_sizes: Odd | OddPerStage = 1,
+        stem: Literal["conv", "whitening"] = "conv",
+        stem_width: Count | None = None,
+        stem_kernel_size: Odd = 3,
+        stem_stride: Count = 1,
+        pool_size: Count = 1,
+        dropout: ProbabilityBelowOne = 0.0,
+        block_dropout: ProbabilityBelowOne = 0.0,
+        feature_dropout: ProbabilityBelowOne = 0.0,
+        drop_block: ProbabilityBelowOne = 0.0,
+        drop_block_size: Count = 5,
+        stochastic_depth: ProbabilityBelowOne = 0.0,
+        shake_drop: ProbabilityBelowOne = 0.0,
+        squeeze_excitation: CountOrZero = 0,
         zero_init_last_norm: bool = False,
         **classifier,
     ):
         super().__init__(**classifier)
-        limits.require(
-            "model",
-            block=block,
-            shortcut=shortcut,
-            stem=stem,
-            widths=widths,
-            widen_factor=widen_factor,
-            blocks=blocks,
-            expansion=expansion,
-            strides=strides,
-            stem_width=stem_width,
-            stem_stride=stem_stride,
-            pool_size=pool_size,
-            dropout=dropout,
-            block_dropout=block_dropout,
-            feature_dropout=feature_dropout,
-            drop_block=drop_block,
-            drop_block_size=drop_block_size,
-            stochastic_depth=stochastic_depth,
-            shake_drop=shake_drop,
-            squeeze_excitation=squeeze_excitation,
+        check(ResNet, locals())
+        refuse_if(
+            zero_init_last_norm and block.startswith("preact"),
+            f"model.zero_init_last_norm needs a norm at the branch's end. Got model.block={block}; give false",
         )
-        per_stage = limits.stages(
-            block=block,
-            widths=widths,
-            widen_factor=widen_factor,
-            blocks=blocks,
-            depth=depth,
-            strides=strides,
-            kernel_sizes=kernel_sizes,
-            shortcut_kernel_sizes=shortcut_kernel_sizes,
-            stem_kernel_size=stem_kernel_size,
-            zero_init_last_norm=zero_init_last_norm,
+        num_stages = len(widths)
+        refuse_if(
+            blocks is not None and depth is not None,
+            f"model.blocks and model.depth exclude each other. Got {blocks} and {depth}; make one null",
         )
-        make_block = BLOCKS[block]
-        num_stages, num_blocks = len(widths), sum(per_stage["blocks"])
-        stem_width = widths[0] if stem_width is None else stem_width
-        expansion = make_block.expansion if expansion is None else expansion
+        make_block, other_layers = BLOCKS[block], 1 + num_stages if widen_factor else 2
+        blocks = blocks or blocks_of_depth(depth, num_stages, make_block.num_convs, other_layers)
+        per_stage = {
+            "widths": [width * (widen_factor or 1) for width in widths],
+            "blocks": blocks,
+            "strides": strides or [1] + [2] * (num_stages - 1),
+            "kernel_sizes": kernel_sizes,
+            "shortcut_kernel_sizes": shortcut_kernel_sizes,
+        }
+        per_stage = {name: [x] * num_stages if isinstance(x, int) else x for name, x in per_stage.items()}
+        for name, values in per_stage.items():
+            refuse_if(
+                len(values) != num_stages,
+                f"model.{name} and model.widths must be equally long. Got {list(values)} for {num_stages} stages",
+            )
+        stem_width, expansion = stem_width or widths[0], expansion or make_block.expansion
 
-        self.preactivated = make_block.preactivated
+        self.preactivated = block.startswith("preact")
         self.conv1, norm = conv_bn(3, stem_width, stem_kernel_size, stem_stride)
         self.bn1 = nn.Identity() if self.preactivated else norm
         self.stages = nn.Sequential()
-        channels, number = stem_width, 0
+        channels = stem_width
         for index, (width, count, stage_stride, kernel_size, shortcut_kernel_size) in enumerate(
             zip(*per_stage.values(), strict=True)
         ):
-            stage = nn.Sequential()
-            for position in range(count):
-                stride = stage_stride if position == 0 else 1
-                out_channels = width * expansion
-                if shortcut == "pad" and out_channels < channels:
-                    raise ValueError(
-                        f"model.shortcut=pad can only add channels. Got {channels} in front of {out_channels}; "
-                        f"give widths that do not fall, or model.shortcut=conv"
-                    )
-                number += 1
-                how_deep = number / num_blocks
-                squeeze = (out_channels, max(1, out_channels // (squeeze_excitation or 1)))
-                ways = Ways(
+            out_channels = width * expansion
+            refuse_if(
+                shortcut == "pad" and out_channels < channels,
+                f"model.shortcut=pad can only add channels. Got {channels} in front of {out_channels}; "
+                f"give widths that do not fall, or model.shortcut=conv",
+            )
+            self.stages.append(nn.Sequential())
+            for number, stride in enumerate([stage_stride] + [1] * (count - 1), 1 + sum(blocks[:index])):
+                how_deep = number / sum(blocks)
+                extras = BlockExtras(
                     make_shortcut(shortcut, self.preactivated, channels, out_channels, shortcut_kernel_size, stride),
                     between=chain(nn.Dropout(block_dropout) if block_dropout else None),
                     after_branch=chain(
-                        SqueezeExcitation(*squeeze) if squeeze_excitation else None,
+                        SqueezeExcitation(out_channels, max(1, out_channels // squeeze_excitation))
+                        if squeeze_excitation
+                        else None,
                         StochasticDepth(stochastic_depth * how_deep, "row") if stochastic_depth else None,
                         ShakeDrop(1 - shake_drop * how_deep) if shake_drop else None,
                     ),
@@ -275,12 +282,10 @@ class ResNet(Classifier):
                         nn.Dropout2d(feature_dropout) if feature_dropout else None,
                     ),
                 )
-                stage.append(make_block(channels, width, out_channels, kernel_size, stride, ways))
+                self.stages[-1].append(make_block(channels, width, out_channels, kernel_size, stride, extras))
                 channels = out_channels
-            self.stages.append(stage)
         self.norm = nn.BatchNorm2d(channels) if self.preactivated else nn.Identity()
-        self.pool_size = pool_size
-        self.dropout = nn.Dropout(dropout)
+        self.pool_size, self.dropout = pool_size, nn.Dropout(dropout)
         self.fc = nn.Linear(channels * pool_size**2, self.hparams.num_classes)
 
         initialise_convolutions(self)
@@ -296,16 +301,22 @@ class ResNet(Classifier):
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W), normalised; returns logits: (N, num_classes)."""
         features = self.conv1(images)
-        if not self.preactivated:
-            features = F.relu(self.bn1(features), inplace=True)
-        features = self.stages(features)
-        if self.preactivated:
-            features = F.relu(self.norm(features), inplace=True)
+        features = self.stages(features if self.preactivated else F.relu(self.bn1(features), inplace=True))
+        features = F.relu(self.norm(features), inplace=True) if self.preactivated else features
         if self.pool_size == 1:
             features = features.mean((2, 3))  # adaptive pooling's backward pass is not deterministic on CUDA
         else:
             features = F.adaptive_avg_pool2d(features, self.pool_size).flatten(1)
         return self.fc(self.dropout(features))
+
+    def check_image_size(self, image_size: int) -> None:
+        patch_sizes = [module.kernel_size[0] for module in self.modules() if isinstance(module, Whitening)]
+        refuse_if(
+            max(patch_sizes, default=0) > image_size,
+            f"model.stem=whitening looks at patches of the images, of {image_size} pixels. "
+            f"Got model.stem_kernel_size={max(patch_sizes, default=0)}; give less",
+        )
+        super().check_image_size(image_size)
 
 
 def initialise_convolutions(network: nn.Module) -> None:

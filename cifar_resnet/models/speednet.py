@@ -1,12 +1,13 @@
 """A network for the shortest training to a given accuracy, after the speed records' (Jordan 2024, arXiv 2404.00498)."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_resnet import limits
+from cifar_resnet.constraints import Count, FractionAboveZero, PerStage, check
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.whitening import Whitening
 
@@ -27,20 +28,16 @@ class Stage(nn.Module):
 
     def __init__(self, in_channels: int, width: int, num_convs: int, residual: bool, momentum: float, activation: str):
         super().__init__()
-        channels = [in_channels] + [width] * num_convs
-        pairs = itertools.pairwise(channels)
+        pairs = itertools.pairwise([in_channels] + [width] * num_convs)
         self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in pairs)
         self.norms = nn.ModuleList(Norm(width, momentum) for _ in range(num_convs))
         self.residual, self.activation = residual, ACTIVATIONS[activation]
 
     def forward(self, images: Tensor) -> Tensor:
-        out = self.activation(self.norms[0](F.max_pool2d(self.convs[0](images), 2)))
-        first = out
-        for index, (conv, norm) in enumerate(zip(self.convs[1:], self.norms[1:], strict=True), 1):
+        out = first = self.activation(self.norms[0](F.max_pool2d(self.convs[0](images), 2)))
+        for number, (conv, norm) in enumerate(zip(self.convs[1:], self.norms[1:], strict=True), 2):
             out = norm(conv(out))
-            if self.residual and index == len(self.convs) - 1:
-                out = out + first
-            out = self.activation(out)
+            out = self.activation(out + first if self.residual and number == len(self.convs) else out)
         return out
 
 
@@ -57,33 +54,22 @@ class SpeedNet(Classifier):
 
     def __init__(
         self,
-        widths: Sequence[int] = (64, 256, 256),
-        num_convs: int = 2,
+        widths: PerStage = (64, 256, 256),
+        num_convs: Count = 2,
         residual: bool = False,
-        whitening_size: int = 2,
-        activation: str = "gelu",
-        norm_momentum: float = 0.4,
-        logit_scale: float = 1 / 9,
+        whitening_size: Count = 2,
+        activation: Literal["gelu", "relu", "silu"] = "gelu",
+        norm_momentum: FractionAboveZero = 0.4,
+        logit_scale: float = 0.111,
         **classifier,
     ):
         super().__init__(**classifier)
-        limits.require(
-            "model",
-            widths=widths,
-            num_convs=num_convs,
-            whitening_size=whitening_size,
-            activation=activation,
-            norm_momentum=norm_momentum,
-        )
+        check(SpeedNet, locals())
         self.whitening = Whitening(3, whitening_size)
-        self.activation = ACTIVATIONS[activation]
-        self.stages = nn.Sequential()
-        channels = self.whitening.out_channels
-        for width in widths:
-            self.stages.append(Stage(channels, width, num_convs, residual, norm_momentum, activation))
-            channels = width
-        self.fc = nn.Linear(channels, self.hparams.num_classes, bias=False)
-        self.logit_scale = logit_scale
+        self.activation, self.logit_scale = ACTIVATIONS[activation], logit_scale
+        pairs = itertools.pairwise([self.whitening.out_channels, *widths])
+        self.stages = nn.Sequential(*(Stage(*pair, num_convs, residual, norm_momentum, activation) for pair in pairs))
+        self.fc = nn.Linear(widths[-1], self.hparams.num_classes, bias=False)
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.dirac_(module.weight.data[: module.in_channels])  # what there is passes through unchanged
@@ -92,3 +78,12 @@ class SpeedNet(Classifier):
         """images: (N, 3, H, W), normalised; returns logits: (N, num_classes)."""
         features = self.stages(self.activation(self.whitening(images)))
         return self.fc(features.amax((2, 3))) * self.logit_scale
+
+    def check_image_size(self, image_size: int) -> None:
+        side = image_size - self.whitening.kernel_size[0] + 1
+        if side >> len(self.stages) < 1:
+            raise ValueError(
+                f"model.whitening_size leaves {max(side, 0)} pixels of {image_size}; each of model.widths halves them. "
+                f"Got {self.whitening.kernel_size[0]} and {len(self.stages)} widths; give less"
+            )
+        super().check_image_size(image_size)

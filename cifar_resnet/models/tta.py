@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -13,14 +12,12 @@ def views(images: Tensor, tta: str) -> list[tuple[float, Tensor]]:
     images: (N, C, H, W). tta: "none"; "flip": also mirrored; "flip_shift": both again, shifted by a pixel up and left
     and by a pixel down and right, borders reflected, at half the weight (Jordan 2024, arXiv 2404.00498, section 3.5).
     """
-    if tta == "none":
-        return [(1.0, images)]
     weighted = [(1.0, images)]
+    if tta == "none":
+        return weighted
     if tta == "flip_shift":
-        height, width = images.shape[2:]
-        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-        corners = padded[:, :, :height, :width], padded[:, :, 2:, 2:]
-        weighted = [(0.5, images), *((0.25, corner) for corner in corners)]
+        padded = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+        weighted = [(0.5, images), (0.25, padded[:, :, :-2, :-2]), (0.25, padded[:, :, 2:, 2:])]
     return [(weight / 2, view) for weight, image in weighted for view in (image, image.flip(3))]
 
 

@@ -9,7 +9,8 @@ class Whitening(nn.Conv2d):
     negatives, so that a ReLU behind it loses nothing (Page 2019, "How to train your ResNet" 8; Jordan 2024, section
     3.2).
 
-    `fit_to` fits the filters, which then stay; the bias is learned. out_channels is 2 * in_channels * kernel_size².
+    `init_whitening` fits the filters, which then stay; the bias is learned.
+    out_channels is 2 * in_channels * kernel_size².
     """
 
     def __init__(self, in_channels: int, kernel_size: int, padding: int = 0, eps: float = 5e-4):
@@ -19,7 +20,7 @@ class Whitening(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     @torch.no_grad()
-    def fit_to(self, images: Tensor) -> None:
+    def init_whitening(self, images: Tensor) -> None:
         """images: (N, C, H, W), as they come in; a few thousand suffice."""
         half, count = self.out_channels // 2, 0
         second_moments = torch.zeros(half, half, dtype=torch.float64)
@@ -29,5 +30,4 @@ class Whitening(nn.Conv2d):
             count += len(patches)
         variances, components = torch.linalg.eigh(second_moments / count)
         filters = (components / (variances + self.eps).sqrt()).T.flip(0)  # the strongest first
-        filters = filters.view(len(filters), *self.weight.shape[1:])
-        self.weight.copy_(torch.cat([filters, -filters]))
+        self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))

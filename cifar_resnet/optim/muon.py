@@ -4,11 +4,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from cifar_resnet import limits
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular values towards 1
+from cifar_resnet.constraints import Count, FractionBelowOne, NonNegative, check
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -16,11 +13,9 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
     matrices: (B, rows, columns). In bfloat16, by `steps` Newton-Schulz iterations.
     """
-    a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
-    tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.mT
+    a, b, c = 3.4445, -4.7750, 2.0315  # of the quintic that pulls singular values towards 1
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -28,7 +23,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-class Muon(Optimizer):
+class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for weights of four dimensions; SGD with the same momentum for all others.
 
     A filter is a row: weights (out, in, k, k) are flattened to (out, in * k * k), as torch.optim.Muon wants them.
@@ -46,53 +41,36 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable,
-        lr: float = 0.02,
-        weight_decay: float = 0.01,
-        momentum: float = 0.95,
+        lr: NonNegative = 0.02,
+        weight_decay: NonNegative = 0.01,
+        momentum: FractionBelowOne = 0.95,
         nesterov: bool = True,
-        ns_steps: int = 5,
-        other_lr_factor: float = 5.0,
-        other_momentum: float | None = None,
-        other_weight_decay: float = 5e-4,
+        ns_steps: Count = 5,
+        other_lr_factor: NonNegative = 5.0,
+        other_momentum: FractionBelowOne | None = None,
+        other_weight_decay: NonNegative = 5e-4,
         unit_filters: bool = False,
     ):
-        limits.require(
-            "optimizer",
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            ns_steps=ns_steps,
-            other_lr_factor=other_lr_factor,
-            other_momentum=other_momentum,
-            other_weight_decay=other_weight_decay,
-        )
-        other_momentum = momentum if other_momentum is None else other_momentum
+        check(Muon, locals())
         groups = []
         for group in [group if isinstance(group, dict) else {"params": [group]} for group in params]:
             filters = [parameter for parameter in group["params"] if parameter.ndim == 4]
             others = [parameter for parameter in group["params"] if parameter.ndim != 4]
-            if filters:
-                groups.append({**group, "params": filters, "muon": True})
-            if others:
-                decay = min(other_weight_decay, group.get("weight_decay", other_weight_decay))
-                rates = {"lr": lr * other_lr_factor, "weight_decay": decay}
-                groups.append({**group, **rates, "params": others, "muon": False})
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-        self.momentum, self.other_momentum = momentum, other_momentum
+            decay = min(other_weight_decay, group.get("weight_decay", other_weight_decay))
+            rates = {"lr": lr * other_lr_factor, "weight_decay": decay}
+            groups += [{**group, "params": filters, "muon": True}, {**group, **rates, "params": others, "muon": False}]
+        super().__init__([group for group in groups if group["params"]], {"lr": lr, "weight_decay": weight_decay})
+        self.momentum, self.other_momentum = momentum, momentum if other_momentum is None else other_momentum
         self.nesterov, self.ns_steps, self.unit_filters = nesterov, ns_steps, unit_filters
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if group["muon"]:
-                self.step_filters(parameters, group["lr"], group["weight_decay"])
-            elif parameters:
-                self.step_others(parameters, group["lr"], group["weight_decay"])
+            update = self.step_filters if group["muon"] else self.step_others
+            if parameters:
+                update(parameters, group["lr"], group["weight_decay"])
         return loss
 
     def momenta(self, parameters: list[Tensor]) -> list[Tensor]:
@@ -102,10 +80,8 @@ class Muon(Optimizer):
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
     def step_filters(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        for parameter in parameters:
-            by_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, alike in by_shape.items():  # matrices of one shape are multiplied at once
+        for shape in dict.fromkeys(parameter.shape for parameter in parameters):
+            alike = [parameter for parameter in parameters if parameter.shape == shape]  # multiplied at once
             gradients, momenta = [parameter.grad for parameter in alike], self.momenta(alike)
             torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
             updates = torch._foreach_lerp(gradients, momenta, self.momentum) if self.nesterov else momenta
@@ -114,8 +90,7 @@ class Muon(Optimizer):
             scale = max(1.0, flat.shape[1] / flat.shape[2]) ** 0.5
             directions = orthogonalise(flat, self.ns_steps).view(len(alike), *shape).unbind()
             if self.unit_filters:
-                norms = torch._foreach_norm(alike)
-                torch._foreach_div_(alike, norms)
+                torch._foreach_div_(alike, torch._foreach_norm(alike))
                 torch._foreach_mul_(alike, shape[0] ** 0.5)
             torch._foreach_mul_(alike, 1 - lr * weight_decay)
             torch._foreach_add_(alike, directions, alpha=-lr * scale)

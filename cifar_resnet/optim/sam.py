@@ -1,18 +1,18 @@
 """Sharpness-aware minimisation around any optimizer (Foret et al. 2021, arXiv 2010.01412)."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
-from cifar_resnet import limits
+from cifar_resnet.constraints import NonNegative, Positive, check
 
 
-class SAM(Optimizer):
+class SAM(torch.optim.Optimizer):
     """Steps with the gradient found at the worst point nearby: `perturb` goes there, `restore` comes back.
 
-    `Classifier` does both within its backward pass, so that to everybody else this is the base optimizer: its
+    `two_passes` does both within the backward pass, so that to everybody else this is the base optimizer: its
     parameter groups, its state, one step for each batch. A step whose gradients are not finite is left out.
 
     base: builds the optimizer that steps, from parameters, lr and weight_decay.
@@ -24,20 +24,19 @@ class SAM(Optimizer):
     def __init__(
         self,
         params: Iterable,
-        base: Callable[..., Optimizer],
-        lr: float = 0.1,
-        weight_decay: float = 0.0,
-        rho: float = 0.05,
+        base: Callable[..., torch.optim.Optimizer],
+        lr: NonNegative = 0.1,
+        weight_decay: NonNegative = 5e-4,
+        rho: Positive = 0.05,
         adaptive: bool = False,
-        eta: float = 0.01,
+        eta: NonNegative = 0.01,
     ):
-        limits.require("optimizer", rho=rho, eta=eta)
+        check(SAM, locals())
         self.base = base(params, lr=lr, weight_decay=weight_decay)
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
-        self.moved: list[Tensor] = []
-        self.saved: list[Tensor] = []
+        self.moved, self.saved = [], []  # weights, and what they were before `perturb`
 
     def parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -67,10 +66,7 @@ class SAM(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         finite = torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
         if all(group.get("fused") for group in self.base.param_groups):
@@ -86,3 +82,73 @@ class SAM(Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         self.base.load_state_dict(state_dict)
         self.param_groups, self.state = self.base.param_groups, self.base.state
+
+
+def two_passes(optimizer: SAM, loss: Tensor, loss_again: Callable[[], Tensor]) -> None:
+    """Leave the gradients of SAM: those at the worst point near the weights, for the same batch.
+
+    In the backward pass, and not in the optimizer's step: clipping, loss scaling, accumulation and the count of steps
+    then see one backward pass. With accumulation each batch looks for its own worst point (m-sharpness, section 4.1).
+
+    loss: of the first pass, for this batch. loss_again: the loss of the same batch, scaled alike, at the weights as
+    they are by then. Both passes have to see the same pixels and the same dropout masks, and only the first may move
+    BatchNorm's statistics: see `RngState` and `frozen_statistics`.
+    """
+    parameters = optimizer.parameters()
+    accumulated = [parameter.grad for parameter in parameters]
+    optimizer.zero_grad()
+    loss.backward()
+    norm = optimizer.perturb()
+    optimizer.zero_grad()
+    try:
+        loss_again().backward()
+    finally:
+        optimizer.restore()
+    # a step that began with gradients that were not finite must not pass for a good one: 0 keeps, nan spoils
+    verdict = (norm - norm).detach()
+    for parameter, before in zip(parameters, accumulated, strict=True):
+        if parameter.grad is not None:
+            parameter.grad += verdict
+        if before is not None:
+            parameter.grad = before if parameter.grad is None else parameter.grad.add_(before)
+
+
+class RngState:
+    """The random state of this moment, or a kept one, to come back to.
+
+    state: by kind of device, as `state` gives it.
+    """
+
+    def __init__(self, device: torch.device, state: dict[str, Tensor] | None = None):
+        self.device, self.on_gpu = device, device.type == "cuda"
+        cuda = {"cuda": torch.cuda.get_rng_state(device)} if self.on_gpu else {}
+        self.state = state or {"cpu": torch.get_rng_state()} | cuda
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.state["cpu"])
+        if self.on_gpu and "cuda" in self.state:
+            torch.cuda.set_rng_state(self.state["cuda"], self.device)
+
+    @contextlib.contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Within this, what was drawn from then on is drawn again."""
+        with torch.random.fork_rng([self.device] if self.on_gpu else []):
+            self.restore()
+            yield
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm still normalises by the batch, but its running statistics stay."""
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

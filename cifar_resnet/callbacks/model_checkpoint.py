@@ -1,0 +1,93 @@
+"""Checkpoints at the ends of epochs, under names that stay the same."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cifar_resnet.checkpoints import AtomicCheckpointIO, contents
+from cifar_resnet.constraints import check
+
+
+class Checkpoint(ModelCheckpoint):
+    """One file, replaced whenever `monitor` improves, or after each epoch where `monitor` is None.
+
+    mode: whether better is "max" or "min".
+    """
+
+    def __init__(self, dirpath: str, filename: str, monitor: str | None = None, mode: Literal["max", "min"] = "min"):
+        check(Checkpoint, locals())
+        super().__init__(
+            dirpath=dirpath,
+            filename=filename,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            save_on_train_epoch_end=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Lightning forgets the best score so far when a run folder has been moved; this does not.
+
+        Where the file itself has gone, the best of the epochs to come is kept.
+        """
+
+        def moved(value: object) -> object:
+            return value.replace(str(state_dict["dirpath"]), str(self.dirpath), 1) if isinstance(value, str) else value
+
+        if Path(self.dirpath, f"{self.filename}.ckpt").exists():
+            best = {moved(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+            super().load_state_dict({key: moved(value) for key, value in state_dict.items()} | {"best_k_models": best})
+
+
+class MemberCheckpoints(LightningCheckpoint):
+    """Of networks that are trained side by side each one's own last.ckpt, and the best.ckpt of its own validation.
+
+    Derived from Lightning's base so that it comes after the checkpoint of all of them, which it takes apart. What it
+    knows it reads from these files, so that it goes on from wherever a training was stopped.
+
+    whole: that checkpoint. run_dirs: of each member.
+    monitor: of each member, which chooses its best; None keeps none. mode: whether better is "max" or "min".
+    """
+
+    def __init__(self, whole: Path, run_dirs: Iterable[Path], monitor: str | None, mode: str):
+        self.whole, self.io = whole, AtomicCheckpointIO()
+        self.monitor, self.sign = monitor, {"max": 1, "min": -1}[mode]
+        self.folders = [run_dir / "checkpoints" for run_dir in run_dirs]
+        self.best = [
+            self.sign * contents(path)["metrics"][monitor] if monitor and path.exists() else -math.inf
+            for path in (folder / "best.ckpt" for folder in self.folders)
+        ]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step:  # stopped perhaps before it could be taken apart
+            self.keep_best(pl_module, contents(self.whole))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if any(self.is_better(number, scores) for number in range(len(self.folders))):
+            self.keep_best(pl_module, contents(self.whole))
+
+    def complete(self, pl_module: LightningModule) -> None:
+        """After the training, even one that had ended before and was stopped only then."""
+        whole = contents(self.whole)
+        self.keep_best(pl_module, whole)
+        for number, folder in enumerate(self.folders):
+            self.io.save_checkpoint(pl_module.member_checkpoint(whole, number), folder / "last.ckpt")
+
+    def is_better(self, number: int, scores: Mapping[str, float]) -> bool:
+        key = f"{self.monitor}_{number}"
+        return key in scores and self.sign * scores[key] > self.best[number]
+
+    def keep_best(self, pl_module: LightningModule, whole: dict) -> None:
+        is_within_an_epoch = any(whole["mid_epoch_state"][0]["sampler"])  # its scores are those of the epoch before
+        for number, folder in enumerate(self.folders):
+            if not is_within_an_epoch and self.is_better(number, whole["metrics"]):
+                self.io.save_checkpoint(pl_module.member_checkpoint(whole, number), folder / "best.ckpt")
+                self.best[number] = self.sign * whole["metrics"][f"{self.monitor}_{number}"]

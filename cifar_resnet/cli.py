@@ -1,0 +1,98 @@
+"""The commands: what a command line means, which module answers it, and with which exit code it ends.
+
+0 where all went well; 1 for a failed run; 2 for a user's mistake, told in one line; 128 + n for the signal n.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import os
+import sys
+from unittest import mock
+
+import hydra
+from omegaconf.errors import OmegaConfBaseException
+
+from cifar_resnet import constraints, preflight, terminal
+from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer, program
+from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, one_line, refuse_if
+
+HYDRA_FLAGS = {
+    "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version",
+}  # fmt: skip
+# why a command takes no -m
+NO_SWEEPS = {
+    "find_lr": "cifar-find-lr looks at one network at a time: leave out -m",
+    "search": "cifar-search tries values by itself: leave out -m, and give intervals and choices",
+    "design": "cifar-design tries combinations by itself: leave out -m, and give lists such as stages=[3,4]",
+    "evaluate": "cifar-evaluate has no sweeps: leave out -m. Several checkpoints are one ensemble",
+    "predict": "cifar-predict has no sweeps: leave out -m. Several inputs are a list: input=[a,b]",
+    "report": "cifar-report has no sweeps: leave out -m. It takes several folders, one after the other",
+    "export": "cifar-export has no sweeps: leave out -m",
+}
+
+
+def main(command: str, argv: list[str] | None = None) -> int:
+    """Run a command, such as "train", and return its exit code. argv: the arguments; None for those of the process."""
+    try:
+        return run(command, sys.argv[1:] if argv is None else argv)
+    except (UsageError, RunError, OmegaConfBaseException) as error:  # the last, where a key has no value and should
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", UsageError.exit_code)
+    except (Interrupted, KeyboardInterrupt) as interrupted:
+        print(str(interrupted) or "interrupted", file=sys.stderr)
+        return getattr(interrupted, "exit_code", 130)
+    except BrokenPipeError:  # whoever read our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(command: str, argv: list[str]) -> int:
+    """Compose the jobs that the arguments mean, and hand them to the command's module: there torch is imported."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("--config-dir")
+    try:
+        options, overrides = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error}. See {program(command)} --help") from error
+    if HYDRA_FLAGS.intersection(overrides):
+        return delegate_to_hydra(command, argv)
+    refuse_if(
+        unknown := next((argument for argument in overrides if argument.startswith("-")), None),
+        f"unknown option {unknown}. See {program(command)} --help",
+    )
+    refuse_if(options.multirun and command in NO_SWEEPS, NO_SWEEPS.get(command))
+    composer = Composer(command, options.config_dir)
+    jobs = composer.examples(overrides) if command == "search" else composer.jobs(overrides, options.multirun)
+    preflight.check_files(command, jobs)
+    terminal.set_up_logging()
+    is_ensemble = command == "train" and not jobs[0].in_sweep and (jobs[0].cfg.ensemble.size or 1) > 1
+    for job in jobs if command != "train" or is_ensemble else ():  # there, a sweep runs what can run
+        constraints.check_config(job.cfg)
+    module = importlib.import_module(f"cifar_resnet.{'ensemble' if is_ensemble else command}")
+    # in a training, it may be our mistake
+    with contextlib.nullcontext() if command in ("train", "find_lr", "search") else as_usage_error():
+        return module.run(jobs if command in ("train", "search") and not is_ensemble else jobs[0])
+
+
+def delegate_to_hydra(command: str, argv: list[str]) -> int:
+    """Help, printing of the configuration and tab completion."""
+    with (
+        mock.patch.dict(os.environ, HYDRA_FULL_ERROR="1"),  # raises what Hydra would otherwise print, and exit
+        mock.patch.object(sys, "argv", [program(command), *argv]),
+    ):
+        try:
+            hydra.main(config_path=str(CONF), config_name=command, **HYDRA_VERSION)(lambda cfg: None)()
+        except (hydra.errors.HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UsageError(
+                Composer(command).explain(error, [text for text in argv if not text.startswith("-")])
+            ) from error
+    return 0
+
+
+train, find_lr, search, design, evaluate, predict, report, export = (
+    functools.partial(main, name)
+    for name in ("train", "find_lr", "search", "design", "evaluate", "predict", "report", "export")
+)

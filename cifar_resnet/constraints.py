@@ -1,0 +1,291 @@
+"""What a setting may be: annotations for the arguments that take settings, and the one walk that checks them.
+
+    class DropBlock:
+        def __init__(self, probability: Probability, size: Count = 5):
+            check(DropBlock, locals())
+
+`check_config` compares each `_target_` of a configuration with the signature that it names, before anything is built.
+"""
+
+import contextlib
+import difflib
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Len, MultipleOf, Predicate
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
+
+from cifar_resnet.errors import UsageError, one_line, refuse_if
+
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+IS_ODD = Predicate(lambda value: value % 2 == 1)
+Odd = Annotated[int, Ge(1), IS_ODD, Field(description="an odd number: 1, 3, 5 …")]
+SmallOdd = Annotated[int, Interval(ge=1, le=15), IS_ODD, Field(description="an odd number from 1 to 15")]
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Probability = Annotated[float, Interval(ge=0, le=1)]
+FractionBelowOne = ProbabilityBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+FractionAboveZero = Annotated[float, Interval(gt=0, le=1)]
+WholeNumber = Annotated[float, Ge(1), MultipleOf(1)]  # also as 5e6
+PerStage = Annotated[Sequence[Count], Len(1)]
+ImageSize = Annotated[int, Ge(8)]
+TTA = Literal["none", "flip", "flip_shift"]
+
+# settings at the top of a command's configuration, which no constructor takes
+TOP_LEVEL: dict[str, object] = {
+    "seed": Seed,
+    "ensemble.size": Count,
+    "search.seed": Seed,
+    "checkpoint": str | Sequence[str],
+    "input": str | Sequence[str],
+    "tta": TTA | None,
+    "batch_size": Count,
+    "top_k": Count,
+    "format": Literal["csv", "json", "ids"] | None,
+    "formats": Sequence[Literal["safetensors", "torch", "onnx"]],
+    "tolerance": Positive,
+    "resamples": Count,
+    "by": Sequence[str] | None,
+    "pivot": Sequence[str] | None,
+    "max_params": Annotated[WholeNumber, Interval(le=1e12)],
+    "max_macs": Annotated[WholeNumber, Interval(le=1e15)] | None,
+    "image_size": Annotated[ImageSize, Interval(le=1024)],
+    "num_classes": Annotated[int, Ge(2)],
+    "num_designs": Annotated[Count, Interval(le=1000)],
+    "width_multiple": Annotated[Count, Interval(le=1024)],
+    "blocks": Annotated[Sequence[Literal["basic", "bottleneck", "preact_basic", "preact_bottleneck"]], Len(1)],
+    "stages": Annotated[Sequence[Annotated[Count, Interval(le=8)]], Len(1)],
+    "blocks_per_stage": Annotated[Sequence[Annotated[Count, Interval(le=64)]], Len(1)],
+    "kernel_sizes": Annotated[Sequence[SmallOdd], Len(1)],
+    "shortcut_kernel_sizes": Annotated[Sequence[SmallOdd], Len(1)],
+    "stem_strides": Annotated[Sequence[Annotated[Count, Interval(le=16)]], Len(1)],
+}
+# of classes that are not ours, by the module that defines them: narrower than their own annotations
+FOREIGN: dict[str, dict[str, object]] = {
+    "torch.optim": {
+        "lr": NonNegative,
+        "weight_decay": NonNegative,
+        "momentum": FractionBelowOne,
+        "betas": Annotated[Sequence[FractionBelowOne], Len(2, 2)],
+        "eps": NonNegative,
+    },
+    "lightning.pytorch.trainer": {
+        "max_epochs": Count,
+        "gradient_clip_val": NonNegative | None,
+        "gradient_clip_algorithm": Literal["norm", "value"] | None,
+        "accumulate_grad_batches": Count,
+        "check_val_every_n_epoch": Count | None,
+    },
+}
+# arguments of Lightning's Trainer from which a run's length, folder and record are made
+RESERVED = {
+    **dict.fromkeys(("max_steps", "min_steps", "fast_dev_run"), "trainer.max_epochs says how long it takes"),
+    **dict.fromkeys(("overfit_batches", "val_check_interval"), "see data, and trainer.check_val_every_n_epoch"),
+    **dict.fromkeys(("callbacks", "logger", "precision"), "that is a group of its own"),
+    **dict.fromkeys(("plugins", "enable_checkpointing"), "a run keeps checkpoints, to go on from"),
+}
+RECEIVERS = {"lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter"}  # of **kwargs
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def check(target: Callable, arguments: Mapping[str, object]) -> None:
+    """UsageError for the first of `target`'s own arguments whose value its annotation does not admit."""
+    for name, hint in own_hints(target).items():
+        if name in arguments:
+            refuse_if(complaint := complaint_about(name, arguments[name], hint), complaint)
+
+
+def check_config(cfg: DictConfig) -> None:
+    """UsageError for the first setting that is unknown to what takes it, missing, or not what that admits.
+
+    Imports every `_target_`. This catches a misspelt key behind `+`, which Hydra adds without a word.
+    """
+    for key in leaves(cfg):  # first of all, for this needs no import
+        if key in TOP_LEVEL:
+            check_value(cfg, key, TOP_LEVEL[key])
+    for key in leaves(cfg):
+        if isinstance(node := OmegaConf.select(cfg, key), DictConfig) and "_target_" in node:
+            check_node(cfg, key, node)
+
+
+def check_jobs(configurations: Sequence[DictConfig], check_one: Callable[[DictConfig], None]) -> None:
+    """UsageError where `check_one` admits none of these; otherwise those that it refuses will say so in their turn."""
+    for cfg in configurations:
+        with contextlib.suppress(UsageError):
+            return check_one(cfg)
+    return check_one(configurations[0])  # says why
+
+
+def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:
+    hints = hints_of(node["_target_"])
+    for name in node:
+        place = f"{key}.{name}"
+        if place.startswith("trainer.") and name in RESERVED:
+            raise UsageError(f"{place} is not for cifar-train: {RESERVED[name]}. Got {node[name]}; leave it out")
+        if name in (hints or {}):
+            check_value(cfg, place, hints[name])
+        elif name not in HYDRA_KEYS and (hints is not None or name.startswith("_")):
+            close = did_you_mean(place, [f"{key}.{other}" for other in (*(hints or {}), *HYDRA_KEYS)])
+            raise UsageError(f"unknown key {place}.{close} {node['_target_']} takes no such argument")
+
+
+def check_value(cfg: DictConfig, key: str, hint: object) -> None:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent)
+    refuse_if(OmegaConf.is_missing(node, name), f"{key} has no default. Give it: {key}=…")
+    value = select(cfg, key)
+    if value is not None or not OmegaConf.is_interpolation(node, name):  # the run folder is not known yet
+        refuse_if(complaint := complaint_about(key, value, hint), complaint)
+
+
+def complaint_about(key: str, value: object, hint: object) -> str | None:
+    """What is wrong with a value; None also for kinds that only Python knows, such as a callable."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
+    problems = problems_with(value, hint)
+    if isinstance(value, list) and any(problem["type"] == "tuple_type" for problem in problems):
+        problems = problems_with(tuple(value), hint)  # YAML knows lists only
+    if not problems or (isinstance(value, dict) and "_target_" in value):  # it will be an instance by then
+        return None
+    try:
+        schema = adapter_of(hint).json_schema()
+    except PydanticUserError:
+        return None
+    for place in [part for problem in problems for part in problem["loc"] if isinstance(part, int)]:
+        items = [item for one in (schema, *schema.get("anyOf", ())) if (item := item_of(one, place))]
+        if items and place < len(value):
+            return f"{key}[{place}] must be {in_words(items[0])}. Got {as_yaml(value[place])}"
+    return f"{key} must be {in_words(schema)}. Got {as_yaml(value)}"
+
+
+def problems_with(value: object, hint: object) -> list[dict]:
+    try:
+        adapter_of(hint).validate_python(value)
+    except ValidationError as error:
+        return error.errors()
+    return []
+
+
+@functools.cache
+def adapter_of(hint: object) -> TypeAdapter:
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
+
+
+def in_words(schema: dict) -> str:
+    """What a JSON schema admits: "a whole number, 1 or more"; "cosine or linear"."""
+    kinds = {
+        "integer": "a whole number", "boolean": "true or false", "string": "text", "number": "a number",
+        "object": "settings", "array": "a list",
+    }  # fmt: skip
+    kind = kinds["integer"] if schema.get("multipleOf") == 1 else kinds.get(schema.get("type"), schema.get("type", "…"))
+    match schema:
+        case {"description": text} | {"const": text}:
+            return text
+        case {"anyOf": options}:
+            return " or ".join(dict.fromkeys(map(in_words, options)))
+        case {"enum": [*names, last]}:
+            return f"{', '.join(names)} or {last}"
+        case {"type": "array", **rest}:
+            count = f" of {rest['minItems']}" + " or more" * ("maxItems" not in rest) if "minItems" in rest else ""
+            item = item_of(schema, 0)
+            return f"a list{count}, each item {in_words(item)}" if item else f"a list{count}"
+        case {"minimum": low, "maximum": high}:
+            return f"{kind} from {low:g} to {high:.10g}"
+        case {"minimum": low, "exclusiveMaximum": below}:
+            return f"{kind} from {low:g} to below {below:g}"
+        case {"minimum": low}:
+            return f"{kind}, {low:g} or more"
+        case {"exclusiveMinimum": above, "maximum": high}:
+            return f"{kind} above {above:g}, up to {high:.10g}"
+        case {"exclusiveMinimum": above, "exclusiveMaximum": below}:
+            return f"{kind} above {above:g} and below {below:g}"
+        case {"exclusiveMinimum": above}:
+            return f"{kind} above {above:g}"
+    return kind
+
+
+def item_of(schema: dict, place: int) -> dict | None:
+    """What a list's item at this place is, where the schema of a list or a tuple says so."""
+    return schema["prefixItems"][place] if "prefixItems" in schema else schema.get("items")
+
+
+def as_yaml(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def hints_of(target: str) -> dict[str, object] | None:
+    """Name and type of each argument; where a class takes **kwargs, its bases' too. None: it takes any."""
+    function, found = imported(target), {}
+    if inspect.isclass(function) and (function.__init__, function.__new__) == (object.__init__, object.__new__):
+        return {}  # though the signature of `object` says *args, **kwargs
+    for each in [owner.__init__ for owner in inspect.getmro(function)] if inspect.isclass(function) else [function]:
+        found = own_hints(each) | found
+        if not any(given.kind is given.VAR_KEYWORD for given in inspect.signature(each).parameters.values()):
+            return found
+    return found | hints_of(RECEIVERS[target]) if target in RECEIVERS else None
+
+
+def imported(target: str) -> Callable:
+    try:
+        logging.disable()  # Hydra says it as well, in three lines
+        return get_object(str(target))
+    except Exception as error:  # whatever an import may raise
+        raise UsageError(f"_target_ names nothing. Got {target} ({one_line(error)})") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@functools.cache
+def own_hints(owner: Callable) -> dict[str, object]:
+    """Name and type of each argument that a function, or a class's own `__init__`, spells out."""
+    function = owner.__init__ if inspect.isclass(owner) else owner
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # names that exist for type checkers only
+        hints = {}
+    module = getattr(function, "__module__", None) or ""  # that of a base where the class has no `__init__` of its own
+    narrower = next((table for name, table in FOREIGN.items() if module.startswith(name)), {})
+    return {
+        name: narrower.get(name, hints.get(name, Any))
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+
+
+def select(cfg: DictConfig, key: str) -> object:
+    """The plain value of a dotted key; UsageError where it refers to a key that does not exist."""
+    try:
+        value = OmegaConf.select(cfg, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{key} refers to what is not there. Got {str(error).splitlines()[0]}") from error
+
+
+def value_at(node: object, key: str, default: object = None) -> object:
+    """The value of a dotted key in nested dictionaries."""
+    for name in key.split("."):
+        node = node.get(name, default) if isinstance(node, dict) else default
+    return node
+
+
+def leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key, no value resolved."""
+    for key in node:
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_interpolation(node, key) and OmegaConf.is_dict(node.get(key)):
+            yield from leaves(node[key], f"{prefix}{key}.")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean …?' with the closest of `known`, first by last names; empty where nothing is close."""
+    last_names = {name: name.rpartition(".")[2] for name in known if name != word}
+    close = difflib.get_close_matches(word.rpartition(".")[2], dict.fromkeys(last_names.values()), n=3, cutoff=0.66)
+    found = [name for last_name in close for name in last_names if last_names[name] == last_name][:3]
+    return f" Did you mean {' or '.join(found)}?" if found else ""

@@ -1,0 +1,111 @@
+"""From index tensors to batches as the network wants them; on the device that holds the images."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cifar_resnet.data.augment import Augment, Randomness
+from cifar_resnet.data.samplers import ShuffledBatchSampler
+from cifar_resnet.images import normalise
+
+
+class LabelledImages:
+    """images: (N, C, H, W) uint8, channels_last; labels: (N,) int64; both on one device."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images, self.labels = images.contiguous(memory_format=torch.channels_last), labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def to(self, device: torch.device) -> "LabelledImages":
+        return self if device == self.device else LabelledImages(self.images.to(device), self.labels.to(device))
+
+
+class TrainLoader:
+    """An epoch of augmented batches: images (N, C, H, W) float32, normalised, channels_last, and their labels.
+
+    Labels are (N,) int64, or where images are mixed their shares of each class, (N, num_classes) float32.
+    """
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        sampler: ShuffledBatchSampler,
+        augment: Augment,
+        pixel_stats: Tensor,
+        num_classes: int,
+        flip_mask: Tensor,
+    ):
+        """pixel_stats: mean and standard deviation, (2, C); flip_mask: (N,) bool, of alternating flips those that are
+        mirrored in even epochs."""
+        self.data, self.sampler, self.augment = data, sampler, augment
+        self.pixel_stats, self.num_classes, self.flip_mask = pixel_stats, num_classes, flip_mask
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self.batch, self.sampler)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Of these images, (N,) int64, in the sampler's epoch."""
+        # each row of pixels is copied as one block of memory
+        images, labels = self.data.images.index_select(0, indices), self.data.labels.index_select(0, indices)
+        flips = self.flip_mask[indices] ^ bool(self.sampler.epoch % 2)
+        randomness = Randomness(self.sampler.generator, self.sampler.numpy_rng, flips)
+        images, plan = self.augment(images, lambda pixels: normalise(pixels, *self.pixel_stats), randomness)
+        return images, labels if plan is None else plan.probabilities(labels, self.num_classes)
+
+
+class EvalLoader:
+    """Every image once, in order, normalised; the last batch may be smaller."""
+
+    def __init__(self, data: LabelledImages, batch_size: int, pixel_stats: Tensor):
+        self.data, self.batch_size, self.pixel_stats = data, batch_size, pixel_stats
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.data), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            yield normalise(self.data.images[batch], *self.pixel_stats), self.data.labels[batch]
+
+
+class StackedLoader:
+    """The batches of several trainings, each as it would be alone, one behind the other in one tensor."""
+
+    def __init__(self, loaders: Sequence[TrainLoader]):
+        self.loaders = loaders
+        self.sampler = StackedSampler([loader.sampler for loader in loaders])
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batches in zip(*self.loaders, strict=True):
+            yield tuple(map(torch.cat, zip(*batches, strict=True)))
+
+
+class StackedSampler:
+    """The samplers of several trainings, moved and kept together."""
+
+    def __init__(self, samplers: Sequence[ShuffledBatchSampler]):
+        self.samplers = samplers
+
+    def set_epoch(self, epoch: int) -> None:
+        for sampler in self.samplers:
+            sampler.set_epoch(epoch)
+
+    def state_dict(self) -> list[dict]:
+        return [sampler.state_dict() for sampler in self.samplers]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        for sampler, state in zip(self.samplers, states, strict=True):
+            sampler.load_state_dict(state)

@@ -1,0 +1,76 @@
+"""Which images come next: index tensors, a batch at a time."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from cifar_resnet.seeds import seed_for
+
+
+def stratified_split(labels: Tensor, num_val: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and validation images, each ascending, every class in proportion.
+
+    labels: (N,) int64. Where num_val does not divide evenly, the classes with the largest remainders give one more.
+    """
+    random = np.random.RandomState(seed)  # its stream is frozen: the split outlives NumPy releases
+    members = [np.flatnonzero(labels.numpy() == label) for label in labels.unique().tolist()]
+    shares = np.array([len(indices) for indices in members]) * num_val / len(labels)
+    counts = np.floor(shares).astype(int)
+    counts[np.argsort(counts - shares, kind="stable")[: num_val - counts.sum()]] += 1
+    val = np.concatenate([random.permutation(indices)[:n] for indices, n in zip(members, counts, strict=True)])
+    return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), val)), torch.from_numpy(np.sort(val))
+
+
+class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
+    """The batches of one epoch as index tensors, in an order drawn from (seed, epoch) and dealt out among the ranks.
+
+    The last images of the order, too few for a batch on every rank, wait for another epoch. `generator` and `numpy_rng`
+    are where the augmentation of this epoch's batches, on this rank, draws from; `state_dict` is that of the moment
+    after the latest batch has been augmented, so that an epoch can go on in its middle.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world_size: int, device: torch.device):
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.num_given, self.restored = 0, {}
+        self.generator = Generator(device)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch, a resumed one included."""
+        self.epoch = epoch
+        self.generator.manual_seed(seed_for("augmentation", self.seed, epoch, self.rank))
+        self.numpy_rng = np.random.default_rng(seed_for("policies", self.seed, epoch, self.rank))
+
+    def __len__(self) -> int:
+        return self.num_images // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.set_epoch(self.epoch)  # every iteration draws the same
+        shuffle = Generator().manual_seed(seed_for("order", self.seed, self.epoch))
+        order = torch.randperm(self.num_images, generator=shuffle)
+        batches = order[: len(self) * self.batch_size * self.world_size].view(-1, self.world_size, self.batch_size)
+        state, self.restored = self.restored, {}
+        self.num_given = state.get("num_given", 0)
+        if state:
+            self.generator.set_state(state["generator"])
+            self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
+        for batch in batches[self.num_given :, self.rank].to(self.device):
+            self.num_given += 1
+            yield batch
+
+    def state_dict(self) -> dict:
+        """Empty between two epochs."""
+        if not 0 < self.num_given < len(self):
+            return {}
+        return {
+            "num_given": self.num_given,
+            "generator": self.generator.get_state(),
+            "numpy_rng": json.dumps(self.numpy_rng.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.restored = state

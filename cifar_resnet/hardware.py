@@ -1,0 +1,72 @@
+"""What a run computes on: number formats, memory, and the device's name."""
+
+import ctypes
+import platform
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cifar_resnet.constraints import check
+from cifar_resnet.errors import refuse_if
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX), rather than slowly imitating it."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def device_type(accelerator: str) -> str:
+    """ "cuda", "mps", "cpu" …: what Lightning's `trainer.accelerator` means on this machine."""
+    if accelerator not in ("auto", "gpu"):
+        return accelerator
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    return gpu or ("cpu" if accelerator == "auto" else accelerator)
+
+
+def resolve_precision(
+    precision: Literal["auto", "16-mixed", "bf16-mixed", "32-true"] = "auto",
+    float32_matmul: Literal["highest", "high", "medium"] = "high",
+    accelerator: str = "auto",
+) -> str:
+    """Lightning's name of the precision that "auto" means here; anything else is checked and handed back.
+
+    precision: "auto" takes 16-mixed on CUDA, bf16-mixed on a CPU with native bf16, else 32-true.
+    float32_matmul: torch.set_float32_matmul_precision, for what stays in 32 bits.
+    """
+    check(resolve_precision, locals())
+    device = device_type(accelerator)
+    refuse_if(
+        precision == "16-mixed" and device == "cpu",
+        "precision=16-mixed needs a GPU. Got a CPU; give precision=auto, bf16-mixed or 32-true",
+    )
+    if device == "cuda":
+        torch.set_float32_matmul_precision(float32_matmul)
+    best = "16-mixed" if device == "cuda" else "bf16-mixed" if device == "cpu" and cpu_has_bf16() else "32-true"
+    return best if precision == "auto" else precision
+
+
+def device_name(device: torch.device) -> str:
+    """Such as "NVIDIA H200", or "AMD EPYC, 2 threads"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed, for the next step's activations, instead of returning it to the system.
+
+    By default glibc hands large blocks back at once, and each training step on a CPU faults all its activations in
+    again, page by page. Returns whether it could be set.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError):  # a C library other than glibc, or none at all, as on Windows
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))

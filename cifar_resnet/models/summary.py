@@ -1,0 +1,77 @@
+"""How large a network is."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Part(NamedTuple):
+    """One line of a network's table. output_shape: (C, H, W), or (C,); macs: for one image."""
+
+    name: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def num_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of convolutions and linear layers for one image of shape (C, H, W): FLOPs / 2."""
+    with FlopCounterMode(display=False) as counter:
+        run_once(model, image_shape)
+    return counter.get_total_flops() // 2
+
+
+def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
+    """The network's direct children that have parameters, in the order of the forward pass; stages one by one.
+
+    Of the parameters the trainable ones are counted.
+    """
+    watched = {
+        module: ".".join(filter(None, (name, inner)))
+        for name, child in model.named_children()
+        for inner, module in (child.named_children() if isinstance(child, nn.Sequential) else [("", child)])
+        if any(True for _ in module.parameters())
+    }
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note(module: nn.Module, _, output: torch.Tensor) -> None:
+        if module in watched:
+            shapes[module] = tuple(output.shape[1:])
+
+    with FlopCounterMode(display=False) as counter, nn.modules.module.register_module_forward_hook(note):
+        run_once(model, image_shape)
+    flops = {name.partition(".")[2]: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+    return [
+        Part(watched[module], shape, num_parameters(module), flops.get(watched[module], 0) // 2)
+        for module, shape in shapes.items()
+    ]
+
+
+@torch.no_grad()
+def run_once(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """One forward pass of an image of zeros, in eval mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+    finally:
+        model.train(was_training)
+
+
+def size_rows(parts: list[Part]) -> tuple[list[list[str]], list[str]]:
+    """For people: a head with a row for each part, and their sum."""
+    parameters, macs = sum(part.parameters for part in parts), sum(part.macs for part in parts)
+    rows = [
+        [part.name, " x ".join(map(str, part.output_shape)), f"{part.parameters:,}",
+         f"{part.parameters / parameters:.1%}", f"{part.macs:,}", f"{part.macs / max(1, macs):.1%}"]
+        for part in parts
+    ]  # fmt: skip
+    head = ["", "output", "parameters", "share", "multiply-adds", "share"]
+    return [head, *rows], ["total", "", f"{parameters:,}", "", f"{macs:,}", ""]

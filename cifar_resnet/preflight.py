@@ -1,0 +1,97 @@
+"""Files that a command names and that are not there, or not what they are taken for: told before torch is imported."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_resnet import constraints, runs
+from cifar_resnet.compose import Job
+from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.files import PUBLISHED, Halves, folders_of
+
+FORMAT_OF = {".csv": "csv", ".json": "json"}
+CHECKS: dict[str, Callable[[DictConfig], object]] = {
+    "cifar_resnet.data.CIFAR10": lambda data: PUBLISHED["CIFAR10"].check(data.root),
+    "cifar_resnet.data.CIFAR100": lambda data: PUBLISHED["CIFAR100"].check(data.root),
+    "cifar_resnet.data.Files": lambda data: Halves(data.test, data.train, data.image_size),
+    "cifar_resnet.data.ImageFolder": lambda data: Halves(**folders_of(data.root), image_size=data.image_size),
+}
+
+
+@as_usage_error()
+def check_files(command: str, jobs: Sequence[Job]) -> None:
+    """UsageError for what the only job names in vain.
+
+    The jobs of a sweep and a run that goes on may have finished, and then need no files.
+    """
+    cfg = jobs[0].cfg
+    if command in ("evaluate", "predict", "export"):
+        constraints.check_value(cfg, "checkpoint", constraints.TOP_LEVEL["checkpoint"])
+        runs.find_checkpoints(plain(cfg.checkpoint))
+    if command == "predict":
+        constraints.check_value(cfg, "input", constraints.TOP_LEVEL["input"])
+        check_output(cfg)
+        input_files(plain(cfg.input))
+    is_new = len(jobs) == 1 and not cfg.get("resume") and not cfg.get("dry_run")
+    if is_new and command not in ("design", "predict", "report"):
+        check_data(cfg.get("data"))
+        for teacher in teachers_of(cfg):
+            runs.find_checkpoint(teacher)
+
+
+def check_data(data: DictConfig | None) -> None:
+    check_files_of = CHECKS.get(data.get("_target_")) if data else None
+    if check_files_of and not any(OmegaConf.is_missing(data, key) for key in data):
+        if "image_size" in data:
+            constraints.check_value(OmegaConf.create({"data": data}), "data.image_size", constraints.ImageSize)
+        check_files_of(data)
+
+
+def teachers_of(cfg: DictConfig) -> list[str]:
+    """The paths that `distill.teacher` names; none where there is no teacher."""
+    teacher = OmegaConf.select(cfg, "distill.teacher")
+    refuse_if(teacher == [], "distill.teacher names nobody. Give a checkpoint, a run folder, or a list of them")
+    return [teacher] if isinstance(teacher, str) else list(teacher or ())
+
+
+def plain(paths: object) -> str | list[str]:
+    """The value of a setting that takes one path or a list of them."""
+    return OmegaConf.to_container(paths) if OmegaConf.is_config(paths) else str(paths)
+
+
+def input_files(inputs: str | Sequence[str]) -> list[Path]:
+    """Every file that is meant, those of a folder in the order of their names, 10 after 9.
+
+    What is not there, or a folder without files, stands for itself: reading it will say so.
+    """
+    found = []
+    for path in map(Path, [inputs] if isinstance(inputs, str) else inputs):
+        inside = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        found += sorted(inside, key=runs.natural) or [path]
+    refuse_if(
+        not any(path.exists() and not path.is_dir() for path in found),
+        f"input must be pictures, folders of them, .npz archives or pickles. Got {', '.join(map(str, found))}, "
+        f"where there is none",
+    )
+    return found
+
+
+def check_output(cfg: DictConfig) -> str:
+    """The format that predictions are to be written in, once it is clear that they can be."""
+    output = Path(cfg.output or "predictions.csv")
+    refuse_if(
+        not cfg.format and output.suffix.lower() not in FORMAT_OF,
+        f"output is a .csv or .json file. Got {cfg.output}; name it so, or give format=csv, json or ids",
+    )
+    if cfg.output:
+        refuse_if(not output.parent.is_dir(), f"output must lie in a folder that exists. Got {cfg.output}")
+        refuse_if(output.is_dir(), f"output must be a file. Got the folder {cfg.output}")
+        runs.check_writable(output)
+    return cfg.format or FORMAT_OF[output.suffix.lower()]
+
+
+def shown(path: Path) -> str:
+    """A file's name as text that can be written: it may be any bytes."""
+    return os.fsencode(path).decode(errors="replace")

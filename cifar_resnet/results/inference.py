@@ -1,0 +1,89 @@
+"""What trained networks predict for images, outside of any training."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from cifar_resnet import checkpoints
+from cifar_resnet.constraints import TTA, check
+from cifar_resnet.errors import refuse_if
+from cifar_resnet.hardware import keep_freed_memory
+from cifar_resnet.images import normalise
+from cifar_resnet.models import Classifier
+from cifar_resnet.models.tta import log_probabilities
+
+
+def mean_probability(each: Tensor) -> Tensor:
+    """An ensemble's log-probabilities from those of its members. each: (members, N, num_classes)."""
+    return each.logsumexp(0) - math.log(len(each))
+
+
+class Ensemble:
+    """One or several trained networks on a device, and what they predict for images as they come from a file.
+
+    paths: .ckpt files or run folders. tta: see `models.tta`; None for each network's own.
+    accelerator, precision: as Lightning names them.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        tta: TTA | None = None,
+        accelerator: str = "auto",
+        precision: str = "32-true",
+    ):
+        check(Ensemble, locals())
+        keep_freed_memory()
+        self.tta = tta
+        try:
+            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        except (RuntimeError, ImportError) as error:  # where there is none
+            raise ValueError(f"no such accelerator here. Got {accelerator}; give auto, or cpu ({error})") from error
+        self.device = self.fabric.device
+        self.networks = [checkpoints.load(path) for path in paths]
+        first = self.networks[0].data_state
+        self.classes, self.image_size = first["classes"], first["image_size"]
+        for path, network in zip(paths, self.networks, strict=True):
+            for key in ("classes", "image_size"):
+                refuse_if(
+                    network.data_state[key] != first[key],
+                    f"an ensemble's networks share classes and image size. Got {path} with {key} "
+                    f"{network.data_state[key]}, and {paths[0]} with {first[key]}",
+                )
+            network.to(self.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def log_probs(self, images: Tensor, batch_size: int = 500) -> Tensor:
+        """Each member's log-probabilities: (members, N, num_classes) float32, on the CPU.
+
+        images: (N, 3, image_size, image_size) uint8, any number of them; batch_size: how many at a time.
+        """
+        batches = []
+        for batch in images.split(batch_size):
+            batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
+            with self.fabric.autocast():
+                each = [
+                    log_probabilities(net, normalise(batch, *net.pixel_stats(self.device)), self.tta or net.tta)
+                    for net in self.networks
+                ]
+            batches.append(torch.stack(each).cpu())
+        return torch.cat(batches, dim=1)
+
+
+class Portable(nn.Module):
+    """The layers with the normalisation in front: images of (N, 3, H, W), float32 in [0, 1], to logits."""
+
+    def __init__(self, network: Classifier):
+        super().__init__()
+        mean, std = network.pixel_stats(torch.device("cpu"))
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std[:, None, None])
+        self.network = network
+        self.train(network.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - self.mean) / self.std)

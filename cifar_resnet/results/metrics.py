@@ -1,0 +1,87 @@
+"""How good predictions are, from log-probabilities and labels alone."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
+
+NUM_BINS = 15
+
+
+def accuracy(log_probs: Tensor, labels: Tensor, top_k: int = 1) -> float:
+    """Share of images whose label is among the top_k predictions. log_probs: (N, num_classes); labels: (N,) int64."""
+    return multiclass_accuracy(log_probs, labels, log_probs.shape[1], average="micro", top_k=top_k).item()
+
+
+def calibration_error(log_probs: Tensor, labels: Tensor) -> float:
+    """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599, section 2)."""
+    probabilities = log_probs.exp().clamp(max=1)  # a rounding error above 1, and torchmetrics would take all for logits
+    return multiclass_calibration_error(probabilities, labels, log_probs.shape[1], NUM_BINS, norm="l1").item()
+
+
+def confusion(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """(num_classes, num_classes) int64: images by true class (rows) and prediction (columns)."""
+    return multiclass_confusion_matrix(log_probs, labels, log_probs.shape[1])
+
+
+def scores(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
+    """acc, loss (the negative log-likelihood), calibration_error; of ten classes or more also top5_acc."""
+    return {
+        "acc": accuracy(log_probs, labels),
+        "loss": F.nll_loss(log_probs, labels).item(),
+        "calibration_error": calibration_error(log_probs, labels),
+        **({"top5_acc": accuracy(log_probs, labels, top_k=5)} if log_probs.shape[1] >= 10 else {}),
+    }
+
+
+def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
+    """The number that logits are divided by for the least loss (Guo et al. 2017, section 4.2); not for test images.
+
+    At most 1,000: a network no better than chance would have none at all.
+    """
+
+    def loss(inverse: float) -> float:  # convex
+        return F.cross_entropy(log_probs.double() * inverse, labels).item()
+
+    return 1 / minimize_scalar(loss, bounds=(1e-3, 1e3), method="bounded", options={"xatol": 1e-9}).x
+
+
+def at_temperature(log_probs: Tensor, temperature: float) -> Tensor:
+    return (log_probs / temperature).log_softmax(-1)
+
+
+def reliability(log_probs: Tensor, labels: Tensor) -> Iterator[tuple[float, float, int]]:
+    """Of each bin of confidence that is not empty: mean confidence, accuracy, number of images."""
+    confidence, predicted = log_probs.exp().max(1)
+    bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    for bin_ in bins.unique():
+        members = bins == bin_
+        right = (predicted == labels)[members].float().mean().item()
+        yield confidence[members].mean().item(), right, int(members.sum())
+
+
+def disagreement(each: Tensor) -> float:
+    """Mean share of images on which two members of an ensemble differ. each: (members, N, num_classes)."""
+    pairs = torch.combinations(torch.arange(len(each)))
+    first, second = each.argmax(2)[pairs].unbind(1)
+    return (first != second).float().mean().item()
+
+
+def class_rows(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> list[list[str]]:
+    """For people: a head, and a row for each class that has images. matrix: see `confusion`."""
+    rows = [["class", "images", "accuracy", "precision", "most often taken for"]]
+    for index, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
+        if images := sum(counts):
+            right, predicted = counts[index], sum(row[index] for row in matrix)
+            most = max((other for other in range(len(classes)) if other != index), key=counts.__getitem__)
+            precision = f"{right / predicted:.2%}" if predicted else ""
+            taken_for = f"{classes[most]} ({counts[most]:,})" if counts[most] else ""
+            rows.append([name, f"{images:,}", f"{right / images:.2%}", precision, taken_for])
+    return rows

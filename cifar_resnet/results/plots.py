@@ -1,0 +1,212 @@
+"""Figures, drawn without a display."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from cifar_resnet.runs import replacing
+
+BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d97706", "#3f8f4f", "#9aa3ad"
+
+Scores = Mapping[str, float]  # as metrics.scores gives them
+Rows = Sequence[Mapping[str, str]]  # of a run's metrics.csv
+
+LONG_NAMES = {"train": "training", "val": "validation", "test": "test"}
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."))
+
+
+def new_figure(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tuple[Figure, *tuple[Axes, ...]]:
+    """A figure, and its axes from left to right."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    for axes in figure.subplots(1, columns, squeeze=False).flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    return figure, *figure.axes
+
+
+def label(figure: Figure, xlabel: str, *ylabels: str, legend: str | None = "best", whole: bool = False) -> Figure:
+    """Say what the axes mean. legend: where that of each lies; whole: x counts something, such as epochs."""
+    for axes, ylabel in zip(figure.axes, ylabels, strict=True):
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if legend and axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, loc=legend)
+        if whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def by_ratio(axes: Axes) -> None:
+    """A logarithmic y axis, labelled in plain numbers: 0.5, 1, 2."""
+    axes.set_yscale("log")
+    axes.yaxis.set(
+        major_locator=LogLocator(subs=(1, 1.5, 2, 3, 5, 7)),
+        major_formatter=StrMethodFormatter("{x:g}"),
+        minor_formatter=NullFormatter(),
+    )
+
+
+def plot_column(axes: Axes, rows: Rows, column: str, scale: float = 1, **style: object) -> None:
+    """A column of metrics.csv over the epochs that have a value in it; nothing where none has."""
+    points = [(int(row["epoch"]), scale * float(row[column])) for row in rows if row.get(column)]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else None, **style)
+
+
+def range_test_figure(test) -> Figure:
+    """Loss over learning rate, and where the suggestions lie. test: a finished `RangeTest`."""
+    figure, axes = new_figure()
+    axes.semilogx(test.rates, test.losses, color=GREY, linewidth=0.8, alpha=0.7, label="loss of a batch")
+    axes.semilogx(test.rates, test.smoothed, color=BLUE, linewidth=2, label="smoothed")
+    colours = {"probe": "#c2255c", "steepest": ORANGE, "valley": GREEN, "minimum": "#7c4daf"}
+    if test.probed:
+        finite = {rate: loss for rate, loss in test.probed.items() if math.isfinite(loss)}
+        axes.semilogx(finite.keys(), finite.values(), "o", color=colours["probe"], label="after a short training")
+    for name, rate in test.suggestions.items():
+        style, remark = ("-", ", suggested") if name == test.suggest else ("--", "")
+        axes.axvline(rate, color=colours[name], linestyle=style, linewidth=1.5, label=f"{name}: {rate:.3g}{remark}")
+    low, high = min([*test.smoothed, *test.probed.values()]), test.smoothed[0]
+    axes.set_ylim(low - 0.15 * (high - low), high + 0.5 * (high - low))
+    return label(figure, "learning rate", "training loss")
+
+
+def schedule_figure(rates: list[float], epochs: float) -> Figure:
+    """Learning rate over the training."""
+    figure, axes = new_figure(height=3.0)
+    axes.plot([epochs * step / (len(rates) - 1 or 1) for step in range(len(rates))], rates, color=BLUE, linewidth=2)
+    axes.set(xlim=(0, epochs), ylim=(0, None))
+    return label(figure, "epoch", "learning rate")
+
+
+def search_figure(points: Sequence[tuple[int, float, float]], best: tuple[float, float], key: str, log: bool) -> Figure:
+    """Validation accuracy over one searched setting; a colour for each round.
+
+    points: of each finished trial its round, the setting's value and the accuracy; best: the last two of the best.
+    key: of the setting; log: whether it is searched by ratio.
+    """
+    figure, axes = new_figure()
+    rounds = sorted({round_ for round_, _, _ in points})
+    for index, round_ in enumerate(rounds, 1):
+        values, accuracies = zip(*((value, 100 * acc) for own, value, acc in points if own == round_), strict=True)
+        name = f"round {round_ + 1}" if len(rounds) > 1 else "trials"
+        axes.scatter(values, accuracies, color=BLUE, alpha=0.35 + 0.65 * index / len(rounds), s=28, label=name)
+    value, acc = best
+    around = {"facecolors": "none", "edgecolors": ORANGE, "s": 120, "linewidth": 2}
+    axes.scatter(value, 100 * acc, label=f"best: {value:.3g}, {acc:.2%}", **around)
+    axes.set_xscale("log" if log else "linear")
+    return label(figure, key, "validation accuracy, %")
+
+
+def curves_figure(rows: Rows) -> Figure:
+    """Loss, accuracy and learning rate of one run over its epochs."""
+    figure, loss, accuracy, rate = new_figure(10.0, 3.2, 3)
+    for split, colour in (("train", GREY), ("val", BLUE)):
+        plot_column(loss, rows, f"{split}/loss", color=colour, label=LONG_NAMES[split])
+        plot_column(accuracy, rows, f"{split}/acc", 100, color=colour, label=LONG_NAMES[split])
+    by_ratio(loss)  # one bad epoch would flatten the rest
+    plot_column(rate, rows, "lr", color=ORANGE)
+    rate.set_ylim(bottom=0)
+    return label(figure, "epoch", "loss", "accuracy, %", "learning rate, at the epoch's end", whole=True)
+
+
+def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Images by true class (rows) and prediction (columns): right ones in blue, mistakes in orange, by their share."""
+    count = len(classes)
+    side = min(11.0, 1.6 + 0.42 * count)
+    figure, axes = new_figure(side + 0.6, side)
+    shares = matrix / matrix.sum(1, keepdims=True).clip(min=1)
+    right = np.eye(count, dtype=bool)
+    largest = max(shares[~right].max(), 1e-9)
+    axes.grid(visible=False)
+    axes.imshow(np.where(right, shares, np.nan), cmap=shades(BLUE), vmin=0, vmax=1)
+    axes.imshow(np.where(right, np.nan, shares), cmap=shades(ORANGE), vmin=0, vmax=largest)
+    is_large = count > 20
+    if not is_large:
+        is_dark = shares > np.where(right, 0.6, 0.6 * largest)
+        for row, column in np.argwhere(matrix):
+            colour = "white" if is_dark[row, column] else "black"
+            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=8, color=colour)
+    ticks = range(0, count, max(1, count // 50))
+    names = [classes[index] for index in ticks]
+    axes.set_xticks(ticks, names, rotation=90 if is_large else 45, ha="center" if is_large else "right")
+    axes.set_yticks(ticks, names)
+    axes.tick_params(length=0, labelsize=6 if is_large else 9)
+    axes.spines[:].set_visible(False)
+    return label(figure, "prediction", "true class")
+
+
+def shades(colour: str) -> LinearSegmentedColormap:
+    return LinearSegmentedColormap.from_list(colour, ["white", colour])
+
+
+def reliability_figure(lines: Mapping[str, Sequence[tuple[float, float, int]]]) -> Figure:
+    """Accuracy over confidence, bin by bin. lines: by name, `metrics.reliability`'s triples; a dot's area is its bin's
+    number of images."""
+    figure, axes = new_figure(4.6, 4.2)
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+    for (name, bins), colour in zip(lines.items(), (BLUE, ORANGE), strict=False):
+        confidence, right, sizes = np.array(list(bins)).T
+        axes.plot(100 * confidence, 100 * right, color=colour, linewidth=1, alpha=0.5)
+        areas = 8 + 200 * sizes / sizes.sum()
+        axes.scatter(100 * confidence, 100 * right, s=areas, color=colour, alpha=0.7, label=name)
+    axes.set(xlim=(0, 102), ylim=(0, 102))
+    return label(figure, "confidence, %", "accuracy, %", legend="upper left")
+
+
+def mistakes_figure(images: np.ndarray, captions: Sequence[str]) -> Figure:
+    """Pictures, eight in a row, each with what it is and what it was taken for. images: (N, H, W, 3) uint8."""
+    columns = 8
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(10.0, 1.6 * rows), dpi=120, layout="constrained")
+    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if index < len(images):
+            axes.imshow(images[index], interpolation="nearest")
+            axes.set_title(captions[index], fontsize=7.5)
+    return figure
+
+
+def growth_figure(members: Sequence[Scores], growth: Sequence[Scores], calibrated: Sequence[Scores]) -> Figure:
+    """An ensemble's accuracy and loss as it grows, and its members' own; calibrated: empty where nothing was fitted."""
+    figure, *panels = new_figure(9.6, 3.6, 2)
+    sizes = range(1, len(growth) + 1)
+    for axes, key, scale in zip(panels, ("acc", "loss"), (100, 1), strict=True):
+        own, grown = ([scale * scores[key] for scores in each] for each in (members, growth))
+        axes.scatter(sizes, own, color=GREY, label="member alone")
+        axes.plot(sizes, grown, color=BLUE, marker="o", label="ensemble of the first n")
+    if calibrated:  # of the loss alone: accuracy knows no temperature
+        losses = [scores["loss"] for scores in calibrated]
+        panels[1].plot(sizes, losses, color=ORANGE, marker="o", label="ensemble, calibrated")
+    return label(figure, "members", "test accuracy, %", "test loss", whole=True)
+
+
+def runs_figure(curves: Mapping[str, Sequence[Rows]]) -> Figure:
+    """Loss, accuracy and learning rate of many runs over their epochs; a colour for each group.
+
+    curves: by the group's name, for each of its runs the rows of its metrics.csv.
+    """
+    figure, *panels = new_figure(13.0, 4.4, 3)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
+    splits = set()
+    for colour, (name, members) in zip(colours, curves.items(), strict=True):
+        for index, rows in enumerate(members):
+            split = "val" if any(row.get("val/acc") for row in rows) else "train"
+            splits.add(LONG_NAMES[split])
+            for axes, column, scale in zip(panels, (f"{split}/loss", f"{split}/acc", "lr"), (1, 100, 1), strict=True):
+                plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else name)
+    by_ratio(panels[0])
+    handles, names = panels[1].get_legend_handles_labels()
+    if 1 < len(names) <= 24:
+        figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
+    split = " or ".join(sorted(splits))
+    return label(figure, "epoch", f"{split} loss", f"{split} accuracy, %", "learning rate", legend=None, whole=True)

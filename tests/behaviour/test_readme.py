@@ -1,0 +1,145 @@
+"""Every command in the README runs: trainings on a tiny network and data set."""
+
+import pickle
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import TINY
+from PIL import Image
+
+import cifar_resnet
+from cifar_resnet import cli
+from cifar_resnet.data import Synthetic
+
+ROOT = Path(cifar_resnet.__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+COMMANDS = list(dict.fromkeys(filter(None, COMMANDS)))
+
+
+def lines_of(*programs: str) -> list[str]:
+    return [line for line in COMMANDS if line.split()[0] in programs]
+
+
+def slow_where(is_slow: Callable[[str], bool], lines: list[str]) -> list:
+    return [pytest.param(line, marks=[pytest.mark.slow] * is_slow(line), id=line) for line in lines]
+
+
+TRAININGS, DESIGNS = lines_of("cifar-train"), lines_of("cifar-design")
+LEARNING_RATES = lines_of("cifar-find-lr", "cifar-search")
+ABOUT_RUNS = lines_of("cifar-evaluate", "cifar-predict", "cifar-report", "cifar-export")
+OTHERS = [line for line in COMMANDS if line not in (*TRAININGS, *DESIGNS, *LEARNING_RATES, *ABOUT_RUNS)]
+SHORT_TEST = ["range_test.steps=40", "range_test.probe_steps=20"]
+DATA = ("data=", "data.root=", "data.image_size=", "data.num_val=", "data.batch_size=", "trainer.max_epochs=", "model=")
+
+
+def run(program: str, arguments: list[str]) -> int:
+    try:
+        return cli.main(program.removeprefix("cifar-").replace("-", "_"), arguments)
+    except SystemExit as ended:  # Hydra's way of ending --help
+        return ended.code
+
+
+def trained_small(line: str, run_dir: Path | None) -> list[str]:
+    """The command's arguments, with the network, the data and the length of the training cut down."""
+    arguments = shlex.split(line.replace("outputs/train/<run folder>", str(run_dir)))[1:]
+    if {"--help", "--cfg"} & set(arguments) or any("resume=" in text and text != "resume=auto" for text in arguments):
+        return arguments
+    kept = [argument for argument in arguments if not argument.startswith(DATA) or argument == "data.num_val=0"]
+    depths = [argument for argument in kept if argument.startswith("model.depth=")]
+    given = {text.split("=")[0] for text in kept if text not in depths}
+    tiny = [setting for setting in TINY if setting.split("=")[0] not in given]
+    tiny += SHORT_TEST if "scheduler.max_lr=auto" in arguments else []
+    kept = [re.sub(r"range\(0,\d+\)", "range(0,2)", text) for text in kept if text not in depths]
+    return [*kept, *tiny, *(["model.depth=8,14"] if depths else [])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", slow_where(lambda line: " -m " in line, TRAININGS))
+def test_cifar_train_lines_run(line, cifar_train, run_dirs):
+    if "<run folder>" in line:
+        cifar_train()
+    before = run_dirs()
+    assert run("cifar-train", trained_small(line, before[0] if before else None)) == 0
+
+
+@pytest.mark.parametrize("line", DESIGNS)
+def test_cifar_design_lines_run(line):
+    assert run("cifar-design", [*shlex.split(line)[1:], "blocks_per_stage=[2]", "blocks=[basic]"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", LEARNING_RATES)
+def test_learning_rate_lines_run(line):
+    program, *arguments = shlex.split(line)
+    short = ["search.rounds=1", "search.trials=2"] if program == "cifar-search" else SHORT_TEST
+    kept = [argument for argument in arguments if not argument.startswith(("model=", "search.trials="))]
+    assert run(program, [*kept, *TINY, *short]) == 0
+
+
+@pytest.fixture
+def own_pictures():
+    """What the README's commands are given to look at."""
+    images, _ = Synthetic(num_test=20).read(train=False)
+    for folder in ("photos", "my_test_set/ring", "my_test_set/star"):
+        Path(folder).mkdir(parents=True)
+        Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(f"{folder}/1.png")
+    Path("test_nolabels.pkl").write_bytes(pickle.dumps({"data": images.flatten(1).numpy()}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ABOUT_RUNS)
+def test_lines_about_finished_runs_run(line, sweep_dir, own_pictures):
+    for name in ("train", "five"):
+        shutil.copytree(sweep_dir, f"outputs/{name}/sweep")
+    folders = {"<sweep folder>": "sweep", "<run folder>": "sweep/seed-0", "<other run folder>": "sweep/seed-1"}
+    for name, folder in folders.items():
+        line = line.replace(name, folder)
+    program, *arguments = shlex.split(line)
+    assert run(program, arguments) == 0
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_other_lines_name_what_exists(line, monkeypatch):
+    words = shlex.split(line)
+    if words[0] == "make":
+        subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+    elif words[0] == "tensorboard":
+        assert Path(sys.executable).with_name("tensorboard").exists() or shutil.which("tensorboard")
+    elif words[0] == "python":
+        script = ROOT / words[1]
+        monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+        monkeypatch.syspath_prepend(script.parent)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(script), run_name="__main__")
+        assert ended.value.code == 0
+    else:
+        assert words == ["source", ".venv/bin/activate"]
+
+
+def test_python_examples_run():
+    examples = [block for kind, block in BLOCKS if kind == "python"]
+    assert examples
+    for example in examples:
+        small = example.replace('"trainer.max_epochs=1"', ", ".join(map(repr, TINY)))
+        exec(small, {})
+
+
+def test_linked_files_exist():
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        if not link.startswith("http"):
+            assert (ROOT / link.partition("#")[0]).exists(), link
+
+
+def test_promised_commands_are_there():
+    assert "make quickstart" in COMMANDS
+    assert "make test" in COMMANDS
+    assert len(TRAININGS) >= 8

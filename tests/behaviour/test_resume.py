@@ -1,0 +1,412 @@
+"""Runs that are stopped, fail, cannot write or are damaged: what was finished stays, and the rest goes on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, assert_equal, last_of, record_of, rows_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+import cifar_resnet
+from cifar_resnet import cli
+from cifar_resnet.checkpoints import AtomicCheckpointIO
+from cifar_resnet.models import Classifier
+
+SPEED = "train/images_per_second"
+
+
+def same_rows(*folders: Path) -> bool:
+    """Whether their epochs are the same, but for their speed."""
+    first, *others = ([{key: row[key] for key in row if key != SPEED} for row in rows_of(folder)] for folder in folders)
+    return all(rows == first for rows in others)
+
+
+# Stopped and resumed
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=sgd", "scheduler=cosine", "augment=randaugment", "augment.mixing=cutmix", "model.drop_block=0.1"),
+        ("optimizer=adam", "scheduler=one_cycle", "precision=bf16-mixed"),
+        ("optimizer=sam", "scheduler=linear", "precision=bf16-mixed"),
+        ("optimizer=muon", "scheduler=constant", "trainer.gradient_clip_val=1"),
+        ("optimizer=adamw", "scheduler=multistep", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"),
+    ],
+)
+def test_crashed_stopped_and_resumed_equals_never_stopped_to_the_last_bit(
+    cifar_train, run_dirs, crash, send, overrides, capsys
+):
+    """Killed after two of four epochs, stopped within the third, and resumed each time."""
+    overrides = [*overrides, "trainer.max_epochs=4", "model.dropout=0.2"]
+    assert cifar_train(*overrides) == 0
+    crash(2)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train(*overrides)
+    whole, resumed = run_dirs()
+    assert f"to continue: cifar-train resume={resumed.relative_to(Path.cwd())}" in capsys.readouterr().out
+    assert not (resumed / "result.json").exists()
+    crash(None)
+    resume = [f"resume={resumed.relative_to(Path.cwd())}"]
+    send(2 * last_of(whole)["global_step"] // 4 + 2)
+    assert cli.train(resume) == 143
+    send(None)
+    assert cli.train(resume) == 0
+    assert len(run_dirs()) == 2
+    a, b = last_of(whole), last_of(resumed)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        assert_equal(a[key], b[key], key)
+    assert same_rows(whole, resumed)
+    metrics = [{k: v for k, v in record_of(run)["metrics"].items() if k != SPEED} for run in (whole, resumed)]
+    assert metrics[0] == metrics[1]
+    assert record_of(whole)["epoch"] == record_of(resumed)["epoch"]
+
+
+def test_stopped_in_the_first_epoch_and_resumed_equals_never_stopped(cifar_train, run_dirs, send, capsys):
+    """With an average of the weights."""
+    overrides = ["averaging=ema", "averaging.decay=0.7", "augment=cutmix", "model.stochastic_depth=0.3"]
+    assert cifar_train(*overrides) == 0
+    send(3)
+    assert cifar_train(*overrides) == 128 + signal.SIGTERM
+    assert "stopped after step 3 by SIGTERM" in capsys.readouterr().err
+    whole, resumed = run_dirs()
+    assert last_of(resumed)["global_step"] == 3
+    send(None)
+    assert cli.train([f"resume={resumed}"]) == 0
+    for key in ("state_dict", "current_model_state", "averaging_state", "optimizer_states"):
+        assert_equal(last_of(whole)[key], last_of(resumed)[key], key)
+    assert same_rows(whole, resumed)
+    assert record_of(whole)["metrics"]["test/loss"] == record_of(resumed)["metrics"]["test/loss"]
+
+
+def test_a_moved_run_resumes_with_its_best_score(cifar_train, run_dirs, crash):
+    crash(2)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train("trainer.max_epochs=3", "optimizer.lr=1e-9")  # no epoch improves on the first
+    (run_dir,) = run_dirs()
+    moved = Path("elsewhere")
+    run_dir.rename(moved)
+    crash(None)
+    assert cli.train([f"resume={moved}"]) == 0
+    accuracies = [float(row["val/acc"]) for row in rows_of(moved)]
+    assert len(accuracies) == 3
+    assert record_of(moved)["epoch"] == accuracies.index(max(accuracies)) + 1
+    assert last_of(moved)["epoch"] == 2
+    assert not run_dir.exists()
+
+
+def test_a_finished_run_is_not_trained_again(cifar_train, run_dirs, capsys):
+    cifar_train()
+    (run_dir,) = run_dirs()
+    before, record = last_of(run_dir), record_of(run_dir)
+    capsys.readouterr()
+    assert cli.train([f"resume={run_dir}"]) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert_equal(last_of(run_dir)["state_dict"], before["state_dict"])
+    assert record_of(run_dir) == record
+    assert cli.train([f"resume={run_dir}", "optimizer.lr=1"]) == 2
+    assert "Got optimizer.lr as well" in capsys.readouterr().err
+
+
+# resume=auto
+
+
+def test_resume_auto_begins_goes_on_and_ends_as_if_never_stopped(cifar_train, run_dirs, crash, capsys):
+    command = ["trainer.max_epochs=4", "optimizer.lr=0.05", "trainer.log_every_n_steps=10", "resume=auto"]
+    assert cifar_train(*command[:-1]) == 0
+    crash(2)  # an epoch without a logged step
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train(*command)
+    crash(None)
+    assert cifar_train(*command) == 0
+    whole, resumed = run_dirs()
+    assert_equal(last_of(whole)["state_dict"], last_of(resumed)["state_dict"])
+    assert_equal(last_of(whole)["optimizer_states"], last_of(resumed)["optimizer_states"])
+    assert same_rows(whole, resumed)
+    before = record_of(resumed)
+    assert cifar_train(*command) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert record_of(resumed) == before
+    assert cifar_train("trainer.max_epochs=2", "optimizer.lr=0.05", "resume=auto") == 0  # another command: another run
+    assert len(run_dirs()) == 3
+
+
+def test_resume_auto_in_a_folder_of_ones_own(cifar_train, capsys):
+    Path("mine").mkdir()
+    Path("mine/config.yaml.part").write_text("data: {")  # killed before its configuration was whole
+    assert cifar_train("resume=auto", "run_dir=mine") == 0
+    assert cifar_train("resume=auto", "run_dir=mine", "seed=3") == 2
+    assert "run_dir holds a run of another command. Got mine" in capsys.readouterr().err
+    assert record_of(Path("mine"))["config"]["seed"] == 0
+    before = sorted(Path("mine").rglob("*"))
+    assert cifar_train("run_dir=mine") == 2
+    assert "to continue it, resume=mine" in capsys.readouterr().err
+    assert sorted(Path("mine").rglob("*")) == before
+
+
+def test_a_run_killed_between_its_first_two_checkpoints_begins_anew(cifar_train, run_dirs, monkeypatch):
+    assert cifar_train("trainer.max_epochs=2") == 0
+
+    def fail_at_last(self, checkpoint, path, storage_options=None):
+        if Path(path).name == "last.ckpt":
+            raise RuntimeError("power")
+        save(self, checkpoint, path)
+
+    save = AtomicCheckpointIO.save_checkpoint
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fail_at_last)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train("trainer.max_epochs=2", "resume=auto")
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
+    whole, killed = run_dirs()
+    assert [path.name for path in killed.glob("checkpoints/*")] == ["best.ckpt"]
+    assert cifar_train("trainer.max_epochs=2", "resume=auto") == 0
+    assert run_dirs() == [whole, killed]
+    assert_equal(last_of(whole)["state_dict"], last_of(killed)["state_dict"])
+
+
+# Signals
+
+
+def test_handlers_are_given_back(cifar_train):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert cifar_train() == 0
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_signal_in_the_last_epochs_validation_stops_before_the_test(cifar_train, run_dirs, monkeypatch):
+    validation_step = Classifier.validation_step
+
+    def stop(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validation_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "validation_step", stop)
+    assert cifar_train() == 143
+    (run_dir,) = run_dirs()
+    assert not (run_dir / "result.json").exists()
+    monkeypatch.setattr(Classifier, "validation_step", validation_step)
+    assert cli.train([f"resume={run_dir}"]) == 0
+    assert record_of(run_dir)["epochs"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_test_has_its_exit_code_and_the_test_can_be_taken_again(
+    cifar_train, run_dirs, monkeypatch, capsys, number
+):
+    test_step = Classifier.test_step
+
+    def stop(self, batch, batch_idx):
+        os.kill(os.getpid(), number)
+        return test_step(self, batch, batch_idx)
+
+    # a process that was started in the background, as these tests may be, ignores Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(Classifier, "test_step", stop)
+        assert cifar_train("data.eval_batch_size=10") == 128 + number
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert f"stopped by {signal.Signals(number).name}" in capsys.readouterr().err
+    (run_dir,) = run_dirs()
+    assert not (run_dir / "result.json").exists()
+    monkeypatch.setattr(Classifier, "test_step", test_step)
+    assert cli.train([f"resume={run_dir}"]) == 0
+    assert "test/acc" in record_of(run_dir)["metrics"]
+
+
+# Curves
+
+
+@pytest.fixture
+def event_files_in_order(monkeypatch):
+    """TensorBoard reads the files of one second by a number that counts all of a process: 10 would come before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+
+
+def test_a_run_that_begins_anew_draws_its_curves_anew(cifar_train, monkeypatch, event_files_in_order):
+    training_step = Classifier.training_step
+
+    def fail(self, batch, batch_idx):
+        if batch_idx == 3:
+            raise RuntimeError("power")
+        return training_step(self, batch, batch_idx)
+
+    command = ["run_dir=mine", "resume=auto", "trainer.log_every_n_steps=1"]
+    monkeypatch.setattr(Classifier, "training_step", fail)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train(*command)
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    assert cifar_train(*command) == 0
+    events = EventAccumulator("mine/tensorboard").Reload()
+    assert [event.step for event in events.Scalars("lr")] == list(range(5))
+
+
+def test_tensorboard_has_no_point_twice(cifar_train, run_dirs, crash, send, event_files_in_order):
+    overrides = ["trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
+    assert cifar_train(*overrides) == 0
+    send(8)
+    assert cifar_train(*overrides) == 143
+    send(None)
+    whole, resumed = run_dirs()
+    crash(2)
+    with pytest.raises(RuntimeError, match="power"):
+        cli.train([f"resume={resumed}"])
+    crash(None)
+    assert cli.train([f"resume={resumed}"]) == 0
+    points = []
+    for run_dir in (whole, resumed):
+        events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+        tags = [tag for tag in events.Tags()["scalars"] if "per_second" not in tag]
+        points.append({tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags})
+    assert points[0] == points[1]
+
+
+# Writing
+
+
+@pytest.mark.parametrize("what", ["metrics.csv.part", "predictions.npz.part", "result.json.part"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_file_that_cannot_be_written_ends_the_run_with_one_line_and_loses_nothing(
+    cifar_train, run_dirs, monkeypatch, capsys, what, error
+):
+    open_path = Path.open
+
+    def refuse(self, mode="r", *args, **kwargs):
+        if self.name == what and "w" in mode:
+            raise error
+        return open_path(self, mode, *args, **kwargs)
+
+    assert cifar_train("trainer.max_epochs=2") == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert cifar_train("trainer.max_epochs=2") == 1
+    assert f"a file could not be written ({error})" in error_of(capsys)
+    whole, broken = run_dirs()
+    assert not (broken / "result.json").exists()
+    if what != "metrics.csv.part":  # that comes first of all
+        assert last_of(broken)["epoch"] == 1
+        assert cli.train([f"resume={broken}"]) == 0
+        assert record_of(broken)["metrics"]["test/loss"] == record_of(whole)["metrics"]["test/loss"]
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_a_run_ends_as_if_left_alone():
+    """The short form; 50 kills for each of four recipes: python benchmarks/kills.py."""
+    script = Path(cifar_resnet.__file__).parents[1] / "benchmarks" / "kills.py"
+    command = [sys.executable, str(script), "--kills", "5", "--epochs", "30", "sgd"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" equal") == 4
+
+
+# Damaged, changed or another's
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A run of three epochs, stopped after two; to be copied."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    step = Classifier.on_train_epoch_start
+
+    def stop(self):
+        if self.current_epoch == 2:
+            raise RuntimeError("the power went out")
+        step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "on_train_epoch_start", stop)
+        with pytest.raises(RuntimeError, match="power"):
+            cli.train([*TINY, "trainer.max_epochs=3", f"run_dir={folder}"])
+    return folder
+
+
+@pytest.fixture
+def begun(stopped) -> Path:
+    return Path(shutil.copytree(stopped, "run"))
+
+
+def error_of(capsys) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def changed_checkpoint(path: Path, **changes: object) -> None:
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+
+
+def without(path: Path, key: str) -> None:
+    content = torch.load(path, weights_only=True)
+    del content[key]
+    torch.save(content, path)
+
+
+LAST = Path("run/checkpoints/last.ckpt")
+DAMAGE = {
+    "last gone": (LAST.unlink, "without last.ckpt"),
+    "last empty": (lambda: LAST.write_bytes(b""), "not a readable checkpoint"),
+    "last of another program": (lambda: torch.save({"global_step": 3}, LAST), "not a checkpoint of this version"),
+    "last of another version": (lambda: changed_checkpoint(LAST, format=1), "with format 1; train anew, or use"),
+    "last without optimizer": (lambda: without(LAST, "optimizer_states"), "without optimizer_states"),
+    "last of another network": (
+        lambda: changed_checkpoint(LAST, state_dict={"fc.weight": torch.zeros(2)}), "of another network",
+    ),
+    "best cut": (lambda: Path("run/checkpoints/best.ckpt").write_bytes(b"PK\x03\x04"), "take it away"),
+    "config empty": (lambda: Path("run/config.yaml").write_text(""), "not the configuration of a run"),
+    "config cut": (lambda: Path("run/config.yaml").write_text("data: [1"), "configuration that cannot be read"),
+    "config binary": (lambda: Path("run/config.yaml").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+    "config a list": (lambda: Path("run/config.yaml").write_text("[1, 2]"), "not the configuration of a run"),
+    "record cut": (lambda: Path("run/result.json").write_text('{"metrics": '), "record that cannot be read"),
+    "record a list": (lambda: Path("run/result.json").write_text("[1]"), "not the record of a run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_not_resumed_and_stays_as_it_is(begun, capsys, damage):
+    spoil, message = DAMAGE[damage]
+    spoil()
+    before = everything(begun)
+    assert cli.train(["resume=run"]) == 2
+    assert message in error_of(capsys)
+    assert everything(begun) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [("batch_size: 40", "batch_size: 20", "data.batch_size"), ("seed: 0\ntest", "seed: 7\ntest", "seed"),
+     ("max_epochs: 3", "max_epochs: 9", "trainer.max_epochs"), ("num_val: 40", "num_val: 60", "data.num_val")],
+)  # fmt: skip
+def test_a_configuration_changed_below_a_run_is_refused(begun, capsys, old, new, key):
+    text = Path("run/config.yaml").read_text()
+    assert old in text
+    Path("run/config.yaml").write_text(text.replace(old, new))
+    assert cli.train(["resume=run"]) == 2
+    message = error_of(capsys)
+    assert f"Got another {key}" in message
+    assert "change it back, or start a new run" in message
+
+
+def test_a_run_that_lost_its_best_checkpoint_keeps_the_best_of_the_rest(begun):
+    Path("run/checkpoints/best.ckpt").unlink()
+    assert cli.train(["resume=run"]) == 0
+    assert record_of(begun)["epoch"] == 3
+    assert record_of(begun)["selected"] == "best on validation"
+
+
+def test_a_damaged_table_of_epochs_stops_no_training(begun):
+    Path("run/metrics.csv").write_bytes(b"\xff\xfe,\n")
+    with pytest.warns(UserWarning, match="begins anew"):
+        assert cli.train(["resume=run"]) == 0
+    assert record_of(begun)["epochs"] == 3

@@ -1,0 +1,145 @@
+"""cifar-train -m: one job after the other, each in a folder of its own, and a table of all."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+from helpers import TINY, record_of
+
+from cifar_resnet import cli
+from cifar_resnet.data import Synthetic
+from cifar_resnet.models import Classifier
+
+
+def test_a_sweep_makes_one_named_folder_per_job_and_is_not_run_twice(cifar_train, run_dirs, capsys, monkeypatch):
+    command = ("-m", "model.depth=8,14", "optimizer.lr=0.05,0.1,0.2")
+    assert cifar_train(*command) == 0
+    folders = run_dirs()
+    expected = {f"depth-{depth}_lr-{rate}" for depth in (8, 14) for rate in (0.05, 0.1, 0.2)}
+    assert {folder.name for folder in folders} == expected
+    assert len({folder.parent for folder in folders}) == 1
+    for folder in folders:
+        model, optimizer = record_of(folder)["config"]["model"], record_of(folder)["config"]["optimizer"]
+        assert folder.name == f"depth-{model['depth']}_lr-{optimizer['lr']}"
+    table = capsys.readouterr().out
+    assert table.count("depth-14_lr-") >= 3
+
+    (folders[3] / "result.json").unlink()
+    trained = []
+    setup = Classifier.setup
+    monkeypatch.setattr(Classifier, "setup", lambda self, stage: trained.append(stage) or setup(self, stage))
+    assert cifar_train(*command) == 0
+    assert trained == ["fit", "test"]
+    assert len(run_dirs()) == 6
+
+
+def test_the_jobs_of_a_sweep_read_their_images_once(cifar_train, run_dirs, monkeypatch):
+    reads = []
+    read = Synthetic.read
+    monkeypatch.setattr(Synthetic, "read", lambda self, train: reads.append(train) or read(self, train))
+    assert cifar_train("-m", "seed=0,1", "optimizer.lr=0.1,0.2") == 0
+    assert reads == [True, False]
+    together = {path.name: record_of(path)["metrics"] for path in run_dirs()}
+    alone = ["seed=1", "optimizer.lr=0.2"]
+    assert cifar_train(*alone) == 0
+    assert reads == [True, False] * 2
+    assert record_of(run_dirs()[-1])["metrics"]["test/loss"] == together["seed-1_lr-0.2"]["test/loss"]
+    assert cifar_train("-m", "data.num_val=40,60") == 0  # another split is read anew
+    assert reads == [True, False] * 4
+
+
+def test_a_job_that_fails_before_it_reads_does_not_stop_the_sweep_and_leaves_the_next_nothing_to_take_over(
+    cifar_train, run_dirs, monkeypatch, capsys
+):
+    """With a source that, as CIFAR-10 does, knows its classes only once it has read."""
+    read, classes = Synthetic.read, Synthetic.classes
+
+    def read_and_learn_classes(self, train):
+        self.classes = classes
+        return read(self, train)
+
+    monkeypatch.delattr(Synthetic, "classes")
+    monkeypatch.setattr(Synthetic, "read", read_and_learn_classes)
+    assert cifar_train("-m", "optimizer.lr=-1,0.1") == 1
+    assert [path.name for path in run_dirs()] == ["lr-0.1"]
+    assert record_of(run_dirs()[0])["epochs"] == 1
+    output = capsys.readouterr().out
+    assert "optimizer.lr must be a number, 0 or more. Got -1" in output
+    assert "failed" in output
+
+
+def test_a_recipe_of_ones_own_is_mended_and_never_mixed_with_what_it_was(cifar_train, capsys):
+    def write(lr: str, momentum: str) -> None:
+        text = f"_target_: torch.optim.SGD\n_partial_: true\nlr: {lr}\nmomentum: {momentum}\nweight_decay: 0\n"
+        Path("mine/optimizer/own.yaml").write_text(text)
+
+    Path("mine/optimizer").mkdir(parents=True)
+    command = ["-m", "--config-dir", "mine", "optimizer=own", "seed=0,1", "trainer.gradient_clip_val=1"]
+    write("1e25", "0.9")
+    assert cifar_train(*command) == 1
+    captured = capsys.readouterr()
+    assert "the loss is no longer finite" in captured.out + captured.err
+    write("0.01", "0.9")
+    assert cifar_train(*command) == 0
+    assert "finished before" not in capsys.readouterr().out
+    assert cifar_train(*command) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    write("0.01", "0.5")
+    assert cifar_train(*command) == 1
+    captured = capsys.readouterr()
+    assert (
+        "its recipe has changed since this job was trained. Got another optimizer.momentum"
+        in captured.out + captured.err
+    )
+    Path("other/optimizer").mkdir(parents=True)
+    Path("mine/optimizer/own.yaml").rename("other/optimizer/own.yaml")
+    assert cifar_train(*("other" if text == "mine" else text for text in command)) == 0
+    assert "finished before" not in capsys.readouterr().out
+
+
+def test_a_damaged_record_stops_its_own_job_alone(cifar_train, run_dirs, capsys):
+    assert cifar_train("-m", "seed=0,1") == 0
+    first, second = run_dirs()
+    (first / "result.json").write_text("{")
+    (second / "result.json").unlink()
+    assert cifar_train("-m", "seed=0,1") == 1
+    assert record_of(second)["epochs"] == 1
+    assert "1 of 2 jobs failed" in capsys.readouterr().out
+
+
+def test_a_sweep_with_failures_ends_and_tries_only_those_again(capsys):
+    tiny = [text for text in TINY if not text.startswith(("data", "trainer"))]
+    images, labels = Synthetic(num_train=120, num_test=40).read(train=True)
+    for name in ("a", "b", "test"):
+        np.savez(f"{name}.npz", images=images[:100].numpy(), labels=labels[:100].numpy())
+    command = [
+        "-m", *tiny, "data=files", "data.train=a.npz,b.npz,c.npz", "data.test=test.npz", "data.batch_size=20",
+        "data.num_val=20", "seed=0,1", "trainer.max_epochs=1",
+    ]  # fmt: skip
+    assert cli.train(command) == 1
+    out = capsys.readouterr().out
+    assert "2 of 6 jobs failed" in out
+    assert out.count("c.npz, which is not there") >= 2
+    results = sorted(Path("outputs").rglob("result.json"))
+    assert len(results) == 4
+    stamps = [path.stat().st_mtime_ns for path in results]
+    failures = list(Path("outputs").rglob("failure.txt"))
+    assert len(failures) == 2
+    assert "c.npz" in failures[0].read_text()
+    shutil.copy("a.npz", "c.npz")
+    assert cli.train(command) == 0
+    assert [path.stat().st_mtime_ns for path in results] == stamps
+    assert len(list(Path("outputs").rglob("result.json"))) == 6
+    assert not list(Path("outputs").rglob("failure.txt"))
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_ctrl_c_has_an_exit_code_of_its_own_and_ends_a_sweep(cifar_train, run_dirs, send, capsys):
+    send(3, signal.SIGINT)
+    assert cifar_train("-m", "seed=0,1") == 130
+    assert "by SIGINT" in capsys.readouterr().err
+    assert len(run_dirs()) == 1
+    send(None)
+    assert cifar_train("-m", "seed=0,1") == 0
+    assert len(list(Path("outputs").rglob("result.json"))) == 2

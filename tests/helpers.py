@@ -1,0 +1,54 @@
+"""What the tests share beside the fixtures: a tiny training, what runs leave, and a hostile picture."""
+
+import csv
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+
+TINY = (
+    "data=synthetic", "data.num_train=240", "data.num_val=40", "data.num_test=50", "data.batch_size=40",
+    "model=resnet_cifar", "model.depth=8", "model.widths=[4,8,8]", "trainer.max_epochs=1", "precision=32-true",
+    "page=false",
+)  # fmt: skip
+
+
+def record_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def last_of(run_dir: Path) -> dict:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_equal(a, b, where="checkpoint"):
+    """Plain data and tensors, equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A picture with so many pixels, by its header."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")

@@ -1,0 +1,70 @@
+"""The averaged weights against a plain loop over the weights of each step."""
+
+import pytest
+import torch
+from helpers import assert_equal, last_of, record_of, rows_of
+
+from cifar_resnet import checkpoints, cli
+from cifar_resnet.callbacks import EMA
+
+
+def test_a_checkpoint_holds_the_average_of_weights_and_statistics(cifar_train, run_dirs, monkeypatch):
+    history = []
+    on_train_batch_end = EMA.on_train_batch_end
+
+    def remember(self, trainer, pl_module, *rest):
+        history.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+        on_train_batch_end(self, trainer, pl_module, *rest)
+
+    monkeypatch.setattr(EMA, "on_train_batch_end", remember)
+    assert cifar_train("averaging=ema", "averaging.decay=0.6", "trainer.max_epochs=3") == 0
+    average = {name: value.clone() for name, value in history[0].items()}
+    for step, weights in enumerate(history[1:], 1):
+        decay = min(0.6, (1 + step) / (10 + step))
+        for name, value in weights.items():
+            average[name] = decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
+    checkpoint = last_of(run_dirs()[0])
+    for name, value in average.items():
+        torch.testing.assert_close(checkpoint["state_dict"][name], value)
+    assert_equal(checkpoint["current_model_state"], history[-1])
+
+
+def test_the_average_is_what_validation_and_test_see(cifar_train, run_dirs, test_images):
+    assert cifar_train("averaging=ema", "averaging.decay=0.9", "trainer.max_epochs=2", "data.num_val=0") == 0
+    (run_dir,) = run_dirs()
+    images, labels = test_images(run_dir)
+    with torch.no_grad():
+        logits = checkpoints.load(run_dir)(images)
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert record_of(run_dir)["metrics"]["test/loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_validation_sees_the_average(cifar_train, run_dirs):
+    """Weights that hardly keep an average at all, and weights that keep all of it, are validated differently."""
+    for decay in (0.0, 0.99):
+        assert cifar_train("averaging=ema", f"averaging.decay={decay}", "trainer.max_epochs=2") == 0
+    assert cifar_train("trainer.max_epochs=2") == 0
+    none, much, without = (rows_of(run)[0] for run in run_dirs())
+    assert none["train/loss"] == much["train/loss"] == without["train/loss"]
+    assert none["val/loss"] == without["val/loss"] != much["val/loss"]
+
+
+def test_two_epochs_and_two_more_equal_four_with_averaged_weights(cifar_train, run_dirs, crash):
+    overrides = ["averaging=ema", "averaging.decay=0.7", "trainer.max_epochs=4"]
+    assert cifar_train(*overrides) == 0
+    crash(2)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train(*overrides)
+    whole, resumed = run_dirs()
+    crash(None)
+    assert cli.train([f"resume={resumed}"]) == 0
+    for key in ("state_dict", "current_model_state", "averaging_state", "optimizer_states"):
+        assert_equal(last_of(whole)[key], last_of(resumed)[key], key)
+    assert rows_of(whole)[-1]["val/loss"] == rows_of(resumed)[-1]["val/loss"]
+    assert record_of(whole)["metrics"]["test/loss"] == record_of(resumed)["metrics"]["test/loss"]
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_impossible_decays_are_refused(decay):
+    with pytest.raises(ValueError, match=f"^decay must be a number from 0 to below 1. Got {decay}"):
+        EMA(decay)

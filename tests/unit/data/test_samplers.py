@@ -1,0 +1,42 @@
+"""The split, and the order in which its training images come."""
+
+import hashlib
+
+import torch
+
+from cifar_resnet.data.samplers import ShuffledBatchSampler, stratified_split
+
+
+def test_split_is_disjoint_complete_and_stratified():
+    labels = torch.arange(50_000) % 10
+    labels = labels[torch.randperm(50_000, generator=torch.Generator().manual_seed(0))]
+    train, val = stratified_split(labels, 5_000, seed=0)
+    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(50_000))
+    assert labels[val].bincount().tolist() == [500] * 10
+
+
+def test_split_of_uneven_classes_is_in_proportion():
+    labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)
+    for num_val in (0, 1, 7, 33, 99, 100):
+        _, val = stratified_split(labels, num_val, seed=3)
+        assert len(val) == num_val
+        counts = labels[val].bincount(minlength=3).float()
+        assert (counts - num_val * torch.tensor([0.7, 0.2, 0.1])).abs().max() < 1
+
+
+def test_split_is_the_same_in_every_release():
+    """Somebody's validation images must not become training images by an update."""
+    _, val = stratified_split(torch.arange(1000) % 10, 100, seed=0)
+    assert hashlib.sha256(val.numpy().tobytes()).hexdigest()[:16] == "55479a2a2d999980"
+
+
+def test_ranks_share_out_one_order_and_augment_differently():
+    cpu = torch.device("cpu")
+    ranks = [ShuffledBatchSampler(103, 10, seed=0, rank=rank, world_size=3, device=cpu) for rank in range(3)]
+    dealt = [torch.cat(list(rank)) for rank in ranks]
+    assert [len(indices) for indices in dealt] == [30, 30, 30]
+    assert len(torch.cat(dealt).unique()) == 90
+    ranks[0].set_epoch(1)
+    ranks.append(ShuffledBatchSampler(103, 10, seed=0, rank=0, world_size=3, device=cpu))  # in epoch 0
+    assert len({rank.generator.initial_seed() for rank in ranks}) == 4
+    assert len({rank.numpy_rng.random() for rank in ranks}) == 4

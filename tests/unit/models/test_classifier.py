@@ -1,0 +1,95 @@
+"""What every network shares: groups of parameters, a budget, and predictions."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_equal
+from hydra.utils import instantiate
+from PIL import Image
+from torch import nn
+
+from cifar_resnet import load
+from cifar_resnet.compose import Composer
+from cifar_resnet.data import Synthetic
+from cifar_resnet.models import ResNet
+from cifar_resnet.models.summary import num_parameters
+
+
+def test_budget_says_by_how_much():
+    model = ResNet(widths=[4], blocks=[1], max_params=100)
+    with pytest.raises(
+        ValueError, match=rf"Got {num_parameters(model):,} parameters, {num_parameters(model) - 100:,} too"
+    ):
+        model.check_budget()
+    ResNet(widths=[4], blocks=[1], max_params=num_parameters(model)).check_budget()
+
+
+def test_weight_decay_can_spare_norm_and_bias():
+    model = ResNet(widths=[4, 8], blocks=[1, 1], decay_norm_and_bias=False)
+    decayed, spared = model.parameter_groups()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    expected = {id(p) for norm in norms for p in norm.parameters()} | {id(model.fc.bias)}
+    assert {id(p) for p in spared["params"]} == expected
+    assert spared["weight_decay"] == 0
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon", "sam"])
+def test_biases_and_norms_learn_at_their_own_rate_and_decay_no_faster(optimizer):
+    decay = "optimizer.other_weight_decay=0.01" if optimizer == "muon" else "optimizer.weight_decay=0.01"
+    cfg = Composer("train").jobs([f"optimizer={optimizer}", "optimizer.lr=0.01", decay, "model=resnet20"])[0].cfg
+    for factor in (1.0, 8.0):
+        recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler, "bias_lr_factor": factor}
+        model = instantiate(cfg.model, **recipe, _convert_="all")
+        built, schedule = model.build_optimizer(total_steps=10)
+        rates = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}
+        assert len(rates) == len(list(model.parameters()))
+        base = rates[id(model.fc.weight)]
+        (rate,) = {rates[id(p)] for p in model.parameters() if p.ndim <= 1}
+        assert rate == pytest.approx(base * factor)
+        decays = {id(p): group["lr"] * group["weight_decay"] for group in built.param_groups for p in group["params"]}
+        assert decays[id(model.bn1.bias)] == pytest.approx(decays[id(model.fc.weight)])
+        assert decays[id(model.fc.weight)] == pytest.approx(base * 0.01)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        built.step()
+        schedule.step()
+        moved = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}
+        assert moved[id(model.bn1.bias)] == pytest.approx(moved[id(model.fc.weight)] * factor)
+
+
+def test_predict_asks_about_the_views_that_the_network_was_tested_with(trained):
+    network = load(trained)
+    images, _ = Synthetic(num_test=10).read(train=False)
+    mirrored = (network.predict(images) + network.predict(images.flip(3))) / 2
+    network.tta = "flip"
+    assert torch.allclose(network.predict(images), mirrored, atol=1e-6)
+
+
+def test_predict_takes_images_of_any_size_and_layout(trained):
+    network = load(trained)
+    images, _ = Synthetic(num_test=20).read(train=False)
+    probabilities = network.predict(images)
+    assert probabilities.shape == (20, 10)
+    assert torch.allclose(probabilities.sum(1), torch.ones(20), atol=1e-5)
+    assert torch.allclose(network.predict(images.permute(0, 2, 3, 1).numpy()), probabilities, atol=1e-6)
+    large = images.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    assert (network.predict(large) - probabilities).abs().max() < 0.2
+    grey = Image.new("L", (40, 50), 99)
+    assert network.predict(np.asarray(grey)[None]).shape == (1, 10)
+    with pytest.raises(ValueError, match="whole numbers from 0 to 255"):
+        network.predict(images / 255)
+
+
+def test_a_network_without_a_checkpoint_cannot_know_what_its_images_mean():
+    network = ResNet(depth=8, widths=[4, 8, 8])
+    with pytest.raises(ValueError, match="use load"):
+        network.predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_lightnings_own_way_to_load_gives_a_network_that_predicts(trained):
+    path = trained / "checkpoints" / "best.ckpt"
+    images, _ = Synthetic(num_test=20).read(train=False)
+    network = ResNet.load_from_checkpoint(path, weights_only=True).eval()
+    assert torch.equal(network.predict(images), load(path).predict(images))
+    assert_equal(network.data_state, load(path).data_state)

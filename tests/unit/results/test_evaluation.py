@@ -1,0 +1,32 @@
+"""What a page shows of an evaluation."""
+
+import torch
+
+from cifar_resnet.data import Synthetic
+from cifar_resnet.results.evaluation import NUM_MISTAKES, evaluate_predictions, sections
+from cifar_resnet.results.page import Section
+from cifar_resnet.results.predictions import Predictions
+
+
+def sections_of(log_probs: torch.Tensor, labels: torch.Tensor, images: torch.Tensor) -> dict[str, Section]:
+    result = evaluate_predictions(log_probs[None], labels)
+    found = sections(result, Predictions.of(images, log_probs, labels), images, Synthetic.classes)
+    return {section.name: section for section in found}
+
+
+def test_the_most_confident_mistakes_come_first():
+    images, labels = Synthetic(num_test=40).read(train=False)
+    log_probs = torch.randn(40, 10).log_softmax(1)
+    found = sections_of(log_probs, labels, images)
+    confidence, predicted = log_probs.exp().max(1)
+    wrong = [i for i in confidence.argsort(descending=True).tolist() if predicted[i] != labels[i]][:NUM_MISTAKES]
+    titles = [axes.get_title() for axes in found["mistakes"].figure.axes if axes.get_title()]
+    assert titles == [
+        f"{Synthetic.classes[labels[i]]} → {Synthetic.classes[predicted[i]]}\n{confidence[i]:.1%}" for i in wrong
+    ]
+
+
+def test_a_perfect_network_has_no_mistakes_to_show():
+    images, labels = Synthetic(num_test=40).read(train=False)
+    log_probs = (torch.nn.functional.one_hot(labels, 10) * 9.0).log_softmax(1)
+    assert "mistakes" not in sections_of(log_probs, labels, images)

@@ -1,0 +1,218 @@
+"""cifar-evaluate: against NumPy and the run's own test, and that nothing of the test set enters a fit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TINY, record_of
+from PIL import Image
+
+from cifar_resnet import cli, load
+from cifar_resnet.data import Synthetic
+from cifar_resnet.results import metrics
+from cifar_resnet.results.predictions import Predictions
+
+PLAIN = ["precision=32-true"]
+
+
+@pytest.fixture
+def own_sweep(sweep_dir, tmp_path) -> Path:
+    return shutil.copytree(sweep_dir, tmp_path / "sweep")
+
+
+@pytest.fixture
+def own_run(own_sweep) -> Path:
+    return own_sweep / "seed-0"
+
+
+def result_in(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_one_run_scores_what_its_own_test_did(own_run, capsys):
+    assert cli.evaluate([f"checkpoint={own_run}", *PLAIN]) == 0
+    (folder,) = own_run.glob("evaluation-*")  # precision= was asked for
+    result, record = result_in(folder), record_of(own_run)
+    assert result["scores"]["acc"] == pytest.approx(record["metrics"]["test/acc"])
+    assert result["scores"]["loss"] == pytest.approx(record["metrics"]["test/loss"], rel=1e-4)
+    predictions = Predictions.load(folder / "predictions.npz")
+    assert torch.allclose(predictions.log_probs, Predictions.load(own_run / "predictions.npz").log_probs, atol=1e-4)
+    assert predictions.images_hash == Predictions.load(own_run / "predictions.npz").images_hash
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (predictions.labels.numpy(), predictions.log_probs.argmax(1).numpy()), 1)
+    assert result["confusion"] == confusion.tolist()
+    out = capsys.readouterr().out
+    assert f"{result['scores']['acc']:.2%} of 50 images" in out
+    assert "most often taken for" in out
+
+
+def test_a_plain_evaluation_lies_in_the_run_folder(own_run):
+    assert cli.evaluate([f"checkpoint={own_run}"]) == 0
+    assert (own_run / "evaluation.json").exists()
+    assert (own_run / "page.html").exists()
+
+
+def test_temperature_is_fitted_on_validation_images_alone(own_run):
+    assert cli.evaluate([f"checkpoint={own_run}", f"output_dir={own_run}/a", *PLAIN]) == 0
+    first = result_in(own_run / "a")
+    config = record_of(own_run)["config"]["data"]
+    data = Synthetic(**{key: value for key, value in config.items() if key != "_target_"})
+    data.load()
+    log_probs = load(own_run).predict(data.val.images).log()
+    assert first["temperature"] == pytest.approx(metrics.fit_temperature(log_probs.clone(), data.val.labels), rel=1e-2)
+    # other test images, and as many as there are: the temperature stays
+    assert cli.evaluate([f"checkpoint={own_run}", f"output_dir={own_run}/b", "data.num_test=400", *PLAIN]) == 0
+    second = result_in(own_run / "b")
+    assert second["num_images"] == 400
+    assert second["temperature"] == first["temperature"]
+    test = Predictions.load(own_run / "a/predictions.npz")
+    loss = F.cross_entropy(test.log_probs / first["temperature"], test.labels).item()
+    assert first["calibrated"]["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_no_temperature_where_the_validation_images_are_others(own_run):
+    assert cli.evaluate([f"checkpoint={own_run}", f"output_dir={own_run}/a", "data.split_seed=7", *PLAIN]) == 0
+    result = result_in(own_run / "a")
+    assert result["temperature"] is None
+    assert result["calibrated"] is None
+    assert "others than in training" in result["temperature_from"]
+
+
+def test_an_ensemble_equals_an_average_in_numpy(own_sweep, capsys):
+    assert cli.evaluate([f"checkpoint={own_sweep}", f"output_dir={own_sweep}/all", *PLAIN]) == 0
+    result = result_in(own_sweep / "all")
+    each = [Predictions.load(own_sweep / f"seed-{seed}" / "predictions.npz") for seed in (0, 1)]
+    labels = each[0].labels.numpy()
+    probabilities = np.mean([np.exp(one.log_probs.numpy().astype(np.float64)) for one in each], axis=0)
+    assert result["scores"]["acc"] == pytest.approx(np.mean(probabilities.argmax(1) == labels))
+    assert result["scores"]["loss"] == pytest.approx(-np.log(probabilities[np.arange(50), labels]).mean(), rel=1e-4)
+    assert result["growth"][0] == result["members"][0]
+    assert result["growth"][1] == result["scores"]
+    assert result["growth_calibrated"][1] == result["calibrated"]
+    for grown, calibrated in zip(result["growth"], result["growth_calibrated"], strict=True):
+        assert calibrated["acc"] == grown["acc"]  # which no temperature changes
+    own = [np.mean(one.log_probs.argmax(1).numpy() == labels) for one in each]
+    assert [member["acc"] for member in result["members"]] == pytest.approx(own)
+    assert f"2, alone {np.mean(own):.2%} ± {np.std(own, ddof=1):.2%}" in capsys.readouterr().out
+    differ = np.mean(each[0].log_probs.argmax(1).numpy() != each[1].log_probs.argmax(1).numpy())
+    assert result["disagreement"] == pytest.approx(differ)
+    listed = [f"{own_sweep}/seed-0", f"{own_sweep}/seed-1/checkpoints/best.ckpt"]
+    assert cli.evaluate([f"checkpoint=[{','.join(listed)}]", *PLAIN]) == 0
+    (folder,) = Path("outputs/evaluate").iterdir()
+    assert result_in(folder)["scores"] == result["scores"]
+
+
+def test_flipping_at_test_time_averages_both_sides(own_run, test_images):
+    assert cli.evaluate([f"checkpoint={own_run}", "tta=flip", *PLAIN]) == 0
+    (folder,) = own_run.glob("evaluation-tta-flip*")
+    images, labels = test_images(own_run)
+    network = load(own_run)
+    with torch.no_grad():
+        both = (network(images).softmax(1) + network(images.flip(3)).softmax(1)) / 2
+    assert torch.allclose(Predictions.load(folder / "predictions.npz").log_probs.exp(), both, atol=1e-5)
+    assert result_in(folder)["scores"]["acc"] == pytest.approx((both.argmax(1) == labels).float().mean().item())
+
+
+def test_a_test_set_of_ones_own_by_the_names_of_its_classes(own_run, tmp_path):
+    images, labels = Synthetic(num_test=60).read(train=False)
+    names = Synthetic.classes
+    for index, label in enumerate(labels.tolist()):
+        if names[label] in ("ring", "disk", "star"):
+            folder = tmp_path / "mine" / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[index].permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    chosen = torch.tensor([names[label] in ("ring", "disk", "star") for label in labels.tolist()])
+    np.savez("mine.npz", images=images[chosen].numpy(), labels=labels[chosen].numpy())
+    for test in ("mine", "mine.npz"):
+        arguments = [f"checkpoint={own_run}", "data=files", f"data.test={test}", f"output_dir=out-{test}", *PLAIN]
+        assert cli.evaluate(arguments) == 0
+        result = result_in(Path(f"out-{test}"))
+        assert result["num_images"] == int(chosen.sum())
+        assert result["temperature"] is not None  # of the network's own validation images
+        expected = (load(own_run).predict(images[chosen]).argmax(1) == labels[chosen]).float().mean().item()
+        assert result["scores"]["acc"] == pytest.approx(expected)
+
+
+def test_foreign_checkpoints_are_explained(own_run, capsys):
+    Path("text.ckpt").write_bytes(b"hello")
+    torch.save([1, 2], "list.ckpt")
+    checkpoint = torch.load(own_run / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save(checkpoint | {"architecture": "cifar_resnet.models.nothing.Net"}, "unknown.ckpt")
+    torch.save(checkpoint | {"hyper_parameters": {"wings": 2}}, "wings.ckpt")
+    for path in sorted(Path().glob("*.ckpt")):
+        assert cli.evaluate([f"checkpoint={path}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(path) in line
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(own_run, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("cifar_resnet.results.inference.Ensemble.log_probs", lambda *args: 1 / 0)
+    assert cli.evaluate([f"checkpoint={own_run}", *PLAIN]) == 2
+    assert f"nothing can be written there. Got {own_run}" in capsys.readouterr().err
+
+
+def test_a_table_without_learning_rates_is_drawn_without(own_run):
+    text = (own_run / "metrics.csv").read_text()
+    (own_run / "metrics.csv").write_text(text.replace(",lr", ",rate", 1))
+    assert cli.evaluate([f"checkpoint={own_run}", "output_dir=out", *PLAIN]) == 0
+    assert "<svg" in Path("out/page.html").read_text(encoding="utf-8")
+
+
+def test_data_are_looked_for_here_where_their_folder_is_gone_and_never_fetched(own_run, monkeypatch):
+    path = own_run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"]["choices"]["data"] = "cifar10"
+    checkpoint["config"]["data"]["root"] = "gone"
+    torch.save(checkpoint, path)
+    images, labels = Synthetic(num_train=240, num_test=50).read(train=False)
+    np.savez("mine.npz", images=images.numpy(), labels=labels.numpy(), classes=np.array(Synthetic.classes))
+    monkeypatch.setenv("CIFAR_RESNET_DATA", "here")
+    monkeypatch.setattr("cifar_resnet.data.CIFAR10.download", lambda self: 1 / 0)
+    assert cli.evaluate([f"checkpoint={own_run}", "data=files", "data.test=mine.npz", "output_dir=out", *PLAIN]) == 0
+    assert "cifar10 is not in here" in result_in(Path("out"))["temperature_from"]
+    assert not Path("gone").exists()
+    assert not Path("here").exists()
+
+
+KILLED_IN_THE_SECOND = """
+import os, signal
+from cifar_resnet import cli
+from cifar_resnet.models import Classifier
+
+start = Classifier.on_train_epoch_start
+
+def on_train_epoch_start(self):
+    if self.trainer.datamodule.seed == 1 and self.current_epoch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start(self)
+
+Classifier.on_train_epoch_start = on_train_epoch_start
+cli.train()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_member_sweep_trains_only_what_is_missing(tmp_path):
+    arguments = ["-m", *TINY, "trainer.max_epochs=2", "seed=0,1,2"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_SECOND, *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    (sweep,) = tmp_path.glob("outputs/train/sweep-*")
+    assert (sweep / "seed-1" / "checkpoints" / "last.ckpt").exists()
+    assert [path.parent.name for path in sweep.glob("*/result.json")] == ["seed-0"]
+    before = record_of(sweep / "seed-0")
+    assert cli.train(arguments) == 0
+    assert record_of(sweep / "seed-0") == before  # with the time it finished
+    assert sorted(path.parent.name for path in sweep.glob("*/result.json")) == ["seed-0", "seed-1", "seed-2"]
+    assert cli.evaluate([f"checkpoint={sweep}", "output_dir=all", *PLAIN]) == 0
+    each = [Predictions.load(sweep / f"seed-{seed}" / "predictions.npz") for seed in range(3)]
+    mean = np.mean([np.exp(one.log_probs.numpy()) for one in each], axis=0)
+    assert result_in(Path("all"))["scores"]["acc"] == pytest.approx(np.mean(mean.argmax(1) == each[0].labels.numpy()))

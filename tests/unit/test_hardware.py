@@ -1,0 +1,50 @@
+"""Which precision a run gets, by what the machine has."""
+
+import pytest
+import torch
+
+from cifar_resnet import hardware
+from cifar_resnet.hardware import resolve_precision
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "expected"), [(True, True, "16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true")]
+)
+def test_auto_follows_the_hardware(monkeypatch, cuda, bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: bf16)
+    assert resolve_precision("auto", accelerator="auto") == expected
+
+
+def test_asking_for_a_cpu_is_heard_on_a_machine_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: True)
+    assert resolve_precision("auto", accelerator="cpu") == "bf16-mixed"
+
+
+def test_float32_matmul_reaches_torch_on_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    try:
+        resolve_precision("32-true", float32_matmul="medium")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_fp16_on_a_cpu_is_refused_rather_than_exchanged():
+    with pytest.raises(ValueError, match=r"needs a GPU. Got a CPU; give precision=auto, bf16-mixed or 32-true"):
+        resolve_precision("16-mixed", accelerator="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, "precision must be auto, 16-mixed, bf16-mixed or 32-true. Got 'fp8'"),
+        ({"float32_matmul": "low"}, "float32_matmul must be highest, high or medium. Got 'low'"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_known_ones(options, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_precision(**options)

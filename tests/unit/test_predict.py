@@ -1,0 +1,196 @@
+"""cifar-predict: right predictions in input order, and damaged or hostile files left out by name."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from behaviour.bad_inputs import EXECUTED, Trap, in_memory
+from helpers import png_that_claims
+from PIL import Image
+
+from cifar_resnet import cli, load
+from cifar_resnet.data import Synthetic
+
+PLAIN = ["precision=32-true"]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> torch.Tensor:
+    """Twelve pictures, 0.png to 11.png, in the folder photos."""
+    images, _ = Synthetic(num_test=12).read(train=False)
+    (tmp_path / "photos").mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"photos/{index}.png")
+    return images
+
+
+@pytest.fixture
+def predict(trained, capsys):
+    """Run cifar-predict; returns the exit code, what it printed and what it complained about."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.predict([f"checkpoint={trained}", *PLAIN, *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_predictions_come_in_input_order_as_csv(predict, pictures, trained):
+    code, out, err = predict("input=photos", "top_k=2", "batch_size=5")
+    assert code == 0
+    assert err == ""
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["input"] for row in rows] == [f"photos/{index}.png" for index in range(12)]  # 10 after 9
+    expected = load(trained).predict(pictures)
+    for row, probabilities in zip(rows, expected, strict=True):
+        shares, labels = probabilities.topk(2)
+        assert [row["class_1"], row["class_2"]] == [Synthetic.classes[label] for label in labels]
+        assert float(row["probability_1"]) == pytest.approx(shares[0].item(), abs=1e-4)
+
+
+def test_json_and_the_two_columns_of_competitions(predict, pictures, trained):
+    data = pictures.flatten(1).numpy()
+    Path("test_nolabels.pkl").write_bytes(pickle.dumps({b"data": data, b"ids": np.arange(100, 112)}))
+    expected = load(trained).predict(pictures)
+    assert predict("input=test_nolabels.pkl", "format=ids", "output=submission.csv")[0] == 0
+    lines = Path("submission.csv").read_text().splitlines()
+    assert lines[0] == "ID,Labels"
+    assert lines[1:] == [f"{100 + index},{label}" for index, label in enumerate(expected.argmax(1).tolist())]
+    np.savez("images.npz", images=pictures.numpy())
+    assert predict("input=images.npz", "output=predictions.json", "top_k=99")[0] == 0
+    predictions = json.loads(Path("predictions.json").read_text())
+    assert [each["input"] for each in predictions] == [f"images.npz[{index}]" for index in range(12)]
+    assert sum(top["probability"] for top in predictions[3]["top"]) == pytest.approx(1, abs=1e-4)
+    assert len(predictions[3]["top"]) == 10
+    assert predict("input=images.npz", "format=ids")[1].splitlines()[1].startswith("0,")
+
+
+def test_several_inputs_keep_their_order(predict, pictures):
+    np.savez("two.npz", images=pictures[:2].numpy())
+    _, out, _ = predict("input=[photos/3.png,two.npz,photos/1.png]")
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == [
+        "photos/3.png",
+        "two.npz[0]",
+        "two.npz[1]",
+        "photos/1.png",
+    ]
+
+
+def test_what_is_not_there_is_named_and_the_rest_predicted_under_its_own_number(predict, pictures):
+    Path("photos/1.png").write_bytes(b"no picture")
+    Path("empty").mkdir()
+    Path(os.fsdecode(b"photos/3.\xff.png")).write_bytes(Path("photos/3.png").read_bytes())
+    code, out, err = predict("input=[photos,gone.png,gone.npz,empty]", "format=ids", "batch_size=5")
+    assert code == 1
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == [str(number) for number in range(13) if number != 1]
+    assert [line.split(": ")[0] for line in err.splitlines()] == ["skipped"] * 4
+    for name in ("photos/1.png", "gone.png", "gone.npz", "empty"):
+        assert name in err
+    assert predict("input=photos", "output=predictions.csv")[0] == 1
+    assert "photos/3.\N{REPLACEMENT CHARACTER}.png" in Path("predictions.csv").read_text(encoding="utf-8")
+
+
+def test_an_ensemble_predicts_its_mean(sweep_dir, pictures, capsys):
+    assert cli.predict([f"checkpoint={sweep_dir}", "input=photos", "output=predictions.json", "top_k=10", *PLAIN]) == 0
+    mean = (load(sweep_dir / "seed-0").predict(pictures) + load(sweep_dir / "seed-1").predict(pictures)) / 2
+    for each, expected in zip(json.loads(Path("predictions.json").read_text()), mean, strict=True):
+        found = {top["class"]: top["probability"] for top in each["top"]}
+        assert [found[name] for name in Synthetic.classes] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def bad_files(pictures: torch.Tensor, count: int) -> dict[str, bytes]:
+    """Damaged and hostile files, by name: fuzzed pictures and archives, code in pickles, bombs, wrong shapes."""
+    dice = random.Random(0)
+    sources = {}
+    for suffix in ("png", "jpg", "webp", "gif", "tiff", "bmp"):
+        save = Image.fromarray(pictures[0].permute(1, 2, 0).numpy()).save
+        sources[suffix] = in_memory(save, "jpeg" if suffix == "jpg" else suffix)
+    sources["npz"] = in_memory(np.savez, images=pictures.numpy(), labels=np.arange(12))
+    sources["pkl"] = pickle.dumps({"data": pictures.flatten(1).numpy(), "labels": list(range(12))})
+    wrong = {
+        "trap.pkl": pickle.dumps({"data": Trap()}),
+        "trap.p": pickle.dumps(Trap()),
+        "trap0.pickle": pickle.dumps(Trap(), protocol=0),
+        "trap": pickle.dumps({"data": Trap()}),
+        "bomb.png": png_that_claims(60_000, 60_000),
+        "negative.png": png_that_claims(2**31 - 1, 2**31 - 1),
+        "empty.png": b"",
+        "empty.npz": b"",
+        "empty.pkl": b"",
+        "notes.txt": b"no picture at all",
+        "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch executed) (w) file\n",
+        "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "list.pkl": pickle.dumps([1, 2, 3]),
+        "shape.pkl": pickle.dumps({"data": np.zeros((3, 7), np.uint8)}),
+        "floats.pkl": pickle.dumps({"data": np.zeros((3, 3072))}),
+        "huge.pkl": b"\x80\x04\x8a\xff" + b"\xff" * 20,
+    }
+    while len(wrong) < count:
+        suffix, name = dice.choice(list(sources)), f"fuzzed-{len(wrong)}"
+        content = bytearray(sources[suffix])
+        if dice.random() < 0.5:
+            content = content[: dice.randrange(1, max(2, len(content) // 2))]
+        elif suffix == "pkl":  # which nobody should load with a random change in it
+            continue
+        else:  # its beginning, where the format is told
+            for _ in range(dice.randrange(8, 40)):
+                content[dice.randrange(min(len(content), 24))] = dice.randrange(256)
+        if not is_readable(bytes(content), suffix):  # a flipped bit may leave a picture
+            wrong[f"{name}.{suffix}"] = bytes(content)
+    return wrong
+
+
+def is_readable(content: bytes, suffix: str) -> bool:
+    """What the libraries themselves say."""
+    try:
+        if suffix == "npz":
+            with np.load(io.BytesIO(content)) as arrays:
+                return arrays["images"].size > 0
+        if suffix == "pkl":
+            return len(content) > 0 and len(pickle.loads(content)["data"]) > 0
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except Exception:
+        return False
+    return True
+
+
+def test_bad_files_are_named_and_the_good_ones_predicted(predict, pictures):
+    wrong = bad_files(pictures, 200)
+    for name, content in wrong.items():
+        Path("photos", name).write_bytes(content)
+    code, out, err = predict("input=photos")
+    assert code == 1
+    predicted = {line.split(",")[0] for line in out.splitlines()[1:]}
+    assert {f"photos/{index}.png" for index in range(12)} <= predicted
+    complaints = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert len(complaints) == len(err.splitlines())
+    assert "Traceback" not in err
+    assert len(complaints) == 200
+    assert all(any(f"photos/{name}" in line for line in complaints) for name in wrong)
+    assert not Path(EXECUTED).exists()
+
+
+def test_a_terminal_shows_a_bar_and_a_file_does_not(predict, pictures, monkeypatch):
+    assert predict("input=photos")[2] == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes anything for a terminal
+    err = predict("input=photos", "batch_size=4")[2]
+    assert "pictures" in err
+    assert "100%" in err
+
+
+def test_nothing_readable_is_an_error(predict):
+    Path("broken.png").write_bytes(b"broken")
+    code, out, err = predict("input=broken.png", "output=predictions.csv")
+    assert code == 2
+    assert out == ""
+    assert "nothing could be read" in err
+    assert not Path("predictions.csv").exists()

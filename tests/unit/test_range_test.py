@@ -1,0 +1,91 @@
+"""The range test: its arithmetic against closed forms, and scheduler.max_lr=auto."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from helpers import assert_equal, last_of, record_of
+
+from cifar_resnet.range_test import RangeTest, longest_fall, middle_of_the_good
+
+
+def bowl(rates: np.ndarray) -> np.ndarray:
+    """A loss that falls fastest at 0.01, is lowest at 0.1 and then rises."""
+    x = np.log10(rates)
+    return 2.3 - 1 / (1 + np.exp(-6 * (x + 2))) + 30 * np.maximum(0, x + 1) ** 2 - 0.01 * np.minimum(x + 6, 5)
+
+
+def run_on_bowl(noise: float) -> RangeTest:
+    test = RangeTest(smoothing=0.5)
+    random = np.random.default_rng(0)
+    for step in range(test.steps):
+        if not test.add(float(bowl(np.array(test.rate(step))) + noise * random.standard_normal())):
+            break
+    return test
+
+
+def test_rates_are_evenly_spaced_on_a_log_axis():
+    test = RangeTest(min_lr=1e-4, max_lr=1.0, steps=41)
+    rates = [test.rate(step) for step in range(41)]
+    assert (rates[0], rates[-1]) == (1e-4, pytest.approx(1.0))
+    ratios = [b / a for a, b in itertools.pairwise(rates)]
+    assert ratios == pytest.approx([10**0.1] * 40)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_suggestions_find_the_points_of_a_known_curve(noise):
+    test = run_on_bowl(noise)
+    found = test.suggestions
+    assert found["steepest"] == pytest.approx(0.01, rel=0.6)
+    assert found["minimum"] == pytest.approx(0.01, rel=0.6)
+    assert test.edge == pytest.approx(0.135, rel=0.2)  # 30 (x + 1)² is half of the fall, 0.52, at 10**-0.87
+    assert test.candidates == pytest.approx([test.edge / 4 / 10 ** (half / 2) for half in range(4)], rel=0.01)
+    assert 1e-3 < found["valley"] < 0.1
+
+
+def test_smoothing_is_a_mean_that_forgets():
+    test = RangeTest(smoothing=0.8)
+    losses = [3.0, 1.0, 2.0, 2.5]
+    for loss in losses:
+        test.add(loss)
+    weights = [0.8**3, 0.8**2, 0.8, 1.0]
+    expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    assert test.smoothed[-1] == pytest.approx(expected)
+
+
+def test_it_stops_where_the_loss_diverges_or_is_not_a_number():
+    test = run_on_bowl(0.0)
+    assert len(test.losses) < test.steps
+    assert max(test.smoothed[:-1]) <= 4 * min(test.smoothed)
+    assert not test.add(float("nan"))
+    assert len(test.losses) == len(test.rates) == len(test.smoothed)
+
+
+def test_the_middle_of_the_rates_that_do_as_well_as_the_best():
+    """Within 0.02, 2% of a fall of 1, on lines between the probes."""
+    best_inside = middle_of_the_good({1.0: 2.0, 0.1: 1.0, 0.01: 1.04, 0.001: 1.2}, start=2.0)
+    assert np.log10(best_inside) == pytest.approx((-1 + 0.02 + -1 - 0.5) / 2)
+    flat = middle_of_the_good({1.0: 1.1, 0.1: 1.01, 0.01: 1.0, 0.001: 1.015}, start=2.0)
+    assert np.log10(flat) == pytest.approx((-3 + -1 + 1 / 9) / 2)
+    diverged = middle_of_the_good({1.0: float("inf"), 0.1: 1.0, 0.01: 1.0}, start=2.0)
+    assert np.log10(diverged) == pytest.approx(-1.5)
+
+
+def test_the_longest_fall_is_the_longest_decreasing_subsequence():
+    values = np.array([5.0, 9.0, 4.0, 8.0, 7.0, 3.0, 6.0, 2.0, 10.0])
+    first, last = longest_fall(values)
+    assert (first, last) == (1, 7)  # 9 8 7 6 2, or 9 8 7 3 2
+
+
+def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
+    short = ["range_test.steps=40", "range_test.probe_steps=20"]
+    assert cifar_train("scheduler=one_cycle", "scheduler.max_lr=auto", "trainer.max_epochs=2", *short) == 0
+    (run_dir,) = run_dirs()
+    found = json.loads((run_dir / "lr_range_test.json").read_text())
+    peak = record_of(run_dir)["config"]["scheduler"]["max_lr"]
+    assert peak == pytest.approx(found[found["suggested"]], rel=1e-2)
+    assert (run_dir / "lr_range_test.png").exists()
+    assert cifar_train("scheduler=one_cycle", f"scheduler.max_lr={peak}", "trainer.max_epochs=2") == 0
+    with_auto, with_number = (last_of(each)["state_dict"] for each in run_dirs())
+    assert_equal(with_auto, with_number)

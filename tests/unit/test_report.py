@@ -1,0 +1,237 @@
+"""cifar-report: its statistics against NumPy and closed forms, its tables, and two runs compared."""
+
+import csv
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cifar_resnet import cli, report
+from cifar_resnet.results.predictions import Predictions
+
+
+def a_run(folder: str, overrides: list[str], acc: float | None, seed: int = 0, **more) -> Path:
+    """A finished run's record, of 5 epochs, and its curves."""
+    path = Path(folder)
+    path.mkdir(parents=True)
+    settings = dict(text.split("=") for text in overrides)
+    config = {
+        "seed": seed,
+        "optimizer": {"lr": float(settings.get("optimizer.lr", 0.1))},
+        "model": {"depth": int(settings.get("model.depth", 20))},
+        "choices": {"model": "resnet_cifar", "data": "cifar10"},
+        "overrides": [*overrides, f"seed={seed}"],
+    }
+    record = {
+        "name": "train",
+        "run_dir": str(path),
+        "data": "cifar10",
+        "num_train": 45_000,
+        "num_val": 5_000,
+        "network": "resnet_cifar",
+        "parameters": 272_474,
+        "train_seconds": 60.0,
+        "selected": "best on validation",
+        "epoch": 4,
+        "epochs": 5,
+        "device": "a test",
+        "metrics": {"val/acc": 0.9} | ({} if acc is None else {"test/acc": acc}),
+        "config": config,
+    }
+    (path / "result.json").write_text(json.dumps(record | more))
+    rows = [f"{epoch},{epoch * 10},0.1,1.0,0.5,{1 / epoch},{0.5 + epoch / 20}" for epoch in range(1, 6)]
+    head = "epoch,step,lr,train/loss,train/acc,val/loss,val/acc"
+    (path / "metrics.csv").write_text("\n".join([head, *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def sweep():
+    """Two depths by two learning rates, three seeds each; one cell has a single run."""
+    scores = {}
+    random = np.random.default_rng(0)
+    for depth in (20, 110):
+        for lr in (0.05, 0.1):
+            for seed in range(1 if (depth, lr) == (110, 0.1) else 3):
+                acc = 0.85 + depth / 2000 + lr / 10 + random.normal() / 300
+                a_run(f"sweep/{depth}-{lr}-{seed}", [f"model.depth={depth}", f"optimizer.lr={lr}"], acc, seed)
+                scores.setdefault((depth, lr), []).append(acc)
+    return scores
+
+
+def rows_of(path: str) -> list[list[str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_ensembles_that_were_evaluated_are_listed_with_their_best_member(sweep, capsys):
+    scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
+    members = [scores | {"acc": acc} for acc in (0.90, 0.911)]
+    evaluation = {"data": "cifar10", "members": members, "scores": scores, "calibrated": scores | {"loss": 0.24}}
+    Path("sweep/evaluation.json").write_text(json.dumps(evaluation))
+    alone = evaluation | {"members": members[:1]}
+    Path("sweep/20-0.05-0/evaluation.json").write_text(json.dumps(alone))
+    assert cli.report(["sweep"]) == 0
+    head, *rows = rows_of("outputs/report/ensembles.csv")
+    assert head[5:] == ["loss", "calibrated", "ECE", "calibrated"]
+    assert rows == [["sweep", "cifar10", "2", "91.10%", "92.30%", "0.2500", "0.2400", "3.10%", "3.10%"]]
+    assert "best member" in capsys.readouterr().out
+    Path("sweep/evaluation.json").write_text("{}")
+    assert cli.report(["sweep"]) == 2
+    assert "not what cifar-evaluate leaves. Got sweep/evaluation.json" in capsys.readouterr().err
+
+
+def test_a_report_leaves_nothing_of_the_one_before(sweep, capsys):
+    assert cli.report(["sweep", "output=out", "pivot=[model.depth,optimizer.lr]"]) == 0
+    assert {"pivot.csv", "curves.png"} <= {path.name for path in Path("out").iterdir()}
+    assert "pictures" in capsys.readouterr().out
+    for path in Path("sweep").rglob("metrics.csv"):
+        path.unlink()
+    assert cli.report(["sweep", "output=out"]) == 0
+    assert not {"pivot.csv", "curves.png"} & {path.name for path in Path("out").iterdir()}
+    assert "curves.png" not in capsys.readouterr().out + Path("out/report.md").read_text()
+
+
+def test_groups_over_seeds_with_mean_deviation_and_interval(sweep, capsys):
+    assert cli.report(["sweep"]) == 0
+    head, *rows = rows_of("outputs/report/groups.csv")
+    assert head[:3] == ["depth", "lr", "n"]
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        ("20", "0.05", "3"), ("20", "0.1", "3"), ("110", "0.05", "3"), ("110", "0.1", "1"),
+    ]  # fmt: skip
+    for row in rows:
+        values = sweep[int(row[0]), float(row[1])]
+        if len(values) == 1:
+            assert row[4:6] == [f"{values[0]:.2%}", ""]
+            continue
+        assert row[4] == f"{np.mean(values):.2%} ± {np.std(values, ddof=1):.2%}"
+        # two degrees of freedom have a closed form: the quantile of 0.975 is 0.95 * sqrt(2 / (1 - 0.95²))
+        reach = 0.95 * np.sqrt(2 / (1 - 0.95**2)) * np.std(values, ddof=1) / np.sqrt(3)
+        low, high = np.mean(values) - reach, np.mean(values) + reach
+        ends = [float(end.rstrip("%")) for end in row[5].split(" … ")]
+        assert ends == pytest.approx([100 * low, 100 * high], abs=0.006)
+    assert all(row[-1] == "best" for row in rows)
+    out = capsys.readouterr().out
+    assert "depth" in out
+    assert "outputs/report/report.md" in out
+    assert len(rows_of("outputs/report/runs.csv")) == 11
+
+
+def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
+    assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]"]) == 0
+    head, *rows = rows_of("outputs/report/pivot.csv")
+    assert head == ["test/acc, depth by lr", "0.05", "0.1"]
+    assert [row[0] for row in rows] == ["20", "110"]
+    values = sweep[20, 0.1]
+    assert rows[0][2] == f"{np.mean(values):.2%} ± {np.std(values, ddof=1):.2%}"
+    assert rows[1][2] == f"{sweep[110, 0.1][0]:.2%}"
+    text = Path("outputs/report/report.md").read_text()
+    assert "| 20 |" in text
+    assert Path("outputs/report/curves.png").stat().st_size > 5000
+
+
+def test_a_pivot_falls_back_to_validation_where_the_test_set_was_left_alone(sweep):
+    a_run("sweep/untested", ["model.depth=20", "optimizer.lr=0.05"], None, seed=9)
+    assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]", "output=out"]) == 0
+    assert rows_of("out/pivot.csv")[0][0].startswith("val/acc")
+
+
+def test_by_chooses_the_groups(sweep):
+    assert cli.report(["sweep", "by=[model.depth]"]) == 0
+    assert [row[:2] for row in rows_of("outputs/report/groups.csv")] == [
+        ["depth", "n"],
+        ["20", "6"],
+        ["110", "4"],
+    ]
+
+
+def test_settings_that_others_imply_are_no_columns():
+    for depth, epochs in ((20, 5), (32, 9)):
+        a_run(f"runs/{depth}", [f"model.depth={depth}", f"trainer.max_epochs={epochs}"], 0.9)
+    assert cli.report(["runs"]) == 0
+    assert rows_of("outputs/report/groups.csv")[0][:2] == ["depth", "n"]
+
+
+def test_several_folders_and_none_twice(sweep):
+    a_run("other", ["model.depth=20"], 0.9)
+    assert cli.report(["sweep", "other", "other"]) == 0
+    assert len(rows_of("outputs/report/runs.csv")) == 12
+
+
+def test_real_runs_are_reported(sweep_dir, capsys):
+    assert cli.report([str(sweep_dir)]) == 0
+    assert rows_of("outputs/report/groups.csv")[1][1] == "2"  # two seeds of one network
+    assert str(sweep_dir / "seed-1") in Path("outputs/report/runs.csv").read_text()
+
+
+def predictions(folder: str, right: np.ndarray, images: str = "same") -> None:
+    """A run that predicts class 1, which all images are, where `right`, and else class 0."""
+    Path(folder).mkdir(exist_ok=True)
+    log_probs = torch.tensor([[0.3, 0.7] if is_right else [0.6, 0.4] for is_right in right]).log()
+    Predictions(log_probs, torch.ones(len(right), dtype=torch.int64), images).save(Path(folder, "predictions.npz"))
+
+
+def test_two_runs_compared_image_by_image(capsys):
+    random = np.random.default_rng(1)
+    a = random.random(1000) < 0.8
+    b = np.where(random.random(1000) < 0.2, random.random(1000) < 0.95, a)
+    predictions("a", a)
+    predictions("b", b)
+    assert cli.report(["compare", "a", "b"]) == 0
+    out = capsys.readouterr().out
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    assert f"{a.mean():.2%} right: a" in out
+    assert f"{only_a} of 1,000 images" in out
+    draws = random.binomial(only_a + only_b, 0.5, size=1_000_000)
+    p = np.mean(np.abs(draws - (only_a + only_b) / 2) >= abs(only_a - only_b) / 2)
+    found = float(out.split("p = ")[1].split(",")[0])
+    assert found == pytest.approx(p, rel=0.1, abs=2e-5)
+    # the bootstrap, image by image
+    difference = b.astype(float) - a
+    means = difference[random.integers(1000, size=(4000, 1000))].mean(1)
+    low, high = 100 * np.quantile(means, [0.025, 0.975])
+    found = next(line for line in out.splitlines() if "bootstrap" in line)
+    ends = [float(word) for word in found.split("interval ")[1].split(" (")[0].split(" … ")]
+    assert ends == pytest.approx([low, high], abs=0.25)
+    assert f"{100 * difference.mean():+.2f} points" in found
+
+
+@pytest.mark.parametrize(("freedom", "points"), [(1, 400_000), (4, 40_000), (20, 40_000)])
+def test_intervals_leave_two_and_a_half_percent_on_each_side(freedom, points):
+    """Student's density, integrated by a plain sum."""
+    values = 1e4 * np.random.default_rng(0).random(freedom + 1)
+    ends = [float(end.rstrip("%")) / 100 for end in report.summarised(values.tolist())[1].split(" … ")]
+    reach = (ends[1] - ends[0]) / 2 * math.sqrt(freedom + 1) / np.std(values, ddof=1)
+    x = np.linspace(-reach, reach, points)
+    density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    assert np.trapezoid(density, x) * scale == pytest.approx(0.95, abs=1e-5)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (3, 3), (1, 6), (9, 2)])
+def test_mcnemar_by_counting_every_outcome(only_a, only_b):
+    outcomes = list(itertools.product((0, 1), repeat=only_a + only_b))
+    extreme = sum(abs(2 * sum(each) - len(each)) >= abs(only_a - only_b) for each in outcomes)
+    predictions("a", np.repeat([True, False, True], [only_a, only_b, 20]))
+    predictions("b", np.repeat([False, True, True], [only_a, only_b, 20]))
+    found = report.comparison(["a", "b"], resamples=10, seed=0)["McNemar"]
+    assert found.startswith(f"p = {extreme / len(outcomes):.2g}, exact: no difference shown")
+
+
+def test_another_run_is_better_where_chance_would_rarely_have_it_so(capsys):
+    predictions("a", np.arange(100) < 50)
+    predictions("b", np.arange(100) < 58)
+    assert cli.report(["compare", "a", "b"]) == 0
+    assert "p = 0.0078, exact: b is better" in capsys.readouterr().out  # 2 of 2**8 outcomes
+
+
+def test_runs_on_other_images_are_not_compared(capsys):
+    predictions("a", np.ones(5, bool))
+    predictions("others", np.ones(5, bool), images="others")
+    assert cli.report(["compare", "a", "others"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the same test images. Got a and others" in line

@@ -1,0 +1,162 @@
+"""Names of runs, their folders, and the files in them."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers import record_of
+from omegaconf import OmegaConf
+
+from cifar_resnet import runs
+from cifar_resnet.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=resnet20", "trainer.max_epochs=15"], "model-resnet20_max_epochs-15"),
+        (["model.widths=[4,8,8]"], "widths-4-8-8"),
+        (["optimizer.lr=1e-3", "~logger.tensorboard"], "lr-1e-3_tensorboard"),
+        (["data.root=/a/b c/$d"], "root-a-b-c-d"),
+    ],
+)
+def test_folder_names_say_what_differs(overrides, expected):
+    assert runs.slug(overrides) == expected
+
+
+def test_long_folder_names_are_cut_and_stay_distinct():
+    names = {runs.slug([f"model.widths=[{','.join(['128'] * 40)},{last}]"]) for last in range(5)}
+    assert len(names) == 5
+    assert max(map(len, names)) <= 80
+
+
+def test_jobs_whose_names_would_be_alike_are_told_apart():
+    assert len(set(runs.distinct_slugs([["name=a/b"], ["name=a-b"], ["name=c"]]))) == 3
+    assert runs.distinct_slugs([["optimizer.lr=0.1"], ["optimizer.lr=0.1"]]) == ["lr-0.1", "lr-0.1"]
+
+
+def test_the_folder_of_a_sweep_is_that_of_its_command():
+    def folder(fixed: str, *values: str) -> Path:
+        return runs.sweep_dir(Path("outputs"), [fixed], [f"optimizer.lr={value}" for value in values])
+
+    one = folder("seed=0", "0.1", "0.2")
+    assert one.name.startswith("sweep-lr-")
+    assert one == folder("seed=0", "0.2", "0.1")
+    assert len({one, folder("seed=0", "0.1", "0.3"), folder("seed=1", "0.1", "0.2")}) == 3
+
+
+def settings(tmp_path: Path, **others: object):
+    values = {"run_dir": None, "resume": None, "output_dir": str(tmp_path), "name": "x", "overrides": ["a.b=1"]}
+    return OmegaConf.create(values | others)
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
+    cfg = settings(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: runs.create_run_dir(cfg), range(40)))
+    assert len(set(folders)) == 40
+    assert all(folder.is_dir() for folder in folders)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_run_folder_that_nothing_came_of_goes_again_and_one_with_something_stays(tmp_path, left):
+    def begin() -> None:
+        with runs.open_folder(settings(tmp_path / "outputs")) as run_dir:
+            assert OmegaConf.load(run_dir / "config.yaml").overrides == ["a.b=1"]
+            if left:
+                (run_dir / "train.log").write_text("begun")
+            raise UsageError("what only the trainer knows")
+
+    with pytest.raises(UsageError, match="trainer"):
+        begin()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["train.log"] * left
+    assert (tmp_path / "outputs").exists() is left
+
+
+def test_a_run_folder_in_use_is_nobody_elses(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml.part").write_text("data: {")  # killed before it was whole
+    with runs.open_folder(settings(tmp_path, run_dir=str(mine))) as run_dir:
+        assert run_dir == mine
+    with pytest.raises(UsageError, match=f"to continue it, resume={mine}"):
+        runs.create_run_dir(settings(tmp_path, run_dir=str(mine)))
+    assert (mine / "config.yaml").exists()
+
+
+def test_a_file_is_replaced_whole_through_links_and_written_into_pipes(tmp_path):
+    (tmp_path / "real.txt").write_text("before")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    runs.write_atomically(tmp_path / "link.txt", "after\n")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "after\n"
+    runs.write_atomically(Path("/dev/null"), "nothing")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.txt", "real.txt"]
+
+
+DAMAGED_RECORDS = {
+    "": "cannot be read", '{"metrics": ': "cannot be read", "[1, 2]": "not the record", "{}": "without name",
+    '{"metrics": {}}': "without name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED_RECORDS)
+def test_a_damaged_record_is_named_with_how_to_mend_it(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UsageError, match=DAMAGED_RECORDS[content]) as raised:
+        runs.read_record(tmp_path)
+    assert str(tmp_path / "result.json") in str(raised.value)
+    assert "resume=<run folder> tests the run again" in str(raised.value)
+
+
+def test_a_whole_record_is_read_and_none_is_none(trained, tmp_path):
+    assert runs.read_record(trained) == record_of(trained)
+    assert runs.read_record(tmp_path) is None
+
+
+@pytest.mark.parametrize("key", runs.IN_A_RECORD)
+def test_a_record_without_what_others_rely_on_is_none(trained, tmp_path, key):
+    record = record_of(trained)
+    del record[key]
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=f"without {key}"):
+        runs.read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not the configuration of a run"), (b"data: [1", "cannot be read"), (b"\xff\xfe\x00", "cannot be read"),
+        (b"[1, 2]", "not the configuration of a run"), (b"name: x", "without seed, data, model"),
+    ],
+)  # fmt: skip
+def test_a_damaged_configuration_is_named(tmp_path, content, message):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=message) as raised:
+        runs.load_config(tmp_path)
+    assert str(tmp_path / "config.yaml") in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"epoch,train/loss\nx,y\n", b"loss\n1\n", b"epoch,loss\n1,2,3\n", b"\xff\xfe,\n"])
+def test_a_damaged_table_of_epochs_is_named(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=r"not the metrics of a run\. Got .*metrics\.csv .*take it away"):
+        runs.read_metrics(tmp_path / "metrics.csv")
+    assert runs.read_metrics(tmp_path / "none.csv") == []
+
+
+def test_checkpoints_are_found_by_file_run_folder_and_folder_of_runs(sweep_dir, trained, tmp_path):
+    best, last = (trained / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    assert runs.find_checkpoint(trained) == best
+    assert runs.find_checkpoint(last) == last
+    both = [folder / "checkpoints" / "best.ckpt" for folder in (trained, sweep_dir / "seed-1")]
+    assert runs.find_checkpoints(str(sweep_dir)) == both
+    assert runs.find_checkpoints([str(last), str(sweep_dir)]) == [last, *both]
+    assert runs.run_dir_of(best) == trained.resolve()
+    assert runs.run_dir_of(tmp_path / "best.ckpt") is None
+
+
+def test_tens_come_after_nines():
+    names = ["run-1", "run-9", "run-10"]
+    assert sorted(map(Path, reversed(names)), key=runs.natural) == list(map(Path, names))
