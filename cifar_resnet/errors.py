@@ -39,11 +39,11 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def as_usage_error(*also: type[Exception]) -> Iterator[None]:
+def as_usage_error() -> Iterator[None]:
     """Turn a constructor's complaint about its arguments into a UsageError of one line."""
     try:
         yield
-    except (ValueError, TypeError, OSError, InstantiationException, *also) as error:
+    except (ValueError, TypeError, OSError, InstantiationException) as error:
         if isinstance(error, (UsageError, BrokenPipeError)) or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         cause = (isinstance(error, InstantiationException) and error.__cause__) or error

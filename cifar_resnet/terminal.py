@@ -34,8 +34,7 @@ def set_up_logging() -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings(
         "ignore",
-        ".*does not have many workers.*"  # batches are drawn on the device: there is nothing for workers to do
-        "|Checkpoint directory .* exists and is not empty"  # that of a resumed run
+        "Checkpoint directory .* exists and is not empty"  # that of a resumed run
         "|The number of training batches .* is smaller than the logging interval.*"  # epochs are logged all the same
         "|You're resuming from a checkpoint that ended before the epoch ended.*"  # and our batches go on there
         "|Image size .* exceeds limit.*"  # pictures too large are refused, with a line of our own
