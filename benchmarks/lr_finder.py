@@ -19,7 +19,7 @@ from cifar_resnet import runs
 from cifar_resnet.build import kept_images
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import Diverged
-from cifar_resnet.range_test import range_test
+from cifar_resnet.range_test import run_range_test
 from cifar_resnet.sweep import run_in
 from cifar_resnet.train import train_run
 
@@ -49,7 +49,7 @@ def measure(network: str, optimizer: str, epochs: int, more: list[str]) -> dict:
     kept = FOLDER / name / "lr_range_test.json"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        range_test(Composer("train").jobs(overrides)[0].cfg).save(kept.parent)
+        run_range_test(Composer("train").jobs(overrides)[0].cfg).save(kept.parent)
     others = json.loads(kept.read_text())
     rule, _ = others.pop("suggested"), others.pop("probes")
     lr = others.pop(rule)

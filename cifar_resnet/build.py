@@ -20,7 +20,7 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
 
 
 @as_usage_error()
-def build(cfg: DictConfig) -> tuple[DataModule, Classifier]:
+def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     """The data, read and split, and the network with its optimizer, schedule and teachers: all that draws is seeded."""
     hardware.keep_freed_memory()
     constraints.check_config(cfg)

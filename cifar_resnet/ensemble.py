@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_resnet import callbacks, range_test, runs, sweep, train
-from cifar_resnet.build import QUIET, build, build_trainer, kept_images, new_trainer
+from cifar_resnet.build import QUIET, build_data_and_model, build_trainer, kept_images, new_trainer
 from cifar_resnet.compose import Job
 from cifar_resnet.data import StackedData
 from cifar_resnet.errors import as_usage_error, refuse_if
@@ -80,7 +80,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         )
         for seed, run_dir in run_dirs.items()
     ]
-    modules, models = zip(*map(build, members), strict=True)
+    modules, models = zip(*map(build_data_and_model, members), strict=True)
     data, everyone, shared = modules[0], StackedEnsemble(models), folder / runs.TOGETHER
     together = OmegaConf.merge(members[0], {"run_dir": str(shared)})
     with open_dict(together):

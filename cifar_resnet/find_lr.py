@@ -10,7 +10,7 @@ import shlex
 from cifar_resnet import runs
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
-from cifar_resnet.range_test import plan, range_test
+from cifar_resnet.range_test import plan, run_range_test
 from cifar_resnet.terminal import log
 
 MEANINGS = {
@@ -30,7 +30,7 @@ def run(job: Job) -> int:
     with as_usage_error():
         folder = runs.create_run_dir(cfg)
     try:
-        found = range_test(cfg)
+        found = run_range_test(cfg)
     except BaseException:
         runs.discard(folder)
         raise

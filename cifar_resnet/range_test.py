@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from cifar_resnet import optim, resume, runs
-from cifar_resnet.build import QUIET, build, kept_images, new_trainer, sketch
+from cifar_resnet.build import QUIET, build_data_and_model, kept_images, new_trainer, sketch
 from cifar_resnet.constraints import FractionBelowOne, Positive, check
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.results import plots
@@ -183,7 +183,7 @@ def plan(cfg: DictConfig) -> RangeTest:
     return instantiate(cfg.range_test)
 
 
-def range_test(cfg: DictConfig) -> RangeTest:
+def run_range_test(cfg: DictConfig) -> RangeTest:
     """Test fresh copies of what `cfg` would train; nothing of them is kept but the losses."""
     test = plan(cfg)
     log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
@@ -199,7 +199,7 @@ def find_max_lr(cfg: DictConfig) -> RangeTest | None:
     """Replace scheduler.max_lr=auto by what a range test suggests; None where it is anything else."""
     if OmegaConf.select(cfg, "scheduler.max_lr") != resume.AUTO:
         return None
-    found = range_test(cfg)
+    found = run_range_test(cfg)
     cfg.scheduler.max_lr = found.suggestion
     log.info(f"  learning rate {found.suggestion:.3g} at the peak, found by a range test\n")
     return found
@@ -240,7 +240,7 @@ def train_briefly(
     cfg.optimizer.lr = lr
     if OmegaConf.select(cfg, "scheduler.max_lr") == resume.AUTO:  # it is built, so that what is wrong with it is said
         cfg.scheduler.max_lr = lr
-    data, model = build(cfg)
+    data, model = build_data_and_model(cfg)
     model.scheduler = lambda optimizer, total_steps: scheduler(optimizer, steps)
     length = {"max_epochs": -1, "max_steps": steps, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     callbacks = [LambdaCallback(on_train_batch_end=note)]

@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_resnet import runs, seeds, train
-from cifar_resnet.build import build, build_trainer, kept_images, sketch
+from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
 from cifar_resnet.compose import Interval, Job
 from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
@@ -44,7 +44,7 @@ def run(jobs: list[Job]) -> int:
     with kept_images():
         for job in jobs:  # what only data, network or trainer can tell, before there is a folder
             job.cfg.run_dir = str(runs.parent_dir(job.cfg))
-            build_trainer(job.cfg, *build(job.cfg))
+            build_trainer(job.cfg, *build_data_and_model(job.cfg))
         with as_usage_error():
             search = instantiate(jobs[0].cfg.search)
             search.open(jobs[0])

@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, constraints, resume, runs, sweep
-from cifar_resnet.build import build, build_trainer, kept_images, sketch
+from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
 from cifar_resnet.compose import Composer, Job
 from cifar_resnet.errors import RunError, refuse_if
 from cifar_resnet.models.summary import size_rows, summarize
@@ -46,31 +46,8 @@ def run(jobs: list[Job]) -> int:
         with kept_images():
             return sweep.sweep(jobs, train_run)
     else:
-        train_run(resume.chosen_run(jobs[0]))
+        train_run(resume.chosen_run(jobs[0]))  # jobs[0].cfg, but for resume=…
     return 0
-
-
-def describe(job: Job) -> None:
-    """Print the network, stage by stage; nothing is read, allocated or written."""
-    data, model = sketch(resume.chosen_run(job), check_budget=False)
-    log.info(" ".join([job.cfg.choices.model, *job.varying]))
-    print_table(*size_rows(summarize(model, data.image_shape)))
-    model.check_budget()
-
-
-def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
-    """What `cifar-train` does with these overrides, from Python; returns the run's record.
-
-    overrides: such as ["model=resnet20", "trainer.max_epochs=15"]. config_dir: a folder of one's own choices.
-    Raises UsageError, with one line that says what is wrong with them.
-    """
-    (job,) = Composer("train", config_dir).jobs(list(overrides))
-    refuse_if(
-        job.cfg.ensemble.size > 1,
-        "train() answers with the record of one run: leave out ensemble.size, or use cifar-train",
-    )
-    set_up_logging()
-    return train_run(resume.chosen_run(job))
 
 
 def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict:
@@ -82,8 +59,8 @@ def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict
         log.info(f"this run has finished before\n\n{summary(record)}")
         return record
     start = time.perf_counter()
-    range_test = find_max_lr(cfg)
-    data, model = build(cfg)
+    range_test = find_max_lr(cfg)  # None but for scheduler.max_lr=auto
+    data, model = build_data_and_model(cfg)
     with runs.open_folder(cfg) as run_dir:  # made only now; goes again if nothing comes of it
         trainer = build_trainer(cfg, data, model, extra_callbacks)
         model.config = OmegaConf.to_container(cfg, resolve=True)
@@ -134,3 +111,26 @@ def narrated(
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 raise RunError(f"a file could not be written ({error}); what had been finished is kept") from error
             raise
+
+
+def describe(job: Job) -> None:
+    """Print the network, stage by stage; nothing is read, allocated or written."""
+    data, model = sketch(resume.chosen_run(job), check_budget=False)
+    log.info(" ".join([job.cfg.choices.model, *job.varying]))
+    print_table(*size_rows(summarize(model, data.image_shape)))
+    model.check_budget()
+
+
+def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
+    """What `cifar-train` does with these overrides, from Python; returns the run's record.
+
+    overrides: such as ["model=resnet20", "trainer.max_epochs=15"]. config_dir: a folder of one's own choices.
+    Raises UsageError, with one line that says what is wrong with them.
+    """
+    (job,) = Composer("train", config_dir).jobs(list(overrides))
+    refuse_if(
+        job.cfg.ensemble.size > 1,
+        "train() answers with the record of one run: leave out ensemble.size, or use cifar-train",
+    )
+    set_up_logging()
+    return train_run(resume.chosen_run(job))

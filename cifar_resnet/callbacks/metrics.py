@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cifar_resnet.errors import UsageError
+from cifar_resnet.models.classifier import metrics_of
 from cifar_resnet.runs import read_metrics, write_table
 
 
@@ -75,10 +76,9 @@ class MetricsCSV(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            # without those of Lightning's monitor, lr or lr/pg1: the rate of whichever step was logged last
-            logged = sorted(trainer.callback_metrics.items())
-            metrics = {name: value.item() for name, value in logged if not name.startswith("lr")}
             rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": rate, **metrics})
+            self.rows.append(
+                {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": rate, **metrics_of(trainer)}
+            )
             names = list(dict.fromkeys(name for row in self.rows for name in row))
             write_table(self.path, [names, *([row.get(name, "") for name in names] for row in self.rows)])

@@ -1,5 +1,6 @@
 """What every network here shares: loss, steps, metrics and optimizer. Layers are in the modules beside this one."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -213,10 +214,20 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["architecture"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["config"], checkpoint["data"] = self.config, self.data_state
-        metrics = self.trainer.callback_metrics.items()  # without those of Lightning's learning-rate monitor
-        checkpoint["metrics"] = {name: value.item() for name, value in metrics if not name.startswith("lr")}
+        checkpoint["metrics"] = metrics_of(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         # a run that goes on knows both by now, and may be on another machine
         self.config = self.config or checkpoint["config"]
         self.data_state = self.data_state or checkpoint["data"]
+
+
+def metrics_of(trainer: Trainer) -> dict[str, float]:
+    """What has been logged last of each metric, without the entries of Lightning's learning-rate monitor.
+
+    Its lr and lr/pg1 are the rates of whichever step was logged last.
+    """
+    of_monitor = re.compile(r"lr(/pg\d+)?(-momentum|-weight_decay)?")
+    return {
+        name: value.item() for name, value in sorted(trainer.callback_metrics.items()) if not of_monitor.fullmatch(name)
+    }
