@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, resume, runs
 from cifar_resnet.data import DataModule
 from cifar_resnet.errors import as_usage_error, refuse_if
-from cifar_resnet.models import Classifier, Distillation
+from cifar_resnet.models import Classifier
 from cifar_resnet.optim import SAM
 
 MONITORED = ("val/acc", "val/loss", "train/acc", "train/loss")  # what callbacks may go by
@@ -40,8 +40,7 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     for path, teacher in teachers:
         check_teacher(path, teacher, data)
     if teachers:
-        networks = [teacher for _, teacher in teachers]
-        model.distillation = Distillation(networks, cfg.distill.temperature, cfg.distill.weight)
+        model.distillation = instantiate(cfg.distill, teacher=[teacher for _, teacher in teachers])
     return data, model
 
 
@@ -68,7 +67,8 @@ def build_data(cfg: DictConfig) -> DataModule:
     """The data module; where `kept_images` is on, with what the one before has read of the same images."""
     data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
     if _kept is not None:
-        others = {"seed": None, "batch_size": None, "accelerator": cfg.trainer.accelerator}  # two that change no image
+        # neither seed nor batch_size changes an image; the accelerator decides where they lie
+        others = {"seed": None, "batch_size": None, "accelerator": cfg.trainer.accelerator}
         settings = OmegaConf.to_container(cfg.data, resolve=True) | others
         if _kept.get("settings") == settings and _kept["data"].train is not None:  # or that job failed before it read
             data.adopt(_kept["data"])
@@ -108,7 +108,7 @@ def check_teacher(path: str, teacher: Classifier, data: DataModule) -> None:
 def build_trainer(
     cfg: DictConfig, data: DataModule, model: Classifier, extra_callbacks: Sequence[Callback] = ()
 ) -> Trainer:
-    """The trainer with its callbacks and loggers, to train in `cfg.run_dir`, from where that stopped."""
+    """The trainer with its callbacks and loggers; refuses what a run in `cfg.run_dir` could not go on from."""
     last = runs.last_checkpoint(cfg.run_dir)
     own = build_callbacks(cfg, data.has_val)
     if not data.has_val:
@@ -215,4 +215,5 @@ def resolve_conflicts(cfg: DictConfig) -> None:
         trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time
     if trainer.get("gradient_clip_val") and cfg.optimizer.get("fused"):
         cfg.optimizer.fused = False  # Lightning does not clip for an optimizer that could scale gradients itself
+    # refuses a precision that the accelerator does not have
     instantiate(cfg.precision, accelerator=constraints.select(cfg, "trainer.accelerator"))

@@ -67,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
             with contextlib.suppress(OSError):
                 path.with_name(f"{path.name}.part").unlink()
-            kept = f"the one of the epoch before is whole: {path}" if path.exists() else "there is none yet"
+            kept = f"the one before is whole: {path}" if path.exists() else "there is none yet"
             raise RunError(f"a checkpoint could not be written ({one_line(error)}); {kept}") from error
 
 
@@ -144,7 +144,7 @@ def load(path: str | Path) -> Classifier:
     if name.startswith("cifar_resnet.models."):
         with contextlib.suppress(ImportError):  # a module of another version: unknown, as said below
             importlib.import_module(name.rpartition(".")[0])
-    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in Classifier.__subclasses__()}
+    known = {each.architecture(): each for each in subclasses(Classifier)}
     refuse_if(
         name not in known,
         f"a checkpoint of an unknown network. Got {name} in {path}; import its module first",
@@ -156,6 +156,11 @@ def load(path: str | Path) -> Classifier:
         raise ValueError(f"{path} holds another {name} than this version's ({first_sentence(error)})") from error
     model.on_load_checkpoint(checkpoint)
     return model.eval()
+
+
+def subclasses(cls: type) -> list[type]:
+    """All of them, derived directly or not."""
+    return [found for direct in cls.__subclasses__() for found in (direct, *subclasses(direct))]
 
 
 def restore_data(settings: DictConfig, checkpoint: dict, given: Sequence[str] = ()) -> None:

@@ -49,7 +49,7 @@ def main(command: str, argv: list[str] | None = None) -> int:
 
 
 def run(command: str, argv: list[str]) -> int:
-    """Compose the jobs that the arguments mean, and hand them to the command's module: there torch is imported."""
+    """Compose the jobs that the arguments mean, and hand them to the `run` of the command's module."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("--config-dir")
@@ -69,12 +69,13 @@ def run(command: str, argv: list[str]) -> int:
     preflight.check_files(command, jobs)
     terminal.set_up_logging()
     is_ensemble = command == "train" and not jobs[0].in_sweep and (jobs[0].cfg.ensemble.size or 1) > 1
-    for job in jobs if command != "train" or is_ensemble else ():  # there, a sweep runs what can run
-        constraints.check_config(job.cfg)
+    if command != "train" or is_ensemble:  # of a sweep's jobs `train.run` leaves bad ones to fail beside good ones
+        for job in jobs:
+            constraints.check_config(job.cfg)
     module = importlib.import_module(f"cifar_resnet.{'ensemble' if is_ensemble else command}")
-    # in a training, it may be our mistake
+    # a ValueError out of a training may be a mistake of ours: then its traceback is wanted
     with contextlib.nullcontext() if command in ("train", "find_lr", "search") else as_usage_error():
-        return module.run(jobs if command in ("train", "search") and not is_ensemble else jobs[0])
+        return module.run(jobs)
 
 
 def delegate_to_hydra(command: str, argv: list[str]) -> int:

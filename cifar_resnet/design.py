@@ -64,7 +64,8 @@ class Design(NamedTuple):
     macs: int
 
 
-def run(job: Job) -> int:
+def run(jobs: list[Job]) -> int:
+    (job,) = jobs
     cfg = job.cfg
     chosen = design(cfg)
     limits = f"max_params={cfg.max_params:,.0f}" + (f", max_macs={cfg.max_macs:,.0f}" if cfg.max_macs else "")

@@ -14,12 +14,13 @@ from cifar_resnet.compose import Job
 from cifar_resnet.data import StackedData
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import StackedEnsemble
-from cifar_resnet.results.record import begin_record, finish
+from cifar_resnet.results.record import begin_record, test_and_record
 from cifar_resnet.terminal import log, print_table
 
 
-def run(job: Job) -> int:
-    """Train the members of this job, unless that has been done before; the exit code."""
+def run(jobs: list[Job]) -> int:
+    """Train the members of this one job, unless that has been done before; the exit code."""
+    (job,) = jobs
     cfg = job.cfg
     refuse(cfg)
     asked = [text for text in job.overrides if not text.startswith(("seed=", "ensemble.size="))]
@@ -71,7 +72,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     folder: of the ensemble. run_dirs: by seed. asked: the overrides, but for the seed.
     """
     start = time.perf_counter()
-    found = range_test.find_max_lr(cfg)
+    found = range_test.resolve_max_lr(cfg)
     members = [  # the configuration of each, as if it were to be trained alone
         OmegaConf.merge(
             cfg,
@@ -103,5 +104,5 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         trained |= {key: trained[key] / len(members) for key in ("images", "images_per_second")}
         for member, model, record in zip(members, models, records, strict=True):
             record |= trained
-            finish(member, record, new_trainer(member, model, **QUIET), model, data, start)
+            test_and_record(member, record, new_trainer(member, model, **QUIET), model, data, start)
     return records

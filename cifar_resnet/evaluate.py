@@ -25,7 +25,8 @@ from cifar_resnet.results import evaluation, inference, metrics, page, restored
 from cifar_resnet.results.predictions import FILE, Predictions
 
 
-def run(job: Job) -> int:
+def run(jobs: list[Job]) -> int:
+    (job,) = jobs
     paths = runs.find_checkpoints(preflight.plain(job.cfg.checkpoint))
     cfg = restored.restored_config(job, paths[0])
     folder = output_folder(cfg, job.overrides)

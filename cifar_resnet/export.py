@@ -36,8 +36,9 @@ NUM_IMAGES = 64
 BATCH = ({0: torch.export.Dim("batch")},)  # the one dimension of the images that may have any size
 
 
-def run(job: Job) -> int:
+def run(jobs: list[Job]) -> int:
     """Write each format, and say how far its logits are from the network's own."""
+    (job,) = jobs
     path = runs.find_checkpoint(preflight.plain(job.cfg.checkpoint))
     cfg = restored.restored_config(job, path)
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
@@ -89,7 +90,7 @@ def write_safetensors(portable: inference.Portable, images: Tensor, path: Path) 
     """The weights under their names, with what it takes to rebuild the network as JSON in the header."""
     network = portable.network
     about = {
-        "architecture": f"{type(network).__module__}.{type(network).__qualname__}",
+        "architecture": network.architecture(),
         "hyper_parameters": dict(network.hparams),
         "data": network.data_state,
         "config": network.config,

@@ -22,7 +22,8 @@ MEANINGS = {
 NOT_FOR_TRAINING = ("optimizer.lr=", "range_test.", "scheduler.max_lr=")  # left out of the line that is printed
 
 
-def run(job: Job) -> int:
+def run(jobs: list[Job]) -> int:
+    (job,) = jobs
     cfg = job.cfg
     refuse_if(cfg.dry_run or cfg.resume or cfg.run_dir, "dry_run, resume and run_dir are cifar-train's: leave them out")
     cfg.name = "find_lr" if cfg.name == "train" else cfg.name

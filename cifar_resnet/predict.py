@@ -35,7 +35,8 @@ Read = tuple[
 ]  # what a file holds with a name for each image, or its name and why it is not read
 
 
-def run(job: Job) -> int:
+def run(jobs: list[Job]) -> int:
+    (job,) = jobs
     cfg = job.cfg
     as_text, files = FORMATS[check_output(cfg)], input_files(plain(cfg.input))
     precision = instantiate(cfg.precision, accelerator=cfg.accelerator)

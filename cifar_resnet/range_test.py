@@ -195,7 +195,7 @@ def run_range_test(cfg: DictConfig) -> RangeTest:
     return test
 
 
-def find_max_lr(cfg: DictConfig) -> RangeTest | None:
+def resolve_max_lr(cfg: DictConfig) -> RangeTest | None:
     """Replace scheduler.max_lr=auto by what a range test suggests; None where it is anything else."""
     if OmegaConf.select(cfg, "scheduler.max_lr") != resume.AUTO:
         return None

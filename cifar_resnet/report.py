@@ -53,7 +53,8 @@ Curves = dict[str, list[list[dict[str, str]]]]  # by the group's name, for each 
 Groups = dict[tuple[str, ...], list[Run]]  # by the values of the settings that tell them apart
 
 
-def run(job: Job) -> int:
+def run(jobs: list[Job]) -> int:
+    (job,) = jobs
     if job.words[:1] == ["compare"]:
         terminal.log.info(terminal.listed(comparison(job.words[1:], job.cfg.resamples, job.cfg.seed)))
     else:

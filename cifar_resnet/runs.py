@@ -130,10 +130,10 @@ def can_go_on(run_dir: Path) -> bool:
     return (run_dir / CONFIG).is_file() and any(run_dir.glob("checkpoints/*.ckpt"))
 
 
-def sweep_dir(parent: Path, fixed: list[str], sweep: list[str]) -> Path:
+def sweep_dir(parent: Path, fixed: list[str], varying: list[str]) -> Path:
     """The folder of a sweep: the same for the same command, so that a sweep run again finds what it has finished."""
-    swept_keys = list(dict.fromkeys(override.partition("=")[0] for override in sweep))
-    return parent / f"sweep-{slug(swept_keys)}-{digest([*fixed, *sweep])}"
+    swept_keys = list(dict.fromkeys(override.partition("=")[0] for override in varying))
+    return parent / f"sweep-{slug(swept_keys)}-{digest([*fixed, *varying])}"
 
 
 @contextlib.contextmanager

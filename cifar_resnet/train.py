@@ -24,13 +24,13 @@ from collections.abc import Iterator, Sequence
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_resnet import callbacks, constraints, resume, runs, sweep
+from cifar_resnet import callbacks, constraints, preflight, resume, runs, sweep
 from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
 from cifar_resnet.compose import Composer, Job
 from cifar_resnet.errors import RunError, refuse_if
 from cifar_resnet.models.summary import size_rows, summarize
-from cifar_resnet.range_test import RangeTest, find_max_lr
-from cifar_resnet.results.record import begin_record, finish
+from cifar_resnet.range_test import RangeTest, resolve_max_lr
+from cifar_resnet.results.record import begin_record, test_and_record
 from cifar_resnet.terminal import announcement, log, log_to, print_table, set_up_logging, summary
 
 
@@ -59,7 +59,7 @@ def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict
         log.info(f"this run has finished before\n\n{summary(record)}")
         return record
     start = time.perf_counter()
-    range_test = find_max_lr(cfg)  # None but for scheduler.max_lr=auto
+    range_test = resolve_max_lr(cfg)  # None but for scheduler.max_lr=auto
     data, model = build_data_and_model(cfg)
     with runs.open_folder(cfg) as run_dir:  # made only now; goes again if nothing comes of it
         trainer = build_trainer(cfg, data, model, extra_callbacks)
@@ -69,7 +69,7 @@ def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict
             if cfg.compile:
                 model.compile()
             record |= fit(trainer, model, data, run_dir)
-            finish(cfg, record, trainer, model, data, start)
+            test_and_record(cfg, record, trainer, model, data, start)
             if trainer.is_global_zero:
                 log.info(f"\n{summary(record)}")
     return record
@@ -127,10 +127,13 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
     overrides: such as ["model=resnet20", "trainer.max_epochs=15"]. config_dir: a folder of one's own choices.
     Raises UsageError, with one line that says what is wrong with them.
     """
-    (job,) = Composer("train", config_dir).jobs(list(overrides))
+    refuse_if(isinstance(overrides, str), f"overrides are a list of texts. Got {overrides!r}; give {[overrides]}")
+    jobs = (job,) = Composer("train", config_dir).jobs(list(overrides))
     refuse_if(
         job.cfg.ensemble.size > 1,
         "train() answers with the record of one run: leave out ensemble.size, or use cifar-train",
     )
+    refuse_if(job.cfg.dry_run, "train() trains. Got dry_run=true; leave it out, or use cifar-train")
+    preflight.check_files("train", jobs)
     set_up_logging()
     return train_run(resume.chosen_run(job))

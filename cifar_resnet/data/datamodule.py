@@ -27,6 +27,7 @@ class DataModule(LightningDataModule, ABC):
     normalised batches.
 
     batch_size: training images per step and device.
+    eval_batch_size: validation and test images at a time; changes no score.
     num_val: training images held out for validation: a number, or a share of them below 1; 0 trains on all.
     split_seed: alone decides which those are.
     mean, std: of the pixels, per channel, for pixels in [0, 1]; None measures them on the training images.

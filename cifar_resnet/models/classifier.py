@@ -211,8 +211,13 @@ class Classifier(LightningModule):
 
     # Checkpoints: what makes one of use on its own, in another process or another year, as plain values
 
+    @classmethod
+    def architecture(cls) -> str:
+        """The name under which checkpoints know this class."""
+        return f"{cls.__module__}.{cls.__qualname__}"
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["architecture"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["architecture"] = self.architecture()
         checkpoint["config"], checkpoint["data"] = self.config, self.data_state
         checkpoint["metrics"] = metrics_of(self.trainer)
 

@@ -32,8 +32,8 @@ class PadShortcut(nn.Module):
         super().__init__()
         self.stride, self.new_channels = stride, out_channels - in_channels
 
-    def forward(self, images: Tensor) -> Tensor:
-        return F.pad(images[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+    def forward(self, features: Tensor) -> Tensor:
+        return F.pad(features[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
 class BlockExtras(NamedTuple):
@@ -58,10 +58,10 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = conv_bn(width, out_channels, kernel_size)
         self.shortcut, self.between, self.after_branch, self.after_block = extras
 
-    def forward(self, images: Tensor) -> Tensor:
-        out = self.between(F.relu(self.bn1(self.conv1(images)), inplace=True))
+    def forward(self, features: Tensor) -> Tensor:
+        out = self.between(F.relu(self.bn1(self.conv1(features)), inplace=True))
         out = self.after_branch(self.bn2(self.conv2(out)))
-        return self.after_block(F.relu(out + self.shortcut(images), inplace=True))
+        return self.after_block(F.relu(out + self.shortcut(features), inplace=True))
 
 
 class Bottleneck(nn.Module):
@@ -78,11 +78,11 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = conv_bn(width, out_channels, 1)
         self.shortcut, self.between, self.after_branch, self.after_block = extras
 
-    def forward(self, images: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(images)), inplace=True)
+    def forward(self, features: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(features)), inplace=True)
         out = self.between(F.relu(self.bn2(self.conv2(out)), inplace=True))
         out = self.after_branch(self.bn3(self.conv3(out)))
-        return self.after_block(F.relu(out + self.shortcut(images), inplace=True))
+        return self.after_block(F.relu(out + self.shortcut(features), inplace=True))
 
 
 class PreActBlock(nn.Module):
@@ -101,10 +101,10 @@ class PreActBlock(nn.Module):
         self.bn2, self.conv2 = bn_conv(width, out_channels, kernel_size)
         self.shortcut, self.between, self.after_branch, self.after_block = extras
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = F.relu(self.bn1(images), inplace=True)
-        way_past = self.shortcut(features if isinstance(self.shortcut, nn.Conv2d) else images)
-        out = self.between(F.relu(self.bn2(self.conv1(features)), inplace=True))
+    def forward(self, features: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(features), inplace=True)
+        way_past = self.shortcut(activated if isinstance(self.shortcut, nn.Conv2d) else features)
+        out = self.between(F.relu(self.bn2(self.conv1(activated)), inplace=True))
         return self.after_block(self.after_branch(self.conv2(out)) + way_past)
 
 
@@ -122,10 +122,10 @@ class PreActBottleneck(nn.Module):
         self.bn3, self.conv3 = bn_conv(width, out_channels, 1)
         self.shortcut, self.between, self.after_branch, self.after_block = extras
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = F.relu(self.bn1(images), inplace=True)
-        way_past = self.shortcut(features if isinstance(self.shortcut, nn.Conv2d) else images)
-        out = F.relu(self.bn2(self.conv1(features)), inplace=True)
+    def forward(self, features: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(features), inplace=True)
+        way_past = self.shortcut(activated if isinstance(self.shortcut, nn.Conv2d) else features)
+        out = F.relu(self.bn2(self.conv1(activated)), inplace=True)
         out = self.between(F.relu(self.bn3(self.conv2(out)), inplace=True))
         return self.after_block(self.after_branch(self.conv3(out)) + way_past)
 
@@ -181,6 +181,7 @@ class ResNet(Classifier):
     shortcut: where a block changes the shape, "conv" (convolution + BatchNorm, option B) or "pad" (option A).
     stem: "conv", or "whitening", a fixed layer that decorrelates patches in front of a 1x1 convolution.
     stem_width: channels out of the stem; None for the first width.
+    stem_kernel_size, stem_stride: of the stem's convolution, or of the patches that it decorrelates.
     pool_size: side of the map that average pooling leaves for the classifier.
     dropout: probability of zeroing a feature before the classifier.
     block_dropout: of zeroing a value before each block's last convolution (Zagoruyko & Komodakis 2016, section 2.4).
@@ -289,7 +290,7 @@ class ResNet(Classifier):
         self.fc = nn.Linear(channels * pool_size**2, self.hparams.num_classes)
 
         initialise_convolutions(self)
-        if stem == "whitening":
+        if stem == "whitening":  # only now: the other layers' initial weights are then those of a conv stem
             whitening = Whitening(3, stem_kernel_size, padding=stem_kernel_size // 2)
             mixing, _ = conv_bn(whitening.out_channels, stem_width, 1, stem_stride)
             initialise_convolutions(mixing)

@@ -136,6 +136,6 @@ class StackedEnsemble(Classifier):
                 if name.endswith(suffix) and name.removesuffix(suffix) in metrics
             },
             "hyper_parameters": dict(member.hparams),
-            "architecture": f"{type(member).__module__}.{type(member).__qualname__}",
+            "architecture": member.architecture(),
             "config": member.config,
         }

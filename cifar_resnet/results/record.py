@@ -32,7 +32,7 @@ def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trai
     }
 
 
-def finish(
+def test_and_record(
     cfg: DictConfig, record: dict, trainer: Trainer, model: LightningModule, data: DataModule, start: float
 ) -> None:
     """Test the network that validation chose, or else the last, complete its record, and leave what shows how it went.

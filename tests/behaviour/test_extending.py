@@ -100,3 +100,27 @@ def test_a_resumed_run_needs_the_folder_no_more(own_files, run_dirs, crash):
     (run_dir,) = run_dirs()
     assert cli.train([f"resume={run_dir}"]) == 0
     assert record_of(run_dir)["epochs"] == 2
+
+
+def test_a_network_derived_from_one_of_ours_is_known_to_its_checkpoints(tmp_path, monkeypatch, run_dirs):
+    (tmp_path / "my_resnet.py").write_text(
+        "from cifar_resnet.models import ResNet\nclass Doubled(ResNet):\n"
+        "    def forward(self, images):\n        return 2 * super().forward(images)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.train([*TINY, "model._target_=my_resnet.Doubled"]) == 0
+    (run_dir,) = run_dirs()
+    assert type(load(run_dir)).__name__ == "Doubled"
+    sys.modules.pop("my_resnet")
+
+
+def test_a_way_of_ones_own_to_learn_from_a_teacher(tmp_path, monkeypatch, trained, run_dirs):
+    (tmp_path / "my_teaching.py").write_text(
+        "from cifar_resnet.models import Distillation\nclass Ignored(Distillation):\n"
+        "    def __call__(self, images, logits, loss):\n        return loss\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.train([*TINY, f"distill.teacher={trained}", "distill._target_=my_teaching.Ignored"]) == 0
+    assert cli.train([*TINY, f"distill.teacher={trained}", "distill.weight=0"]) == 0
+    losses = [record_of(run_dir)["metrics"]["train/loss"] for run_dir in run_dirs()]
+    assert losses[0] == losses[1]

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifar_resnet import cli, load
 from cifar_resnet.data import Augment, Synthetic
+from cifar_resnet.errors import UsageError
 from cifar_resnet.models import Classifier, ResNet
 from cifar_resnet.models.regularisers import DropBlock
 from cifar_resnet.results.predictions import Predictions
@@ -365,3 +366,17 @@ def test_predictions_go_through_links_and_into_pipes(trained):
     reader.join()
     assert "picture.png" in read[0]
     assert Path("pipe.csv").is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("model=resnet20", r"overrides are a list of texts. Got 'model=resnet20'; give \['model=resnet20'\]"),
+        (["dry_run=true"], "Got dry_run=true; leave it out, or use cifar-train"),
+        (["data=image_folder", "data.root=nowhere"], "Got nowhere, without train/"),
+    ],
+)
+def test_the_python_function_refuses_what_it_cannot_do_before_anything_is_built(overrides, message, monkeypatch):
+    monkeypatch.setattr("cifar_resnet.train.train_run", lambda cfg: pytest.fail("it went on"))
+    with pytest.raises(UsageError, match=message):
+        train(overrides)
