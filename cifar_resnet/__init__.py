@@ -8,6 +8,8 @@ network = load(record["run_dir"])            # in eval mode, on the CPU
 probabilities = network.predict(images)      # uint8, of any size
 """
 
+import os
+
 __all__ = ["load"]
 
 
@@ -15,4 +17,6 @@ def load(path: str):
     """The trained network, a `Classifier`, of a checkpoint or run folder, in eval mode, on the CPU."""
     from cifar_resnet import checkpoints  # not at the top: this file is run before any module of the package
 
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"load takes the path of a checkpoint or run folder. Got {path!r}")
     return checkpoints.load(path)

@@ -7,6 +7,8 @@ import argparse
 import contextlib
 import functools
 import importlib
+import io
+import itertools
 import os
 import sys
 from unittest import mock
@@ -21,6 +23,7 @@ from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_erro
 HYDRA_FLAGS = {
     "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version",
 }  # fmt: skip
+HYDRA_FLAGS_WITH_VALUE = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-cd", "--config-dir"}
 # why a command takes no -m
 NO_SWEEPS = {
     "find_lr": "cifar-find-lr looks at one network at a time: leave out -m",
@@ -82,15 +85,30 @@ def delegate_to_hydra(command: str, argv: list[str]) -> int:
     """Help, printing of the configuration and tab completion."""
     with (
         mock.patch.dict(os.environ, HYDRA_FULL_ERROR="1"),  # raises what Hydra would otherwise print, and exit
-        mock.patch.object(sys, "argv", [program(command), *argv]),
+        mock.patch.object(sys, "argv", [program(command), *options_first(argv)]),
     ):
+        complaints = io.StringIO()
         try:
-            hydra.main(config_path=str(CONF), config_name=command, **HYDRA_VERSION)(lambda cfg: None)()
+            with contextlib.redirect_stderr(complaints):
+                hydra.main(config_path=str(CONF), config_name=command, **HYDRA_VERSION)(lambda cfg: None)()
+        except SystemExit as ended:
+            complaint = complaints.getvalue().strip().rpartition("error: ")[2]
+            refuse_if(ended.code, f"{complaint}. See {program(command)} --help")
         except (hydra.errors.HydraException, OmegaConfBaseException, ValueError) as error:
             raise UsageError(
                 Composer(command).explain(error, [text for text in argv if not text.startswith("-")])
             ) from error
     return 0
+
+
+def options_first(argv: list[str]) -> list[str]:
+    """The arguments as Hydra's parser wants them, which takes no option after an override."""
+    options, overrides, arguments = [], [], iter(argv)
+    for argument in arguments:
+        (options if argument.startswith("-") else overrides).append(argument)
+        if argument in HYDRA_FLAGS_WITH_VALUE:
+            options += itertools.islice(arguments, 1)
+    return [*options, "--", *overrides]
 
 
 train, find_lr, search, design, evaluate, predict, report, export = (

@@ -127,7 +127,10 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
     overrides: such as ["model=resnet20", "trainer.max_epochs=15"]. config_dir: a folder of one's own choices.
     Raises UsageError, with one line that says what is wrong with them.
     """
-    refuse_if(isinstance(overrides, str), f"overrides are a list of texts. Got {overrides!r}; give {[overrides]}")
+    refuse_if(
+        isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides),
+        f"overrides are a list of texts. Got {overrides!r}; give such as ['model=resnet20']",
+    )
     jobs = (job,) = Composer("train", config_dir).jobs(list(overrides))
     refuse_if(
         job.cfg.ensemble.size > 1,

@@ -120,6 +120,7 @@ class DataModule(LightningDataModule, ABC):
             self.test = LabelledImages(*self.read(train=False)).to(device)
 
     def train_dataloader(self) -> TrainLoader:
+        refuse_if(self.train is None, "no images have been read. Call prepare_data() and setup('fit') first")
         count, device = len(self.train), self.train.device
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         refuse_if(
@@ -133,9 +134,11 @@ class DataModule(LightningDataModule, ABC):
 
     # every rank sees all of them: shares would count some images twice where they do not divide evenly
     def val_dataloader(self) -> EvalLoader:
+        refuse_if(self.val is None, "no images have been read. Call prepare_data() and setup('fit') first")
         return EvalLoader(self.val, self.eval_batch_size, self.pixel_stats)
 
     def test_dataloader(self) -> EvalLoader:
+        refuse_if(self.test is None, "no test images have been read. Call prepare_data() and setup('test') first")
         return EvalLoader(self.test, self.eval_batch_size, self.pixel_stats)
 
     def state(self) -> dict:

@@ -76,14 +76,21 @@ class Classifier(LightningModule):
             )
 
     def check_image_size(self, image_size: int) -> None:
-        """ValueError where the network cannot take images of this side, in pixels."""
+        """ValueError where the network cannot take images of this side, in pixels, or gives no logits for them."""
         try:
-            run_once(self, (3, image_size, image_size))
-        except RuntimeError as error:
+            logits = run_once(self, (3, image_size, image_size))
+        except Exception as error:  # a network of one's own may raise anything
+            remedy = "give fewer strides, or larger images" if isinstance(error, RuntimeError) else "mend its forward"
             raise ValueError(
                 f"{type(self).__name__} cannot take images of {image_size} pixels. Got: {first_sentence(error)}; "
-                f"give fewer strides, or larger images"
+                f"{remedy}"
             ) from error
+        shape, expected = getattr(logits, "shape", None), (1, self.hparams.num_classes)
+        refuse_if(
+            shape != expected,
+            f"{type(self).__name__} must return logits, {expected} for one image of {expected[1]} classes. "
+            f"Got {type(logits).__name__ if shape is None else tuple(shape)}; mend its forward",
+        )
 
     def init_whitening(self, images: Tensor) -> None:
         """Set the layers that training images determine before any training. images: (N, C, H, W), normalised."""
@@ -162,7 +169,17 @@ class Classifier(LightningModule):
         return scaler.scale(loss) if scaler else loss
 
     def build_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler | None]:
+        refuse_if(
+            self.optimizer is None,
+            f"a network without an optimizer cannot be trained. Got {type(self).__name__} with optimizer=None; give "
+            f"what makes one of parameters, such as {type(self).__name__}(optimizer=torch.optim.SGD)",
+        )
         optimizer = self.optimizer(self.parameter_groups())
+        refuse_if(
+            not isinstance(optimizer, Optimizer),
+            f"optimizer must make a torch.optim.Optimizer of parameters. Got {type(optimizer).__name__} from "
+            f"{getattr(self.optimizer, 'func', self.optimizer)}; in its YAML, give _partial_: true and such a class",
+        )
         for group in optimizer.param_groups:
             if factor := group.pop("lr_factor", None):
                 group["lr"] *= factor

@@ -55,12 +55,12 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]
 
 
 @torch.no_grad()
-def run_once(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """One forward pass of an image of zeros, in eval mode."""
+def run_once(model: nn.Module, image_shape: tuple[int, int, int]) -> torch.Tensor:
+    """What one forward pass of an image of zeros gives, in eval mode."""
     was_training = model.training
     model.eval()
     try:
-        model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+        return model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     finally:
         model.train(was_training)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet.constraints import NonNegative, Positive, check
+from cifar_resnet.errors import refuse_if
 
 
 class SAM(torch.optim.Optimizer):
@@ -32,6 +33,9 @@ class SAM(torch.optim.Optimizer):
         eta: NonNegative = 0.01,
     ):
         check(SAM, locals())
+        for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
+            own = getattr(base, "keywords", {}).get(name, value)  # of the partial that a configuration makes
+            refuse_if(own != value, f"SAM hands its {name} to its base. Got {value} and base.{name}={own}; give one")
         self.base = base(params, lr=lr, weight_decay=weight_decay)
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
         super().__init__(self.base.param_groups, self.base.defaults)

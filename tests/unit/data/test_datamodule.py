@@ -12,6 +12,7 @@ from cifar_resnet.compose import Composer
 from cifar_resnet.data import Augment, Synthetic
 from cifar_resnet.data.loaders import TrainLoader
 from cifar_resnet.data.samplers import stratified_split
+from cifar_resnet.errors import UsageError
 from cifar_resnet.images import normalise
 from cifar_resnet.train import train_run
 
@@ -248,3 +249,9 @@ def test_impossible_options_are_refused(options, message):
 def test_too_few_images_for_a_batch_are_refused():
     with pytest.raises(ValueError, match=r"Got 300 less 100 for validation, and data.batch_size=512"):
         tiny(batch_size=512).load()
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_loader_asked_for_before_setup_says_what_to_call(split):
+    with pytest.raises(UsageError, match=r"Call prepare_data\(\) and setup"):
+        getattr(Synthetic(num_train=40, num_test=10, batch_size=4), f"{split}_dataloader")()

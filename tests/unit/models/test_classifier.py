@@ -11,6 +11,7 @@ from torch import nn
 from cifar_resnet import load
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
+from cifar_resnet.errors import UsageError
 from cifar_resnet.models import ResNet
 from cifar_resnet.models.summary import num_parameters
 
@@ -93,3 +94,25 @@ def test_lightnings_own_way_to_load_gives_a_network_that_predicts(trained):
     network = ResNet.load_from_checkpoint(path, weights_only=True).eval()
     assert torch.equal(network.predict(images), load(path).predict(images))
     assert_equal(network.data_state, load(path).data_state)
+
+
+def test_a_network_without_an_optimizer_says_so_when_it_is_to_be_trained(trained):
+    with pytest.raises(UsageError, match=r"Got ResNet with optimizer=None; give what makes one"):
+        load(trained).build_optimizer(total_steps=1)
+    network = ResNet(depth=8, widths=[4, 4, 4], optimizer=lambda parameters: 7)
+    with pytest.raises(UsageError, match=r"must make a torch.optim.Optimizer of parameters. Got int from"):
+        network.build_optimizer(total_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda self, images: images.mean((2, 3)), r"must return logits, \(1, 10\) for one image.*Got \(1, 3\)"),
+        (lambda self, images: None, r"must return logits, .*Got NoneType; mend its forward"),
+        (lambda self, images: images.nothing, r"cannot take images of 32 pixels. Got: .*nothing.*; mend its forward"),
+    ],
+)
+def test_a_network_that_gives_no_logits_is_refused_before_training(forward, message):
+    network = type("Own", (ResNet,), {"forward": forward})(depth=8, widths=[4, 4, 4])
+    with pytest.raises(ValueError, match=message):
+        network.check_image_size(32)
