@@ -71,8 +71,8 @@ def main() -> None:
             Image.fromarray(image).save(pictures / f"{index}.png")
         ensemble = Ensemble([trained(options.network, Path(folder))], precision=resolve_precision())
         contestants = {
-            "ours": lambda: predict(ensemble, input_files(str(pictures)), options.batch_size, 3),
-            "bare": lambda: bare(ensemble, input_files(str(pictures)), options.batch_size),
+            "ours": lambda: predict(ensemble, input_files(str(pictures)).files, options.batch_size, 3),
+            "bare": lambda: bare(ensemble, input_files(str(pictures)).files, options.batch_size),
         }
         speeds = []
         for _ in range(1 + options.rounds):

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, resume, runs
-from cifar_resnet.data import DataModule
+from cifar_resnet.data import DataModule, Files
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import Classifier
 from cifar_resnet.optim import SAM
@@ -66,14 +66,26 @@ def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module; where `kept_images` is on, with what the one before has read of the same images."""
     data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+    if isinstance(data, Files):
+        data.order_classes(classes_before(cfg))
     if _kept is not None:
         # neither seed nor batch_size changes an image; the accelerator decides where they lie
         others = {"seed": None, "batch_size": None, "accelerator": cfg.trainer.accelerator}
+        others["classes"] = getattr(data, "classes", None)
         settings = OmegaConf.to_container(cfg.data, resolve=True) | others
         if _kept.get("settings") == settings and _kept["data"].train is not None:  # or that job failed before it read
             data.adopt(_kept["data"])
         _kept.update(settings=settings, data=data)
     return data
+
+
+def classes_before(cfg: DictConfig) -> list[str]:
+    """The classes, in their order, of the run that goes on in this folder, or with its ensemble; none of a new run."""
+    own = Path(cfg.run_dir or ".")
+    for run_dir in (own, own.parent / runs.TOGETHER) if cfg.run_dir else ():
+        if (last := runs.last_checkpoint(run_dir)).exists():
+            return constraints.value_at(checkpoints.contents(last), "data.classes", [])
+    return []
 
 
 @contextlib.contextmanager

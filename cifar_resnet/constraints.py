@@ -37,6 +37,7 @@ FractionAboveZero = Annotated[float, Interval(gt=0, le=1)]
 WholeNumber = Annotated[float, Ge(1), MultipleOf(1)]  # also as 5e6
 PerStage = Annotated[Sequence[Count], Len(1)]
 ImageSize = Annotated[int, Ge(8)]
+Paths = str | Annotated[Sequence[str], Len(1)]
 TTA = Literal["none", "flip", "flip_shift"]
 
 # settings at the top of a command's configuration, which no constructor takes
@@ -50,6 +51,10 @@ TOP_LEVEL: dict[str, object] = {
     "batch_size": Count,
     "top_k": Count,
     "format": Literal["csv", "json", "ids"] | None,
+    "ids.header": Annotated[Sequence[str], Len(2, 2)],
+    "ids.labels": Literal["numbers", "names"],
+    "ids.first": CountOrZero,
+    "max_megapixels": Count,
     "formats": Sequence[Literal["safetensors", "torch", "onnx"]],
     "tolerance": Positive,
     "resamples": Count,

@@ -21,6 +21,8 @@ from cifar_resnet import checkpoints, hardware, preflight, runs, terminal
 from cifar_resnet.compose import Composer, Job
 from cifar_resnet.data import DataModule
 from cifar_resnet.errors import one_line, refuse_if
+from cifar_resnet.files import are_numbers, numbers_of
+from cifar_resnet.folders import named
 from cifar_resnet.results import evaluation, inference, metrics, page, restored
 from cifar_resnet.results.predictions import FILE, Predictions
 
@@ -64,12 +66,13 @@ def evaluate(cfg: DictConfig, paths: list[Path], folder: Path, composer: Compose
         data.image_size != ensemble.image_size,
         f"the network looks at {ensemble.image_size} pixels. Got images of {data.image_size}",
     )
+    data.order_classes(ensemble.classes)
     runs.check_writable(folder)
     run_dir = runs.run_dir_of(paths[0]) if len(paths) == 1 else None
     curves = page.curves(run_dir) if run_dir else []  # a damaged table is named before anything is computed
     data.prepare_data()
     images, labels = data.read(train=False)
-    labels = places_of(data.classes, ensemble.classes)[labels]
+    labels = places_of(labels, data.classes, ensemble.classes)
     each = ensemble.log_probs(images, cfg.batch_size)
     val, val_text = validation_predictions(cfg, paths, ensemble, data, composer)
     result = {
@@ -98,14 +101,19 @@ def evaluate(cfg: DictConfig, paths: list[Path], folder: Path, composer: Compose
     return result
 
 
-def places_of(classes: list[str], known: list[str]) -> Tensor:
-    """For each class of a data set, in its order, the number of the network's class of that name."""
-    if all(name in known for name in classes):
-        return torch.tensor([known.index(name) for name in classes])
-    if list(classes) == [str(label) for label in range(len(classes))] and len(classes) <= len(known):
-        return torch.arange(len(classes))  # an archive that numbers its classes without naming them
-    unknown = ", ".join([name for name in classes if name not in known][:5])
-    raise ValueError(f"classes that the network does not know. Got {unknown}; it knows {', '.join(known[:20])}")
+def places_of(labels: Tensor, classes: list[str], known: list[str]) -> Tensor:
+    """The same labels as the network numbers its classes: by name, or where the data set has but numbers by number.
+
+    labels: (N,) int64; classes: by label; known: the network's. ValueError for images of a class that it lacks.
+    """
+    by_number = are_numbers(classes)
+    places = {key: place for place, key in enumerate(numbers_of(known) if by_number else known)}
+    keys = list(map(int, classes)) if by_number else classes
+    unknown = [classes[label] for label in labels.unique().tolist() if keys[label] not in places]
+    refuse_if(
+        unknown, f"classes that the network does not know. Got {named(unknown)}; it knows {named(known, most=20)}"
+    )
+    return torch.tensor([places.get(key, -1) for key in keys])[labels]
 
 
 def validation_predictions(
@@ -125,6 +133,7 @@ def validation_predictions(
             (job,) = composer.jobs([f"data={choice}"])
             checkpoints.restore_data(job.cfg.data, saved[0])
             data = restored.local_data(job.cfg)  # nothing is downloaded for this
+            data.order_classes(ensemble.classes)
             data.prepare_data()
         data.load()
         refuse_if(not data.has_val, "none were held out")

@@ -1,27 +1,20 @@
-"""Data sets in files: CIFAR as published, and a user's own pictures, .npz archives and CIFAR-style pickles.
+"""Data sets in files: CIFAR as published, and a user's own, of which each half is folders of pictures or archives.
 
-Nothing in them is executed. It takes no torch to import this: what is wrong with a file is said at once.
+It takes no torch to import this: what is wrong with a file is said at once.
 """
 
 import functools
 import hashlib
-import pickle
+import itertools
 import socket
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from cifar_resnet.archives import Images, is_archive, read_archive
+from cifar_resnet.errors import refuse_if
+from cifar_resnet.folders import Listing, classes_in, files_in, named, natural
 
-from cifar_resnet.errors import one_line, refuse_if
-
-MAX_PIXELS = 100_000_000  # of one picture; what claims more is taken for a decompression bomb
-MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
-# not those that PIL hands to another program, such as EPS to Ghostscript
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-ARCHIVE_SUFFIXES = (".npz", ".pkl", ".pickle", ".p")
 MAX_CLASSES = 100_000  # that a file without names for them may have
 
 
@@ -50,16 +43,33 @@ class Published:
             raise FileNotFoundError(self.missing(path, reason))
 
     def missing(self, root: Path, reason: Exception) -> str:
-        damaged = [
+        others = [
             name
             for name, md5 in self.files.items()
             if (path := root / self.folder / name).exists() and md5_of(path) != md5
         ]
-        what = f"is damaged in {root} ({', '.join(damaged)})" if damaged else f"is not in {root}"
+        what = f"is damaged in {root} ({', '.join(others)})" if others else f"is not in {root}"
+        if (root / self.archive).exists() and not others:
+            what += f", where {self.archive} has another MD5 and must be unpacked,"
         return (
-            f"{self.name} {what} and could not be downloaded ({reason}). Put the folder {self.folder} or the archive "
-            f"{self.archive} (MD5 {self.md5}) there, or give another folder: data.root=… or CIFAR_RESNET_DATA=…"
+            f"{self.name} {what} and could not be downloaded ({reason}). {self.as_it_is(root)}Put the folder "
+            f"{self.folder} or the archive {self.archive} (MD5 {self.md5}) there, or give another folder: data.root=… "
+            f"or CIFAR_RESNET_DATA=…"
         )
+
+    def as_it_is(self, root: Path) -> str:
+        """How to train on a copy that somebody else packed; empty where it cannot be read."""
+        halves: dict[bool, list[str]] = {True: [], False: []}
+        try:
+            for name in sorted(self.files, key=natural):
+                if not name.endswith("meta"):
+                    path = root / self.folder / name
+                    refuse_if(read_archive(path, 32).labels is None, "no labels")
+                    halves["test" in name].append(str(path))
+        except (ValueError, OSError):
+            return ""
+        train, test = ",".join(halves[False]), ",".join(halves[True])
+        return f'If another packed it, it is read as it is: data=files "data.train=[{train}]" data.test={test}. '
 
 
 PUBLISHED = {
@@ -126,61 +136,57 @@ def is_final(error: Exception) -> bool:
 
 
 @dataclass
-class Images:
-    """images: (N, 3, height, width) uint8; labels: (N,) int64 or None; classes: their names, where the file has them.
+class Part:
+    """A folder of <class>/…, or an archive.
 
-    ids: one for each image, where the file has them. resized: how many images had another size.
+    classes: names, those of a folder 10 after 9; None where an archive has labels without names. archive: None for a
+    folder. beside: what lies in a folder beside its classes.
     """
 
-    images: np.ndarray
-    labels: np.ndarray | None
-    classes: list[str] | None = None
-    ids: list | None = None
-    resized: int = 0
+    path: Path
+    classes: list[str] | None
+    archive: Images | None = None
+    beside: Listing = field(default_factory=Listing)
+
+    @property
+    def names(self) -> list[str]:
+        """By label."""
+        if self.classes is None:
+            return [str(label) for label in range(int(self.archive.labels.max()) + 1)]
+        return self.classes
+
+    def files(self) -> tuple[list[tuple[Path, str]], str]:
+        """Of a folder: every file with its class, class by class, and in words what was passed over."""
+        found, passed_over = [], Listing(hidden=self.beside.hidden, circles=[*self.beside.circles])
+        for name in self.names:
+            inside = files_in(self.path / name)
+            found += [(path, name) for path in sorted(inside.files, key=lambda path: path.parts)]
+            passed_over.hidden += inside.hidden
+            passed_over.circles += inside.circles
+        outside = f"files in no class's folder ({len(self.beside.files):,})" if self.beside.files else ""
+        return found, ", ".join(filter(None, [passed_over.in_words(), outside]))
 
 
-class Halves:
-    """Where the two halves of a data set are, and the names of their classes.
-
-    test, train: each a folder of <class>/…, or an archive; train may be None.
-    image_size: side in pixels of what the network sees.
-    """
-
-    def __init__(self, test: str, train: str | None = None, image_size: int = 32):
-        self.paths = {half: Path(path).expanduser() for half, path in {"train": train, "test": test}.items() if path}
-        for half, path in self.paths.items():
-            if not path.is_dir() and not (path.is_file() and is_archive(path)):
-                raise FileNotFoundError(
-                    f"data.{half} must be a folder of <class>/…, an .npz archive or a CIFAR-style pickle. "
-                    f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
-                )
-        self.archives = {half: read_archive(path, image_size) for half, path in self.paths.items() if path.is_file()}
-        half = "train" if train else "test"
-        self.classes = self.names(half)
-        refuse_if(
-            len(self.classes) < 2,
-            f"a classifier needs two classes or more. Got {len(self.classes)} in {self.paths[half]}",
+def part_at(path: Path, setting: str, image_size: int) -> Part:
+    """The part that lies there. setting: which names it, such as data.test."""
+    if path.is_dir():
+        classes, beside = classes_in(path)
+        return Part(path, classes, beside=beside)
+    if not (path.is_file() and is_archive(path)):
+        raise FileNotFoundError(
+            f"{setting} must be a folder of <class>/…, an .npz archive, a CIFAR-style pickle, or a list of these. "
+            f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
         )
-        unknown = sorted(set(self.names("test")) - set(self.classes)) if train else []
-        refuse_if(
-            unknown,
-            f"test has classes that train lacks. Got {', '.join(unknown)} in {self.paths['test']}",
-        )
-
-    def names(self, half: str) -> list[str]:
-        path, archive = self.paths[half], self.archives.get(half)
-        if archive is None:
-            return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
-        refuse_if(
-            archive.labels is None,
-            f"images without labels. Got {path}; for those there is cifar-predict",
-        )
-        refuse_if(
-            archive.classes is None and archive.labels.max() >= MAX_CLASSES,
-            f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}",
-        )
-        if archive.classes is None:
-            return [str(label) for label in range(int(archive.labels.max()) + 1)]
+    archive = read_archive(path, image_size)
+    refuse_if(
+        archive.labels is None,
+        f"images without labels. Got {path}; for those there is cifar-predict",
+    )
+    refuse_if(
+        archive.classes is None and archive.labels.max() >= MAX_CLASSES,
+        f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}",
+    )
+    if archive.classes is not None:
         refuse_if(
             archive.labels.max() >= len(archive.classes),
             f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}",
@@ -189,7 +195,62 @@ class Halves:
             len(set(archive.classes)) < len(archive.classes),
             f"two classes of one name. Got {', '.join(archive.classes[:10])} in {path}",
         )
-        return archive.classes
+    return Part(path, archive.classes, archive)
+
+
+class Halves:
+    """Where the two halves of a data set are, and the names of their classes.
+
+    test, train: each a folder of <class>/…, an archive, or a list of these; train may be None.
+    image_size: side in pixels of what the network sees.
+    """
+
+    def __init__(self, test: str | Sequence[str], train: str | Sequence[str] | None = None, image_size: int = 32):
+        given = {half: paths for half, paths in {"train": train, "test": test}.items() if paths}
+        paths = {half: [each] if isinstance(each, str) else list(each) for half, each in given.items()}
+        for half, listed in paths.items():
+            twice = [path for number, path in enumerate(listed) if path in listed[:number]]
+            refuse_if(twice, f"data.{half} names a place twice. Got {named(twice)}; leave out one of them")
+        self.parts = {
+            half: [part_at(Path(path).expanduser(), f"data.{half}", image_size) for path in listed]
+            for half, listed in paths.items()
+        }
+        half = "train" if train else "test"
+        self.classes = self.names(half)
+        refuse_if(
+            len(self.classes) < 2,
+            f"a classifier needs two classes or more. Got {len(self.classes)} in {self.place(half)}",
+        )
+        unknown = sorted(set(self.names("test")) - set(self.classes), key=natural) if train else []
+        refuse_if(
+            unknown,
+            f"test has classes that train lacks. Got {named(unknown)} in {self.place('test')}",
+        )
+
+    def place(self, half: str) -> str:
+        return named(part.path for part in self.parts[half])
+
+    def names(self, half: str) -> list[str]:
+        """The classes of a half, each once: as its first part has them if that has all, or else 10 after 9."""
+        parts = self.parts[half]
+        unnamed = [part.path for part in parts if part.classes is None]
+        names = dict.fromkeys(itertools.chain.from_iterable(part.names for part in parts))
+        refuse_if(
+            unnamed and not are_numbers(names),
+            f"labels without names of classes beside classes with names. Got {named(unnamed)} in data.{half}; give "
+            f"them classes",
+        )
+        return parts[0].names if len(parts[0].names) == len(names) else sorted(names, key=natural)
+
+
+def are_numbers(classes: Iterable[str]) -> bool:
+    return all(name.isdecimal() for name in classes)
+
+
+def numbers_of(classes: Sequence[str]) -> list[int]:
+    """What files of labels call classes: their own numbers, where all are numbers, or else their places, from 0."""
+    numbers = list(map(int, classes)) if are_numbers(classes) else []
+    return numbers if len(set(numbers)) == len(classes) else list(range(len(classes)))
 
 
 def folders_of(root: str) -> dict[str, str]:
@@ -201,178 +262,3 @@ def folders_of(root: str) -> dict[str, str]:
                 f"data.root must hold train/<class>/… and test/<class>/…. Got {root}, without {half}/"
             )
     return halves
-
-
-def decode(path: Path, image_size: int) -> tuple[np.ndarray, bool]:
-    """One picture as (image_size, image_size, 3) uint8, and whether it had another size and was squeezed.
-
-    Turned upright as its camera noted, transparent parts on white, 16-bit grey levels scaled to 8 bits; of an animation
-    the first frame.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            refuse_if(
-                width * height > MAX_PIXELS,
-                f"{width} x {height} pixels, more than {MAX_PIXELS:,}",
-            )
-            image.draft("RGB", (2 * image_size, 2 * image_size))  # a large JPEG need not be decoded whole
-            image = as_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # a damaged file may raise anything in one of the decoders
-        raise ValueError(f"not a readable image: {path} ({one_line(error)}); mend it or take it away") from error
-    is_other_size = (width, height) != (image_size, image_size)
-    if is_other_size:
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3)
-    return np.asarray(image), is_other_size
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # PIL would clip 16-bit levels at 255
-        levels = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file claims to be an .npz archive or a pickle; those of CIFAR itself have no suffix."""
-    if path.suffix:
-        return path.suffix.lower() in ARCHIVE_SUFFIXES
-    try:
-        with path.open("rb") as file:
-            return file.read(1) in (b"\x80", b"(", b"}")  # how pickles of a dictionary begin
-    except OSError:  # whoever opens it next will say so
-        return False
-
-
-def read_archive(path: Path, image_size: int) -> Images:
-    """Images, and labels where there are any, of an .npz archive or a CIFAR-style pickle.
-
-    .npz: `images`, uint8 of (N, H, W, 3), (N, 3, H, W) or (N, H, W), and perhaps `labels` and `classes`.
-    Pickle: a dictionary with `data`, (N, 3072) uint8, and perhaps `labels` (or `fine_labels`), `label_names`, `ids`.
-    """
-    try:
-        found = read_npz(path) if path.suffix.lower() == ".npz" else read_pickle(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # as above: a damaged or hostile archive may raise anything
-        raise ValueError(f"not a readable archive of images: {path} ({one_line(error)})") from error
-    images = first_of(found, "images", "data")
-    refuse_if(
-        images is None,
-        f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data",
-    )
-    pixels, num_resized = as_images(np.asarray(images), image_size, path)
-    labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
-    classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
-    ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
-    refuse_if(
-        ids is not None and len(ids) != len(pixels),
-        f"{len(pixels)} images, but {len(ids or ())} ids. Got {path}",
-    )
-    return Images(pixels, labels, classes, ids, num_resized)
-
-
-def first_of(found: dict, *names: str) -> object:
-    value = next((found[name] for name in names if found.get(name) is not None), None)
-    return value.tolist() if isinstance(value, np.ndarray) and names[0] not in ("images", "labels") else value
-
-
-def as_texts(values: object, what: str, path: Path) -> list[str] | None:
-    refuse_if(
-        values is not None and not isinstance(values, (list, tuple)),
-        f"{what} are a list. Got {type(values).__name__} in {path}",
-    )
-    return values and [text(value) for value in values]
-
-
-def text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def read_npz(path: Path) -> dict:
-    with zipfile.ZipFile(path) as archive:
-        refuse_if(
-            (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES,
-            f"it would unpack to {size:,} bytes, more than {MAX_BYTES:,}",
-        )
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-class PlainUnpickler(pickle._Unpickler):
-    """Builds dictionaries, lists, numbers, text and NumPy arrays, and refuses to look up anything else.
-
-    In pure Python: the one in C takes as much memory as a number in the file tells it to (its memo is an array).
-    """
-
-    KNOWN = {  # noqa: RUF012
-        *(
-            (f"{core}.multiarray", name)
-            for core in ("numpy.core", "numpy._core")
-            for name in ("_reconstruct", "scalar")
-        ),
-        *((f"{core}.numeric", "_frombuffer") for core in ("numpy.core", "numpy._core")),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Callable:
-        if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only plain data is read")
-        return super().find_class(module, name)
-
-
-def read_pickle(path: Path) -> dict:
-    with path.open("rb") as file:
-        found = PlainUnpickler(file, encoding="bytes").load()
-    refuse_if(
-        not isinstance(found, dict),
-        f"it holds a {type(found).__name__}, not a dictionary",
-    )
-    return {text(name): value for name, value in found.items()}
-
-
-def as_images(array: np.ndarray, image_size: int, path: Path | str) -> tuple[np.ndarray, int]:
-    """(N, 3, image_size, image_size), and how many images had another size."""
-    refuse_if(
-        array.dtype != np.uint8,
-        f"pixels are whole numbers from 0 to 255, as uint8. Got {array.dtype} in {path}",
-    )
-    refuse_if(
-        array.nbytes > MAX_BYTES,
-        f"{array.nbytes:,} bytes of pixels, more than {MAX_BYTES:,}. Got {path}",
-    )
-    if array.ndim == 2 and array.shape[1] == 3072:  # CIFAR's own: red, green and blue planes
-        array = array.reshape(-1, 3, 32, 32)
-    elif array.ndim == 3:
-        array = np.broadcast_to(array[:, None], (len(array), 3, *array.shape[1:]))
-    elif array.ndim == 4 and array.shape[3] == 3:
-        array = array.transpose(0, 3, 1, 2)
-    refuse_if(
-        array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape,
-        f"images are (N, H, W, 3), (N, 3, H, W), (N, H, W) or (N, 3072). Got {array.shape} in {path}",
-    )
-    array = np.ascontiguousarray(array)
-    return (array, 0) if array.shape[2:] == (image_size, image_size) else (resized(array, image_size), len(array))
-
-
-def resized(images: np.ndarray, image_size: int) -> np.ndarray:
-    import torch
-    from torchvision.transforms.v2.functional import resize
-
-    return resize(torch.from_numpy(images), [image_size, image_size], antialias=True).numpy()
-
-
-def as_labels(labels: object, num_images: int, path: Path) -> np.ndarray | None:
-    if labels is None:
-        return None
-    array = np.asarray(labels)
-    refuse_if(
-        array.shape != (num_images,) or array.dtype.kind not in "iu" or array.min() < 0,
-        f"labels are whole numbers from 0, one for each of the {num_images} images. "
-        f"Got {array.dtype} {array.shape} in {path}",
-    )
-    return array.astype(np.int64)

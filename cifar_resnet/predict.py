@@ -2,10 +2,12 @@
 
     cifar-predict checkpoint=outputs/train/<run folder> input=photos output=predictions.csv
     cifar-predict checkpoint=outputs/train/<sweep folder> input=test_nolabels.pkl format=ids output=submission.csv
+    cifar-predict checkpoint=outputs/train/<run folder> input=test format=ids ids.header=[id,label] ids.labels=names
 
 A picture that cannot be read is named and left out, the rest predicted, and the exit code is then 1.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -19,15 +21,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from rich.console import Console
-from rich.progress import Progress
 
 from cifar_resnet import runs
+from cifar_resnet.archives import Images, is_archive, read_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import refuse_if
-from cifar_resnet.files import Images, decode, is_archive, read_archive
-from cifar_resnet.preflight import check_output, input_files, plain, shown
+from cifar_resnet.files import numbers_of
+from cifar_resnet.pictures import MAX_MEGAPIXELS, decode
+from cifar_resnet.preflight import check_distinct, check_output, input_files, plain, shown
 from cifar_resnet.results.inference import Ensemble, mean_probability
+from cifar_resnet.terminal import bar
 
 AHEAD = 2  # batches that are decoded while the network looks at one
 Read = tuple[
@@ -38,28 +41,40 @@ Read = tuple[
 def run(jobs: list[Job]) -> int:
     (job,) = jobs
     cfg = job.cfg
-    as_text, files = FORMATS[check_output(cfg)], input_files(plain(cfg.input))
+    form, found = check_output(cfg), input_files(plain(cfg.input))
+    if passed_over := found.in_words():
+        print(f"passed over: {passed_over}", file=sys.stderr)
     precision = instantiate(cfg.precision, accelerator=cfg.accelerator)
-    ensemble = Ensemble(runs.find_checkpoints(plain(cfg.checkpoint)), cfg.tta, cfg.accelerator, precision)
-    predictions, skipped = predict(ensemble, files, cfg.batch_size, cfg.top_k)
+    with contextlib.redirect_stdout(sys.stderr):  # a warning about unfinished runs is no prediction
+        checkpoints = runs.find_checkpoints(plain(cfg.checkpoint))
+    ensemble = Ensemble(checkpoints, cfg.tta, cfg.accelerator, precision)
+    predictions, skipped = predict(
+        ensemble, found.files, cfg.batch_size, cfg.top_k, cfg.max_megapixels, first_id=cfg.ids.first
+    )
     for reason in skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     refuse_if(
         not predictions,
-        f"nothing could be read. Got {len(skipped)} of {len(files)} files that are damaged or no pictures",
+        f"nothing could be read. Got {len(skipped)} of {len(found.files)} files that are damaged or no pictures",
     )
+    text = as_ids(predictions, cfg.ids.header, cfg.ids.labels) if form == "ids" else FORMATS[form](predictions)
     if cfg.output:
-        runs.write_atomically(Path(cfg.output), as_text(predictions))
+        runs.write_atomically(Path(cfg.output), text)
         print(f"{len(predictions):,} predictions in {cfg.output}", file=sys.stderr)
     else:
-        sys.stdout.write(as_text(predictions))
+        sys.stdout.write(text)
     return 1 if skipped else 0
 
 
 @dataclass
 class Prediction:
-    """name: the file, within an archive with the image's number; id: as the archive has it, or the image's number among
-    all that were given, from 0; top: the most probable classes with their probabilities; label: the first's number."""
+    """What one image shows.
+
+    name: the file, within an archive with the image's number.
+    id: a picture's is its file's stem; of an archive as that has it, or the image's number among all that were given.
+    top: the most probable classes with their probabilities.
+    label: the first of them as a number, by which cifar-evaluate knows it in a file of labels (see `numbers_of`).
+    """
 
     name: str
     id: str
@@ -74,8 +89,11 @@ def as_csv(predictions: list[Prediction]) -> str:
     return runs.as_csv([head, *rows])
 
 
-def as_ids(predictions: list[Prediction]) -> str:
-    return runs.as_csv([["ID", "Labels"], *([each.id, each.label] for each in predictions)])
+def as_ids(predictions: list[Prediction], header: Sequence[str], labels: str) -> str:
+    """Two columns: of each image its id, and its class as one of "numbers" or of "names"."""
+    check_distinct((each.id, each.name) for each in predictions)
+    rows = [[each.id, each.top[0][0] if labels == "names" else each.label] for each in predictions]
+    return runs.as_csv([header, *rows])
 
 
 def as_json(predictions: list[Prediction]) -> str:
@@ -86,21 +104,25 @@ def as_json(predictions: list[Prediction]) -> str:
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
-FORMATS = {"csv": as_csv, "json": as_json, "ids": as_ids}
+FORMATS = {"csv": as_csv, "json": as_json}
 
 
 def predict(
-    ensemble: Ensemble, files: Sequence[Path], batch_size: int, top_k: int
+    ensemble: Ensemble,
+    files: Sequence[Path],
+    batch_size: int,
+    top_k: int,
+    max_megapixels: int = MAX_MEGAPIXELS,
+    first_id: int = 0,
 ) -> tuple[list[Prediction], list[str]]:
     """Predictions in the order of the images, and for each file that could not be read, why."""
-    predictions, skipped, numbers = [], [], itertools.count()
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("pictures", total=len(files))
-        for batch in batches(files, ensemble.image_size, batch_size):
+    predictions, skipped, ids = [], [], itertools.count(first_id)
+    numbers = numbers_of(ensemble.classes)
+    with bar("pictures", len(files)) as advance:
+        for batch in batches(files, ensemble.image_size, batch_size, max_megapixels):
             names_and_ids, arrays = [], []
             for names, found in batch:
-                own_ids = [str(number) for number in itertools.islice(numbers, len(names))]
+                own_ids = [str(number) for number in itertools.islice(ids, len(names))]
                 if isinstance(found, str):
                     skipped.append(found)
                 else:
@@ -112,12 +134,12 @@ def predict(
                 shares, labels = (each.tolist() for each in probabilities.topk(min(top_k, len(ensemble.classes))))
                 for (name, id_), *best in zip(names_and_ids, shares, labels, strict=True):
                     top = [(ensemble.classes[label], share) for share, label in zip(*best, strict=True)]
-                    predictions.append(Prediction(name, id_, top, best[1][0]))
-            progress.advance(task, len(batch))
+                    predictions.append(Prediction(name, id_, top, numbers[best[1][0]]))
+            advance(len(batch))
     return predictions, skipped
 
 
-def batches(files: Sequence[Path], image_size: int, batch_size: int) -> Iterator[list[Read]]:
+def batches(files: Sequence[Path], image_size: int, batch_size: int, max_megapixels: int) -> Iterator[list[Read]]:
     """What `read` finds in the files, in their order: an archive by itself, up to batch_size pictures together.
 
     The next pictures are decoded while the caller is busy with these; an archive, which may be large, waits its turn.
@@ -127,20 +149,30 @@ def batches(files: Sequence[Path], image_size: int, batch_size: int) -> Iterator
         for archived, group in itertools.groupby(files, is_archive):
             paths, size = list(group), 1 if archived else batch_size
             for start in range(0, len(paths), size):
-                reads = [partial(read, path, image_size, archived) for path in paths[start : start + size]]
-                waiting.append(reads if archived else [pool.submit(each).result for each in reads])
+                chunk = paths[start : start + size]
+                if archived:
+                    waiting.append([partial(read, path, image_size) for path in chunk])
+                else:
+                    waiting.append([pool.submit(look_at, path, image_size, max_megapixels).result for path in chunk])
                 if len(waiting) > AHEAD:
                     yield [finish() for finish in waiting.pop(0)]
         for batch in waiting:
             yield [finish() for finish in batch]
 
 
-def read(path: Path, image_size: int, archived: bool) -> Read:
+def read(path: Path, image_size: int) -> Read:
+    """What an archive holds."""
     try:
-        if archived:
-            found = read_archive(path, image_size)
-            return [f"{shown(path)}[{place}]" for place in range(len(found.images))], found
-        pixels, _ = decode(path, image_size)
-        return [shown(path)], Images(np.stack([pixels.transpose(2, 0, 1)]), labels=None)
+        found = read_archive(path, image_size)
     except (ValueError, OSError) as error:
         return [shown(path)], str(error)
+    return [f"{shown(path)}[{place}]" for place in range(len(found.images))], found
+
+
+def look_at(path: Path, image_size: int, max_megapixels: int) -> Read:
+    """What a picture shows, with its file's stem for an id."""
+    try:
+        pixels, _ = decode(path, image_size, max_megapixels)
+    except (ValueError, OSError) as error:
+        return [shown(path)], str(error)
+    return [shown(path)], Images(np.stack([pixels.transpose(2, 0, 1)]), labels=None, ids=[shown(Path(path.stem))])

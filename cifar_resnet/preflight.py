@@ -1,21 +1,25 @@
 """Files that a command names and that are not there, or not what they are taken for: told before torch is imported."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import constraints, runs
+from cifar_resnet.archives import is_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.files import PUBLISHED, Halves, folders_of
+from cifar_resnet.folders import Listing, files_in, named, natural
 
 FORMAT_OF = {".csv": "csv", ".json": "json"}
 CHECKS: dict[str, Callable[[DictConfig], object]] = {
     "cifar_resnet.data.CIFAR10": lambda data: PUBLISHED["CIFAR10"].check(data.root),
     "cifar_resnet.data.CIFAR100": lambda data: PUBLISHED["CIFAR100"].check(data.root),
-    "cifar_resnet.data.Files": lambda data: Halves(data.test, data.train, data.image_size),
+    "cifar_resnet.data.Files": lambda data: Halves(
+        *(paths and plain(paths) for paths in (data.test, data.train)), data.image_size
+    ),
     "cifar_resnet.data.ImageFolder": lambda data: Halves(**folders_of(data.root), image_size=data.image_size),
 }
 
@@ -32,8 +36,7 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
         runs.find_checkpoints(plain(cfg.checkpoint))
     if command == "predict":
         constraints.check_value(cfg, "input", constraints.TOP_LEVEL["input"])
-        check_output(cfg)
-        input_files(plain(cfg.input))
+        check_ids(cfg, check_output(cfg), input_files(plain(cfg.input)).files)
     is_new = len(jobs) == 1 and not cfg.get("resume") and not cfg.get("dry_run")
     if is_new and command not in ("design", "predict", "report"):
         check_data(cfg.get("data"))
@@ -44,8 +47,9 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
 def check_data(data: DictConfig | None) -> None:
     check_files_of = CHECKS.get(data.get("_target_")) if data else None
     if check_files_of and not any(OmegaConf.is_missing(data, key) for key in data):
-        if "image_size" in data:
-            constraints.check_value(OmegaConf.create({"data": data}), "data.image_size", constraints.ImageSize)
+        hints = {"image_size": constraints.ImageSize, "test": constraints.Paths, "train": constraints.Paths | None}
+        for key in [key for key in hints if key in data]:
+            constraints.check_value(OmegaConf.create({"data": data}), f"data.{key}", hints[key])
         check_files_of(data)
 
 
@@ -61,21 +65,50 @@ def plain(paths: object) -> str | list[str]:
     return OmegaConf.to_container(paths) if OmegaConf.is_config(paths) else str(paths)
 
 
-def input_files(inputs: str | Sequence[str]) -> list[Path]:
+def input_files(inputs: str | Sequence[str]) -> Listing:
     """Every file that is meant, those of a folder in the order of their names, 10 after 9.
 
     What is not there, or a folder without files, stands for itself: reading it will say so.
     """
-    found = []
+    found = Listing()
     for path in map(Path, [inputs] if isinstance(inputs, str) else inputs):
-        inside = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        found += sorted(inside, key=runs.natural) or [path]
+        inside = files_in(path) if path.is_dir() else Listing()
+        found.files += sorted(inside.files, key=natural) or [path]
+        found.hidden += inside.hidden
+        found.circles += inside.circles
     refuse_if(
-        not any(path.exists() and not path.is_dir() for path in found),
-        f"input must be pictures, folders of them, .npz archives or pickles. Got {', '.join(map(str, found))}, "
-        f"where there is none",
+        not any(path.exists() and not path.is_dir() for path in found.files),
+        f"input must be pictures, folders of them, .npz archives or pickles. Got {named(found.files)}, where there is "
+        f"none",
     )
     return found
+
+
+def check_ids(cfg: DictConfig, form: str, files: Sequence[Path]) -> None:
+    """UsageError for settings of format=ids that would change nothing, and for two pictures of one id."""
+    for key in ("ids.header", "ids.labels", "ids.first"):
+        constraints.check_value(cfg, key, constraints.TOP_LEVEL[key])
+    given = [text for text in cfg.overrides if text.startswith("ids.")]
+    refuse_if(given and form != "ids", f"ids are for format=ids. Got {', '.join(given)} and {form}; leave that out")
+    if form == "ids":
+        pictures = [path for path in files if not is_archive(path)]
+        refuse_if(
+            cfg.ids.first and len(pictures) == len(files),
+            f"ids.first is for archives without ids; a picture's id is its file's name. Got ids.first={cfg.ids.first}; "
+            f"leave that out",
+        )
+        check_distinct((shown(Path(path.stem)), shown(path)) for path in pictures)
+
+
+def check_distinct(ids: Iterable[tuple[str, str]]) -> None:
+    """UsageError where two images have one id. ids: of each image, with its name."""
+    before: dict[str, str] = {}
+    for id_, name in ids:
+        refuse_if(
+            id_ in before,
+            f"two images of one id. Got {before.get(id_)} and {name}, both {id_}; leave one out, or give format=csv",
+        )
+        before[id_] = name
 
 
 def check_output(cfg: DictConfig) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
+from cifar_resnet.folders import natural
 from cifar_resnet.terminal import log
 
 # what others rely on, in files that may be damaged, or somebody else's
@@ -278,10 +279,6 @@ def finished_in(folder: Path) -> list[Path]:
     if len(finished) < len(begun):
         log.warning(f"warning: {len(begun) - len(finished)} of {len(begun)} runs in {folder} have not finished\n")
     return finished
-
-
-def natural(path: Path) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def run_dir_of(checkpoint: Path) -> Path | None:

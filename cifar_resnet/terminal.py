@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box, console, get_console, table
@@ -113,3 +113,18 @@ def print_table(rows: Sequence[Sequence[str]], footer: Sequence[str] = ()) -> No
         grid.add_row(*row)
     # a file has no right edge
     (get_console() if get_console().is_terminal else console.Console(width=200)).print(grid)
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """How far something has come, on stderr, until it is done; nothing where that is no terminal.
+
+    Gives what is to be called with how many more of `total` are done.
+    """
+    from rich import progress  # which takes as long as all of rich that is imported above
+
+    stderr = console.Console(stderr=True)
+    is_shown = stderr.is_terminal and os.environ.get("LOCAL_RANK", "0") == "0"
+    with progress.Progress(console=stderr, transient=True, disable=not is_shown) as shown:
+        task = shown.add_task(title, total=total)
+        yield lambda count: shown.advance(task, count)

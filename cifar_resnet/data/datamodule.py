@@ -66,6 +66,12 @@ class DataModule(LightningDataModule, ABC):
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """All images of one half of the data: (N, C, H, W) uint8, and their labels: (N,) int64."""
 
+    def order_classes(self, known: Sequence[str]) -> None:
+        """Number the classes as a network does that was trained on them before, where their order is for us to say.
+
+        To be called before images are read. known: the network's classes, in the order of its outputs.
+        """
+
     def load(self) -> None:
         """Read the training images and split them, once, in ordinary memory."""
         if self.train is None:

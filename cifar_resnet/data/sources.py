@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import socket
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,16 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
-from cifar_resnet.constraints import ImageSize, Seed, check
+from cifar_resnet.constraints import Count, ImageSize, Paths, Seed, check
 from cifar_resnet.data.datamodule import DataModule
 from cifar_resnet.errors import refuse_if
-from cifar_resnet.files import PUBLISHED, Halves, decode, folders_of, is_final
+from cifar_resnet.files import PUBLISHED, Halves, Part, folders_of, is_final
+from cifar_resnet.folders import named
+from cifar_resnet.pictures import decode_all
+from cifar_resnet.terminal import log
 
 AtLeastTen = Annotated[int, Ge(10)]
+CACHE_FORMAT = 2  # of decoded pictures: another number where the same file gives other pixels
 
 
 class CIFAR10(DataModule):
@@ -94,61 +99,89 @@ class CIFAR100(CIFAR10):
 
 
 class Files(DataModule):
-    """Your own images: each half a folder of <class>/…, an .npz archive or a CIFAR-style pickle (see files.py).
+    """Your own images: each half folders of <class>/…, .npz archives or CIFAR-style pickles (see files.py).
 
     Pictures are decoded once, into a cache beside their folder that is made anew when a file changes.
 
-    test, train: where they are; cifar-evaluate needs no train.
+    test, train: where they are, one place or a list of them; cifar-evaluate needs no train.
     image_size: side in pixels of what the network sees; images of other sizes are resized, with a warning.
+    max_megapixels: larger pictures are refused.
     """
 
-    def __init__(self, test: str, train: str | None = None, image_size: ImageSize = 32, **shared):
+    def __init__(
+        self,
+        test: Paths,
+        train: Paths | None = None,
+        image_size: ImageSize = 32,
+        max_megapixels: Count = 100,
+        **shared,
+    ):
         super().__init__(**shared)
         check(Files, locals())
         self.halves, self.image_size = Halves(test, train, image_size), image_size
-        self.paths, self.classes, self.num_classes = self.halves.paths, self.halves.classes, len(self.halves.classes)
+        self.classes, self.num_classes = self.halves.classes, len(self.halves.classes)
+        self.max_megapixels, self.told = max_megapixels, set()
         self.augment.check_image_size(image_size)
 
+    def order_classes(self, known: Sequence[str]) -> None:
+        if sorted(known) == sorted(self.classes):
+            self.classes = list(known)
+
     def prepare_data(self) -> None:
-        for half, path in self.paths.items():
-            if path.is_dir():
-                self.decode(half)
+        for part in itertools.chain.from_iterable(self.halves.parts.values()):
+            if part.archive is None:
+                self.decode(part)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         half = "train" if train else "test"
         refuse_if(
-            half not in self.paths,
+            half not in self.halves.parts,
             "no images to train on. Got data.train=null; give a folder or an archive",
         )
-        path = self.paths[half]
-        images, labels, resized = self.decode(half) if path.is_dir() else self.unpack(half)
-        if resized:
+        each = [self.decode(part) if part.archive is None else self.unpack(part) for part in self.halves.parts[half]]
+        images, labels = (one[0] if len(one) == 1 else np.concatenate(one) for one in list(zip(*each, strict=True))[:2])
+        self.tell_of_classes(half, labels)
+        if resized := sum(count for _, _, count in each):
             warnings.warn(
-                f"{resized} of {len(images)} images in {path} were not {self.image_size}x{self.image_size} and have "
-                f"been resized; data.image_size chooses the size",
+                f"{resized} of {len(images)} images in {self.halves.place(half)} were not {self.image_size}x"
+                f"{self.image_size} and have been resized; data.image_size chooses the size",
                 stacklevel=2,
             )
         return torch.from_numpy(images), torch.from_numpy(labels)
 
-    def unpack(self, half: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """Every image of one half's archive, its label, and how many were resized."""
-        archive = self.halves.archives[half]
-        places = np.array([self.classes.index(name) for name in self.halves.names(half)])
-        return archive.images, places[archive.labels], archive.resized
+    def tell(self, text: str) -> None:
+        """Once: images are looked for, and then read."""
+        if text not in self.told:
+            self.told.add(text)
+            log.warning(f"warning: {text}")
 
-    def decode(self, half: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """Every picture of one half, its label, and how many were resized; from the cache where it is up to date."""
-        folder = self.paths[half]
-        files = [
-            (path, label)
-            for label, name in enumerate(self.classes)
-            for path in sorted((folder / name).rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
-        ]
+    def tell_of_classes(self, half: str, labels: np.ndarray) -> None:
+        """Name classes without images: of a training any, of a test those that have a folder."""
+        parts, place = self.halves.parts[half], self.halves.place(half)
+        have_folders = {name for part in parts if part.archive is None for name in part.names}
+        counts = np.bincount(labels, minlength=len(self.classes))
+        empty = [name for name, count in zip(self.classes, counts, strict=True) if not count]
+        if empty := [name for name in empty if half == "train" or name in have_folders]:
+            self.tell(f"no images of {named(empty)} in {place}")
+        lacking = [name for name in self.classes if any(name not in (part.classes or [name]) for part in parts)]
+        if lacking and len(parts) > 1:
+            self.tell(f"not each of {place} has {named(lacking)}")
+
+    def unpack(self, part: Part) -> tuple[np.ndarray, np.ndarray, int]:
+        """Every image of an archive, its label, and how many were resized."""
+        places = np.array([self.classes.index(name) for name in part.names])
+        return part.archive.images, places[part.archive.labels], part.archive.resized
+
+    def decode(self, part: Part) -> tuple[np.ndarray, np.ndarray, int]:
+        """Every picture of a folder, its label, and how many were resized; from the cache where it is up to date."""
+        folder, (files, passed_over) = part.path, part.files()
+        if passed_over:
+            self.tell(f"passed over in {folder}: {passed_over}")
         if not files:
             raise FileNotFoundError(f"no images. Got {folder} with none in its class folders")
-        stamps = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
-        fingerprint = hashlib.sha256(json.dumps([self.image_size, self.classes, stamps]).encode()).hexdigest()[:16]
+        stamps = [(str(path.relative_to(folder)), *stamp_of(path)) for path, _ in files]
+        about = json.dumps([CACHE_FORMAT, self.image_size, stamps])
+        fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
         cache = folder.parent / f".cifar_resnet_{folder.name}_{self.image_size}.npz"
         cached = read_cache(cache, fingerprint)
         if cached is None:
@@ -156,15 +189,15 @@ class Files(DataModule):
                 cached = read_cache(cache, fingerprint)  # another process may have been quicker
                 if cached is None:
                     images, resized = self.decode_files([path for path, _ in files])
-                    labels = np.array([label for _, label in files])
-                    cached = {"images": np.stack(images), "labels": labels, "resized": np.array(resized)}
+                    cached = {"images": np.stack(images), "resized": np.array(resized)}
                     write_cache(cache, fingerprint, cached)
-        return cached["images"].transpose(0, 3, 1, 2), cached["labels"], int(cached["resized"])
+        labels = np.array([self.classes.index(name) for _, name in files])
+        order = slice(None) if (np.diff(labels) >= 0).all() else labels.argsort(kind="stable")
+        return cached["images"][order].transpose(0, 3, 1, 2), labels[order], int(cached["resized"])
 
     def decode_files(self, paths: list[Path]) -> tuple[list[np.ndarray], int]:
         """Arrays of (image_size, image_size, 3), and how many images had another size."""
-        decoded = [decode(path, self.image_size) for path in paths]
-        return [pixels for pixels, _ in decoded], sum(was_resized for _, was_resized in decoded)
+        return decode_all(paths, self.image_size, self.max_megapixels)
 
 
 class ImageFolder(Files):
@@ -186,6 +219,15 @@ def alone_at(lock: Path) -> Iterator[None]:
         if held.is_locked:
             lock.unlink(missing_ok=True)  # while it is held: who waits for it finds the work done, and nothing is left
         held.release()
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size and time of change; of the link itself where that leads nowhere, as decoding will say."""
+    try:
+        status = path.stat()
+    except OSError:
+        status = path.lstat()
+    return status.st_size, status.st_mtime_ns
 
 
 def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:

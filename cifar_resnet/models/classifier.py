@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, classification
 
+from cifar_resnet.archives import as_planes, batches_of, to_size
 from cifar_resnet.constraints import TTA, FractionBelowOne, Positive, WholeNumber, check
 from cifar_resnet.errors import UsageError, first_sentence, refuse_if
-from cifar_resnet.files import as_images
 from cifar_resnet.images import normalise
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.summary import num_parameters, run_once
@@ -107,16 +107,22 @@ class Classifier(LightningModule):
         return tuple(torch.tensor(self.data_state[key], device=device) for key in ("mean", "std"))
 
     @torch.inference_mode()
-    def predict(self, images: Tensor | np.ndarray) -> Tensor:
+    def predict(self, images: Tensor | np.ndarray, batch_size: int = 500) -> Tensor:
         """Probabilities: (N, num_classes) float32, by its test-time augmentation where it was trained for one.
 
         Of a network that came from `cifar_resnet.load`, or from `load_from_checkpoint`.
-        images: uint8 of (N, 3, H, W), (N, H, W, 3) or, grey, (N, H, W), of any size.
+        images: uint8 of (N, 3, H, W), (N, H, W, 3) or, grey, (N, H, W) or (N, H, W, 1), of any size; one picture is
+            images[None]. ValueError for other numbers, and where one picture might be several grey ones.
+        batch_size: how many at a time.
         """
-        stats = self.pixel_stats(self.device)
-        pixels, _ = as_images(np.asarray(images), self.data_state["image_size"], "predict(images)")
-        pixels = torch.from_numpy(pixels).to(self.device).contiguous(memory_format=torch.channels_last)
-        return log_probabilities(self, normalise(pixels, *stats), self.tta).exp()
+        stats, size = self.pixel_stats(self.device), self.data_state["image_size"]
+        planes = as_planes(np.asarray(images.cpu() if isinstance(images, Tensor) else images), "predict(images)")
+        each = []
+        for batch in batches_of(planes, batch_size):
+            pixels = torch.from_numpy(to_size(batch, size)).to(self.device)
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            each.append(log_probabilities(self, normalise(pixels, *stats), self.tta).exp())
+        return torch.cat(each)
 
     # Training
 

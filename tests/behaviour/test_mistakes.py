@@ -49,11 +49,23 @@ def things(trained, tmp_path_factory) -> Path:
     np.savez(folder / "twice.npz", images=pixels, labels=labels, classes=["disk", "disk", "ring"])
     np.savez(folder / "few.npz", images=pixels, labels=labels, classes=["cat", "dog", "fox"])
     np.savez(folder / "more.npz", images=pixels, labels=labels, classes=["cat", "dog", "bird"])
-    Image.new("RGB", (32, 32)).save(folder / "picture.png")
+    np.savez(folder / "plain.npz", images=pixels, labels=labels)
+    np.savez(folder / "one.npz", images=pixels[0], labels=labels[:1])
+    picture = Image.new("RGB", (32, 32))
+    for name in (
+        "picture.png", "twins/a/1.png", "twins/b/1.png", "dead/dog/1.png", "pets/train/cat/1.png",
+        "pets/train/dog/1.png", "pets/test/cat/1.png", "broken_pets/train/cat/2.png", "broken_pets/test/cat/1.png",
+    ):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name)
+    Image.new("1", (1001, 1000)).save(folder / "pets/train/dog/large.png")
+    (folder / "dead" / "cat").symlink_to("nowhere")
+    (folder / "broken_pets/train/dog").mkdir()
     torch.save({"net": torch.zeros(3)}, folder / "other.ckpt")
     for name, content in {
         "cut.ckpt": (trained / "checkpoints" / "best.ckpt").read_bytes()[:5000], "empty.ckpt": b"",
         "broken.npz": b"PK\x03\x04broken", "broken.png": b"no picture", "broken/result.json": b"{}",
+        "broken_pets/train/cat/1.png": b"no picture", "broken_pets/train/dog/2.png": b"no picture",
         "trap.pkl": f"cposix\nmkdir\n(S'{EXECUTED}'\ntR.".encode(),
         "cifar/cifar-10-batches-py/test_batch": b"damaged",
         "mine/experiment/typo.yaml": b"# @package _global_\ntrainr: {max_epochs: 1}\n",

@@ -16,7 +16,7 @@ from helpers import TINY, record_of
 from PIL import Image
 
 from cifar_resnet import cli, load
-from cifar_resnet.data import Synthetic
+from cifar_resnet.data import ImageFolder, Synthetic
 from cifar_resnet.results import metrics
 from cifar_resnet.results.predictions import Predictions
 
@@ -139,6 +139,92 @@ def test_a_test_set_of_ones_own_by_the_names_of_its_classes(own_run, tmp_path):
         assert result["temperature"] is not None  # of the network's own validation images
         expected = (load(own_run).predict(images[chosen]).argmax(1) == labels[chosen]).float().mean().item()
         assert result["scores"]["acc"] == pytest.approx(expected)
+
+
+NUMBERS = [str(number) for number in range(10)]
+CLASSES = {
+    "numbers": NUMBERS,
+    "of a run trained before": ["0", "1", "10", "11", "2", "3", "4", "5", "6", "7"],
+    "from one": [str(number) for number in range(1, 11)],
+    "with zeros": [f"{number:02}" for number in range(10)],
+    "names": Synthetic.classes,
+    "names and a number": ["1", *Synthetic.classes[1:]],
+}
+
+
+@pytest.fixture
+def with_classes(own_run):
+    """The run, as if its classes had other names, or another order."""
+
+    def rename(classes: list[str]) -> Path:
+        path = own_run / "checkpoints" / "best.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["data"]["classes"] = list(classes)
+        torch.save(checkpoint, path)
+        return own_run
+
+    return rename
+
+
+@pytest.mark.parametrize("classes", CLASSES.values(), ids=CLASSES.keys())
+def test_cifar_predicts_own_labels_given_back_are_all_right(with_classes, classes):
+    run = with_classes(classes)
+    images, _ = Synthetic(num_test=60).read(train=False)
+    np.savez("images.npz", images=images.numpy())
+    given = ["input=images.npz", "format=ids", "output=ids.csv"]
+    assert cli.predict([f"checkpoint={run}", *given, *PLAIN]) == 0
+    labels = np.loadtxt("ids.csv", delimiter=",", skiprows=1, dtype=int)[:, 1]
+    np.savez("mine.npz", images=images.numpy(), labels=labels)
+    assert cli.evaluate([f"checkpoint={run}", "data=files", "data.test=mine.npz", "output_dir=out", *PLAIN]) == 0
+    result = result_in(Path("out"))
+    assert result["scores"]["acc"] == 1
+    predicted = load(run).predict(images).argmax(1)
+    assert np.diag(result["confusion"]).tolist() == predicted.bincount(minlength=10).tolist()
+    if all(name.isdecimal() for name in classes):
+        assert labels.tolist() == [int(classes[label]) for label in predicted.tolist()]  # the classes' own names
+
+
+def test_numbered_folders_are_compared_by_number_and_unknown_numbers_named(with_classes, capsys):
+    run = with_classes(CLASSES["of a run trained before"])
+    images, labels = Synthetic(num_test=60).read(train=False)
+    names = load(run).data_state["classes"]
+    for index, label in enumerate(labels.tolist()):
+        folder = Path("mine", names[label])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index].permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    given = [f"checkpoint={run}", "data=files", "data.test=mine", "output_dir=out", *PLAIN]
+    assert cli.evaluate(given) == 0
+    expected = (load(run).predict(images).argmax(1) == labels).float().mean().item()
+    assert result_in(Path("out"))["scores"]["acc"] == pytest.approx(expected)
+    Path("mine/11").rename("mine/12")
+    capsys.readouterr()
+    assert cli.evaluate(given) == 2
+    assert "classes that the network does not know. Got 12; it knows 0, 1, 10, 11, 2" in capsys.readouterr().err
+
+
+def test_the_validation_images_of_a_run_trained_before_are_found_again(tmp_path, monkeypatch):
+    """Their order, and with it the split, was that of the class names as texts."""
+    images, labels = Synthetic(num_train=240).read(train=True)
+    for half in ("train", "test"):
+        for index, label in enumerate(labels.tolist()):
+            folder = Path("pets", half, str(label + 2))  # 2 … 11
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[index].permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    files = [text for text in TINY if not text.startswith("data")]
+    given = ["data=image_folder", "data.root=pets", "data.num_val=40", "data.batch_size=40", "run_dir=run"]
+    with monkeypatch.context() as before:
+        before.setattr("cifar_resnet.folders.natural", str)
+        assert cli.train([*files, *given]) == 0
+    assert load("run").data_state["classes"] == ["10", "11", *map(str, range(2, 10))]
+    assert cli.evaluate(["checkpoint=run", "output_dir=out", *PLAIN]) == 0
+    result = result_in(Path("out"))
+    assert result["temperature_from"] == "40 validation images"
+    data = ImageFolder(root="pets", num_val=40)
+    data.order_classes(load("run").data_state["classes"])
+    data.load()
+    log_probs = load("run").predict(data.val.images).log()
+    assert result["temperature"] == pytest.approx(metrics.fit_temperature(log_probs.clone(), data.val.labels), rel=1e-2)
+    assert result["scores"]["acc"] == pytest.approx(record_of(Path("run"))["metrics"]["test/acc"])
 
 
 def test_foreign_checkpoints_are_explained(own_run, capsys):

@@ -1,16 +1,16 @@
-"""Reading a user's own files: what they mean, and that nothing in them is executed."""
+"""A user's own data sets: folders of classes, archives, and lists of them."""
 
-import pickle
-import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
-from behaviour.bad_inputs import EXECUTED, Trap
-from helpers import png_that_claims
+import torch
+from hydra.utils import instantiate
 from PIL import Image
 
+from cifar_resnet.compose import Composer
 from cifar_resnet.data import Files
-from cifar_resnet.files import decode, is_archive, read_archive
+from cifar_resnet.preflight import check_data
 
 
 @pytest.fixture
@@ -18,140 +18,12 @@ def pixels():
     return np.random.default_rng(0).integers(256, size=(12, 32, 32, 3), dtype=np.uint8)
 
 
-def planes(pixels: np.ndarray) -> np.ndarray:
-    return pixels.transpose(0, 3, 1, 2)
-
-
-# Pictures
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "I;16"])
-def test_any_mode_becomes_rgb(tmp_path, mode):
-    path = tmp_path / f"picture.{'tiff' if mode == 'CMYK' else 'png'}"
-    if mode == "I;16":
-        Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16)).save(path)
-        expected = [155, 155, 155]  # 40,000 / 257
-    else:
-        Image.new("RGB", (32, 32), (204, 204, 204)).convert(mode).save(path)
-        expected = [255] * 3 if mode == "1" else [204, 204, 204]
-    found, resized = decode(path, 32)
-    assert found.shape == (32, 32, 3)
-    assert found.dtype == np.uint8
-    assert not resized
-    if mode == "1":  # dithered
-        assert set(np.unique(found)) <= {0, 255}
-    else:
-        assert abs(found.astype(int) - expected).max() <= 1
-
-
-def test_transparent_pixels_are_white(tmp_path):
-    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (decode(tmp_path / "clear.png", 32)[0] == 255).all()
-
-
-def test_pictures_are_turned_as_their_camera_noted(tmp_path):
-    image = Image.new("RGB", (32, 32), "black")
-    image.paste("white", (0, 0, 32, 8))  # the sensor's top
-    exif = Image.Exif()
-    exif[0x0112] = 6  # which the camera held on the right
-    image.save(tmp_path / "photo.png", exif=exif)
-    found, _ = decode(tmp_path / "photo.png", 32)
-    assert found[:, -8:].min() == 255
-    assert found[:, :-8].max() == 0
-
-
-def test_other_sizes_are_resized_and_said_to_be(tmp_path):
-    Image.new("RGB", (900, 500), (10, 20, 30)).save(tmp_path / "large.jpg")
-    found, resized = decode(tmp_path / "large.jpg", 32)
-    assert resized
-    assert found.shape == (32, 32, 3)
-    assert abs(found.astype(int) - [10, 20, 30]).max() <= 2
-
-
-def test_decompression_bombs_are_refused_before_they_unpack(tmp_path):
-    for name, width, height in (("bomb.png", 60_000, 60_000), ("large.png", 10_001, 10_000)):
-        (tmp_path / name).write_bytes(png_that_claims(width, height))
-        with pytest.raises(ValueError, match=rf"not a readable image: .*{name} .*pixels"):
-            decode(tmp_path / name, 32)
-
-
-def test_postscript_is_not_handed_to_another_program(tmp_path):
-    Image.new("RGB", (32, 32)).save(tmp_path / "page.eps")
-    with pytest.raises(ValueError, match="not a readable image"):
-        decode(tmp_path / "page.eps", 32)
-
-
-# Archives
-
-
-def test_npz_in_each_layout(tmp_path, pixels):
-    for name, array in {"last": pixels, "first": pixels.transpose(0, 3, 1, 2)}.items():
-        np.savez(tmp_path / f"{name}.npz", images=array, labels=np.arange(12))
-        found = read_archive(tmp_path / f"{name}.npz", 32)
-        assert np.array_equal(found.images, planes(pixels))
-        assert found.labels.tolist() == list(range(12))
-        assert found.resized == 0
-    np.savez(tmp_path / "grey.npz", images=pixels[..., 0])
-    grey = read_archive(tmp_path / "grey.npz", 32)
-    assert np.array_equal(grey.images[:, 2], pixels[..., 0])
-    assert grey.labels is None
-    np.savez(tmp_path / "large.npz", images=np.full((2, 64, 48, 3), 77, dtype=np.uint8))
-    large = read_archive(tmp_path / "large.npz", 32)
-    assert large.resized == 2
-    assert (large.images == 77).all()
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_cifar_style_pickles_of_any_protocol(tmp_path, pixels, protocol):
-    data = pixels.transpose(0, 3, 1, 2).reshape(12, 3072)
-    content = {b"data": data, b"labels": [*range(10), 0, 1], b"filenames": [b"%d.png" % i for i in range(12)]}
-    (tmp_path / "test_batch").write_bytes(pickle.dumps(content, protocol=protocol))
-    assert is_archive(tmp_path / "test_batch")
-    found = read_archive(tmp_path / "test_batch", 32)
-    assert np.array_equal(found.images, planes(pixels))
-    assert found.labels.tolist() == [*range(10), 0, 1]
-    assert found.ids[3] == "3.png"
-
-
-def test_code_in_a_pickle_is_not_run(tmp_path):
-    (tmp_path / "trap.pkl").write_bytes(pickle.dumps({"data": Trap()}))
-    with pytest.raises(ValueError, match=r"asks for posix\.mkdir, and only plain data is read"):
-        read_archive(tmp_path / "trap.pkl", 32)
-    np.savez(tmp_path / "trap.npz", images=np.array([Trap()], dtype=object))
-    with pytest.raises(ValueError, match="not a readable archive"):
-        read_archive(tmp_path / "trap.npz", 32)
-    assert not (tmp_path / EXECUTED).exists()
-
-
-def test_a_number_in_a_pickle_takes_no_memory(tmp_path):
-    path = tmp_path / "memo.pkl"
-    path.write_bytes(b"\x80\x02}r" + (2**28).to_bytes(4, "little") + b".")  # in C a memo of that many places
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ValueError, match="no images in"):
-        read_archive(path, 32)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # kilobytes
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"images": np.zeros((2, 32, 32, 3))}, "uint8. Got float64"),
-        ({"images": np.zeros((2, 31), np.uint8)}, r"Got \(2, 31\)"),
-        ({"images": np.zeros((0, 32, 32, 3), np.uint8)}, "Got"),
-        ({"pictures": np.zeros((2, 32, 32, 3), np.uint8)}, "Got pictures; it needs images"),
-        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(3, int)}, "one for each of the 2 images"),
-        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0.5, 1])}, "labels are whole numbers"),
-        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([-1, 1])}, "labels are whole numbers"),
-        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "ids": np.arange(3)}, "2 images, but 3 ids"),
-    ],
-)
-def test_wrong_archives_are_explained(tmp_path, content, message):
-    np.savez(tmp_path / "wrong.npz", **content)
-    with pytest.raises(ValueError, match=message):
-        read_archive(tmp_path / "wrong.npz", 32)
-
-
-# As a data module
+@pytest.fixture
+def told(monkeypatch):
+    """The warnings in the log so far."""
+    lines = []
+    monkeypatch.setattr("cifar_resnet.data.sources.log.warning", lines.append)
+    return lambda: lines
 
 
 def test_files_train_from_archives_and_test_on_folders(tmp_path, pixels):
@@ -194,3 +66,155 @@ def test_files_say_what_is_wrong(tmp_path, pixels):
     np.savez(tmp_path / "more.npz", images=pixels, labels=np.arange(12) % 4)
     with pytest.raises(ValueError, match=r"test has classes that train lacks\. Got 3"):
         Files(train=str(tmp_path / "test.npz"), test=str(tmp_path / "more.npz"))
+
+
+# Folders of classes
+
+
+def put(path: str, level: int = 0) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (32, 32), level).save(path)
+
+
+def levels_by_class(data: Files, train: bool) -> list[tuple[str, int]]:
+    """Of each image its class, and its level of grey by which a test knows it."""
+    images, labels = data.read(train=train)
+    return [(data.classes[label], int(image[0, 0, 0])) for image, label in zip(images, labels, strict=True)]
+
+
+def test_numbered_classes_are_outputs_in_numeric_order():
+    for number in range(12):
+        put(f"train/{number}/a.png", number)
+        put(f"test/{number}/a.png", number)
+    data = Files("test", "train")
+    assert data.classes == [str(number) for number in range(12)]
+    for train in (True, False):
+        images, labels = data.read(train)
+        assert labels.tolist() == list(range(12))
+        assert images[:, 0, 0, 0].tolist() == list(range(12))
+    np.savez("test.npz", images=np.zeros((3, 32, 32), np.uint8)[..., None], labels=[3, 10, 11])
+    assert [data.classes[label] for label in Files("test.npz", "train").read(train=False)[1]] == ["3", "10", "11"]
+
+
+def test_a_run_trained_before_keeps_its_order_of_classes():
+    for number in range(12):
+        put(f"train/{number}/b.png", 2 * number)
+        put(f"train/{number}/a.png", 2 * number + 1)
+    before = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, …
+    expected = [(name, 2 * int(name) + file) for name in before for file in (1, 0)]
+    for _ in range(2):  # decoded, then from the cache
+        data = Files("train")
+        natural = levels_by_class(data, train=False)
+        data = Files("train")
+        data.order_classes(before)
+        assert data.classes == before
+        assert levels_by_class(data, train=False) == expected
+        assert sorted(natural) == sorted(expected) != natural
+    data.order_classes(["cat", "dog"])
+    assert data.classes == before
+
+
+def test_what_is_passed_over_and_classes_without_images_are_told_once_and_nothing_else_is_read(told):
+    for name in ("cat/1.png", "cat/deep/2.png", "dog/3.png", "cat/.hidden/4.png", "__MACOSX/cat/._1.png", "5.png"):
+        put(f"train/{name}")
+        put(f"test/{name}")
+    for place in ("train/fox", "test/fox"):
+        Path(place).mkdir()
+    for place in ("train", "test/cat"):
+        Path(place, "Thumbs.db").write_bytes(b"no picture")
+    data = Files("test", "train")
+    data.prepare_data()
+    assert [name for name, _ in levels_by_class(data, train=True)] == ["cat", "cat", "dog"]
+    assert [name for name, _ in levels_by_class(data, train=False)] == ["cat", "cat", "dog"]
+    assert told() == [
+        "warning: passed over in train: hidden or system entries (3), files in no class's folder (1)",
+        "warning: passed over in test: hidden or system entries (3), files in no class's folder (1)",
+        "warning: no images of fox in train",
+        "warning: no images of fox in test",
+    ]
+
+
+def test_a_class_that_an_archive_names_without_images_is_told(told):
+    pixels = np.zeros((4, 32, 32, 3), np.uint8)
+    np.savez("train.npz", images=pixels, labels=[0, 2, 0, 2], classes=["cat", "dog", "owl"])
+    np.savez("ones.npz", images=pixels, labels=[1, 2, 1, 2])  # which counts from 1
+    for train in ("train.npz", "ones.npz"):
+        Files(train, train).read(train=True)
+    assert told() == ["warning: no images of dog in train.npz", "warning: no images of 0 in ones.npz"]
+
+
+def test_linked_classes_and_images_are_read_and_dead_links_named():
+    put("elsewhere/owl/1.png", 1)
+    put("elsewhere/2.png", 2)
+    put("train/cat/3.png", 3)
+    put("train/dog/4.png", 4)
+    Path("train/owl").symlink_to("../elsewhere/owl")
+    Path("train/cat/more").symlink_to("../../elsewhere/owl")
+    Path("train/dog/2.png").symlink_to("../../elsewhere/2.png")
+    found = levels_by_class(Files("train"), train=False)
+    assert found == [("cat", 3), ("cat", 1), ("dog", 2), ("dog", 4), ("owl", 1)]
+    for name in ("cat/5.png", "dog/6.png"):
+        Path("train", name).symlink_to("gone")
+    Path("train/owl/7.png").write_bytes(b"no picture")
+    with pytest.raises(
+        ValueError, match=r"4 of 9 .* train: cat/5\.png, cat/more/7\.png, dog/6\.png, owl/7\.png;.* nowhere"
+    ):
+        Files("train").prepare_data()
+
+
+def test_a_changed_target_of_a_link_is_decoded_anew():
+    put("elsewhere/1.png", 1)
+    put("train/dog/2.png", 2)
+    Path("train/cat").symlink_to("../elsewhere")
+    assert levels_by_class(Files("train"), train=False) == [("cat", 1), ("dog", 2)]
+    put("elsewhere/1.png", 100)
+    assert levels_by_class(Files("train"), train=False) == [("cat", 100), ("dog", 2)]
+
+
+def test_what_an_earlier_version_decoded_is_decoded_anew(monkeypatch):
+    put("train/cat/1.png", 1)
+    put("train/dog/2.png", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr("cifar_resnet.data.sources.CACHE_FORMAT", 1)
+        patched.setattr("cifar_resnet.pictures.as_rgb", lambda image, scale: Image.new("RGB", image.size))
+        assert levels_by_class(Files("train"), train=False) == [("cat", 0), ("dog", 0)]
+    assert levels_by_class(Files("train"), train=False) == [("cat", 1), ("dog", 2)]
+
+
+# Lists
+
+
+def test_a_list_of_folders_and_archives_is_one_half_with_one_number_for_each_class(told):
+    put("day/cat/1.png", 1)
+    put("day/dog/2.png", 2)
+    put("night/dog/3.png", 3)
+    put("night/owl/4.png", 4)
+    images = np.full((2, 32, 32, 3), 5, np.uint8)
+    np.savez("more.npz", images=images, labels=[0, 2], classes=["owl", "cat", "dog"])
+    (job,) = Composer("train").jobs(["data=files", "data.train=[day,night,more.npz]", "data.test=[night]"])
+    check_data(job.cfg.data)
+    data = instantiate(job.cfg.data, _convert_="all")
+    assert data.classes == ["cat", "dog", "owl"]
+    assert levels_by_class(data, train=True) == [
+        ("cat", 1), ("dog", 2), ("dog", 3), ("owl", 4), ("owl", 5), ("dog", 5),
+    ]  # fmt: skip
+    assert levels_by_class(data, train=False) == [("dog", 3), ("owl", 4)]
+    assert told() == ["warning: not each of day, night, more.npz has cat, owl"]
+
+
+def test_a_list_of_numbered_batches_counts_the_classes_of_all(told, pixels):
+    np.savez("a.npz", images=pixels, labels=np.arange(12) % 3)
+    np.savez("b.npz", images=pixels, labels=np.arange(12))  # of which a has but three
+    data = Files("a.npz", ["a.npz", "b.npz"])
+    assert data.classes == [str(number) for number in range(12)]
+    images, labels = data.read(train=True)
+    assert torch.equal(images, torch.from_numpy(np.concatenate([pixels, pixels])).permute(0, 3, 1, 2))
+    assert labels.tolist() == [*(np.arange(12) % 3), *range(12)]
+    assert told() == []
+    np.savez("named.npz", images=pixels, labels=np.arange(12) % 3, classes=["cat", "dog", "owl"])
+    with pytest.raises(ValueError, match=r"labels without names .* Got a\.npz in data\.train; give them classes"):
+        Files("named.npz", ["named.npz", "a.npz"])
+    with pytest.raises(ValueError, match=r"data\.train names a place twice\. Got a\.npz; leave out one"):
+        Files("a.npz", ["a.npz", "b.npz", "a.npz"])
+    with pytest.raises(ValueError, match=r"train must be text or a list of 1 or more"):
+        Files("a.npz", [])

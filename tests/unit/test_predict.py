@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 
 from cifar_resnet import cli, load
 from cifar_resnet.data import Synthetic
+from cifar_resnet.terminal import log
 
 PLAIN = ["precision=32-true"]
 
@@ -84,13 +86,101 @@ def test_several_inputs_keep_their_order(predict, pictures):
     ]
 
 
-def test_what_is_not_there_is_named_and_the_rest_predicted_under_its_own_number(predict, pictures):
+def ids_in(text: str) -> dict[str, str]:
+    rows = list(csv.reader(io.StringIO(text)))
+    assert len({row[0] for row in rows}) == len(rows)
+    return dict(rows[1:])
+
+
+def test_a_pictures_id_is_its_files_stem(predict, pictures, trained):
+    expected = load(trained).predict(pictures).argmax(1).tolist()
+    Path("photos/sub").mkdir()
+    for index in (0, 3, 7):
+        Path(f"photos/{index}.png").unlink()
+    Path("photos/5.png").rename("photos/sub/5.png")
+    Path("photos/9.png").rename("photos/a.9.png")
+    _, out, _ = predict("input=photos", "format=ids", "batch_size=4")
+    numbers = {str(index): index for index in (1, 2, 4, 5, 6, 8, 10, 11)} | {"a.9": 9}
+    assert ids_in(out) == {stem: str(expected[index]) for stem, index in numbers.items()}
+
+
+def test_kaggles_columns_and_those_of_a_course_come_out(predict, pictures, trained):
+    expected = load(trained).predict(pictures).argmax(1).tolist()
+    names = [Synthetic.classes[label] for label in expected]
+    for index in reversed(range(12)):
+        Path(f"photos/{index}.png").rename(f"photos/{index + 1}.png")
+    _, out, _ = predict("input=photos", "format=ids", "ids.header=[id,label]", "ids.labels=names")
+    assert out.splitlines() == ["id,label", *(f"{index},{name}" for index, name in enumerate(names, 1))]
+    np.savez("images.npz", images=pictures.numpy())
+    _, out, _ = predict("input=images.npz", "format=ids", "ids.header=[ImageId,Label]", "ids.first=1")
+    assert out.splitlines() == ["ImageId,Label", *(f"{index},{label}" for index, label in enumerate(expected, 1))]
+
+
+def test_two_images_of_one_id_are_named_and_nothing_is_written(predict, pictures):
+    np.savez("images.npz", images=pictures[:4].numpy())
+    np.savez("named.npz", images=pictures[:2].numpy(), ids=["x", "x"])
+    Path("photos/3.jpg").write_bytes(Path("photos/3.png").read_bytes())
+    for inputs, line in {
+        "photos": "two images of one id. Got photos/3.jpg and photos/3.png, both 3; leave one out",
+        "[photos/2.png,images.npz]": "two images of one id. Got photos/2.png and images.npz[1], both 2; leave one out",
+        "named.npz": "two images of one id. Got named.npz[0] and named.npz[1], both x; leave one out",
+    }.items():
+        code, out, err = predict(f"input={inputs}", "format=ids", "output=ids.csv")
+        assert (code, out) == (2, "")
+        assert line in err
+        assert not Path("ids.csv").exists()
+        assert predict(f"input={inputs}")[0] == 0
+
+
+def test_hidden_and_system_entries_are_counted_links_followed_and_dead_ones_named(predict, pictures):
+    Path("photos/.hidden").mkdir()
+    Path("photos/__MACOSX").mkdir()
+    Path("photos/.hidden/1.png").write_bytes(Path("photos/1.png").read_bytes())
+    Path("photos/__MACOSX/._1.png").write_bytes(b"no picture")
+    Path("photos/Thumbs.db").write_bytes(b"no picture")
+    assert predict("input=photos")[::2] == (0, "passed over: hidden or system entries (3)\n")
+    Path("elsewhere").mkdir()
+    Path("photos/3.png").rename("elsewhere/3.png")
+    Path("photos/more").symlink_to("../elsewhere")
+    Path("photos/up").symlink_to("..")
+    Path("photos/dead.png").symlink_to("nowhere")
+    code, out, err = predict("input=photos")
+    assert code == 1
+    found = [line.split(",")[0] for line in out.splitlines()[1:]]
+    assert found == [f"photos/{name}" for name in (*(f"{n}.png" for n in range(12) if n != 3), "more/3.png")]
+    assert err.splitlines() == [
+        "passed over: hidden or system entries (3), links back to where they lie (photos/up)",
+        "skipped: not a readable image: photos/dead.png (a link that leads nowhere); mend it or take it away",
+    ]
+
+
+def test_how_large_a_picture_may_be_is_a_setting(predict, pictures):
+    Image.new("L", (1001, 1000)).save("photos/large.png")
+    code, out, err = predict("input=photos", "max_megapixels=1")
+    assert code == 1
+    assert "photos/large.png (1001 x 1000 pixels, more than max_megapixels=1)" in err
+    assert len(out.splitlines()) == 13
+    assert predict("input=photos")[0] == 0
+
+
+def test_what_is_told_of_unfinished_runs_is_no_prediction(sweep_dir, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(log, "handlers", [])  # as in a new process
+    shutil.copytree(sweep_dir, tmp_path / "sweep")
+    Path("sweep/seed-1/result.json").unlink()
+    assert cli.predict(["checkpoint=sweep", "input=photos", *PLAIN]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("input,class_1")
+    assert "1 of 2 runs in sweep have not finished" in err
+
+
+def test_what_is_not_there_is_named_and_the_rest_predicted_under_its_own_name(predict, pictures):
     Path("photos/1.png").write_bytes(b"no picture")
     Path("empty").mkdir()
     Path(os.fsdecode(b"photos/3.\xff.png")).write_bytes(Path("photos/3.png").read_bytes())
     code, out, err = predict("input=[photos,gone.png,gone.npz,empty]", "format=ids", "batch_size=5")
     assert code == 1
-    assert [line.split(",")[0] for line in out.splitlines()[1:]] == [str(number) for number in range(13) if number != 1]
+    names = ["0", "2", "3", "3.\N{REPLACEMENT CHARACTER}", *map(str, range(4, 12))]
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == names
     assert [line.split(": ")[0] for line in err.splitlines()] == ["skipped"] * 4
     for name in ("photos/1.png", "gone.png", "gone.npz", "empty"):
         assert name in err

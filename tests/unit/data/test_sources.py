@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import pickle
+import shlex
 import shutil
 import socket
 import tarfile
@@ -17,12 +18,15 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
 from torchvision import datasets
 
+from cifar_resnet.compose import Composer
 from cifar_resnet.data import CIFAR10, ImageFolder, Synthetic
 from cifar_resnet.files import PUBLISHED, Published
+from cifar_resnet.preflight import check_data
 
 # the synthetic images
 
@@ -283,6 +287,50 @@ def test_what_is_damaged_is_named(published, tmp_path, monkeypatch):
     (tmp_path / CIFAR10.published.folder / "data_batch_4").write_bytes(b"half")
     with pytest.raises(FileNotFoundError, match=rf"is damaged in {tmp_path} \(data_batch_4\)"):
         CIFAR10.published.check(str(tmp_path))
+
+
+def overrides_in(message: str) -> list[str]:
+    """What it says to give instead."""
+    return shlex.split(message.partition("as it is: ")[2].partition(". Put the folder")[0].rstrip(". "))
+
+
+def test_a_copy_that_another_packed_is_read_with_the_list_that_the_message_gives(published, tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=URLError(socket.gaierror(-2, "no such host"))))
+    folder = tmp_path / CIFAR10.published.folder
+    shutil.copytree(published.parent / folder.name, folder)
+    for path in folder.iterdir():
+        path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()), protocol=2))
+    with pytest.raises(FileNotFoundError, match="another packed it") as caught:
+        CIFAR10.published.check(str(tmp_path))
+    (job,) = Composer("train").jobs(overrides_in(str(caught.value)))
+    check_data(job.cfg.data)
+    data = instantiate(job.cfg.data, _convert_="all")
+    for train, names in ((True, [f"data_batch_{number}" for number in range(1, 6)]), (False, ["test_batch"])):
+        content = [pickle.loads((folder / name).read_bytes()) for name in names]
+        images, labels = data.read(train)
+        assert np.array_equal(images.flatten(1), np.concatenate([each["data"] for each in content]))
+        assert labels.tolist() == [label for each in content for label in each["labels"]]
+    (folder / "data_batch_2").write_bytes((folder / "data_batch_2").read_bytes()[:100])
+    with pytest.raises(FileNotFoundError, match=r"damaged in .*data_batch_2") as caught:
+        CIFAR10.published.check(str(tmp_path))
+    assert overrides_in(str(caught.value)) == []
+
+
+def test_an_archive_that_another_packed_is_to_be_unpacked(published, tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=URLError(socket.gaierror(-2, "no such host"))))
+    (tmp_path / published.name).write_bytes(published.read_bytes() + b"\0")
+    with pytest.raises(FileNotFoundError, match=rf"where {published.name} has another MD5 and must be unpacked"):
+        CIFAR10.published.check(str(tmp_path))
+
+
+def test_a_cifar100_that_another_packed_is_read_by_its_fine_labels(tmp_path):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name in ("train", "test"):
+        content = {"data": np.zeros((6, 3072), np.uint8), "fine_labels": [5, 4, 3, 2, 1, 0], "coarse_labels": [0] * 6}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (job,) = Composer("train").jobs(overrides_in(PUBLISHED["CIFAR100"].as_it_is(tmp_path)))
+    assert instantiate(job.cfg.data, _convert_="all").read(train=True)[1].tolist() == [5, 4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("theirs", [datasets.CIFAR10, datasets.CIFAR100])

@@ -1,5 +1,9 @@
 """What every network shares: groups of parameters, a budget, and predictions."""
 
+import contextlib
+import inspect
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +84,47 @@ def test_predict_takes_images_of_any_size_and_layout(trained):
     assert network.predict(np.asarray(grey)[None]).shape == (1, 10)
     with pytest.raises(ValueError, match="whole numbers from 0 to 255"):
         network.predict(images / 255)
+
+
+@pytest.mark.parametrize(
+    "shape", [(40, 50, 3), (40, 50, 4), (40, 50, 2), (3, 40, 50), (4, 40, 50), (40, 50), (40, 3072)]
+)
+def test_one_picture_is_no_stack_of_grey_ones(trained, shape):
+    pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    for images in (pixels, torch.from_numpy(pixels)):
+        with pytest.raises(ValueError, match=rf"one picture, or .*Got {re.escape(str(shape))} in .*images\[None\]"):
+            load(trained).predict(images)
+
+
+def test_a_few_grey_pictures_with_their_channel_are_beyond_doubt(trained):
+    network = load(trained)
+    grey = np.random.default_rng(0).integers(256, size=(3, 32, 32), dtype=np.uint8)
+    expected = network.predict(np.stack([grey] * 3, axis=3))
+    assert torch.equal(network.predict(grey[..., None]), expected)
+    assert torch.equal(network.predict(grey[:, None]), expected)
+    assert torch.equal(network.predict(np.concatenate([grey, grey]))[:3], expected)
+
+
+def test_predict_looks_at_a_batch_at_a_time(trained):
+    network, seen = load(trained), []
+    images, _ = Synthetic(num_test=26).read(train=False)
+    large = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    for given in (images, large, images[:, 0]):
+        at_once = network.predict(given)
+        with noting_batches(network, seen):
+            by_batch = network.predict(given, batch_size=8)
+        assert torch.allclose(by_batch, at_once, atol=1e-6)
+        assert seen == [8, 8, 8, 2]  # two grey ones at the end are no picture of two channels
+        seen.clear()
+    assert inspect.signature(network.predict).parameters["batch_size"].default <= 500
+
+
+@contextlib.contextmanager
+def noting_batches(network, seen):
+    """Within this, the sizes of the batches that the network sees are noted."""
+    hook = network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    yield
+    hook.remove()
 
 
 def test_a_network_without_a_checkpoint_cannot_know_what_its_images_mean():

@@ -1,0 +1,201 @@
+"""A user's archives of images: .npz files and CIFAR-style pickles. Nothing in them is executed.
+
+It takes no torch to import this: what is wrong with a file is said at once.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cifar_resnet.errors import one_line, refuse_if
+
+MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
+SUFFIXES = (".npz", ".pkl", ".pickle", ".p")
+
+
+@dataclass
+class Images:
+    """images: (N, 3, height, width) uint8; labels: (N,) int64 or None; classes: their names, where the file has them.
+
+    ids: one for each image, where the file has them. resized: how many images had another size.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    classes: list[str] | None = None
+    ids: list | None = None
+    resized: int = 0
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file claims to be an .npz archive or a pickle; those of CIFAR itself have no suffix."""
+    if path.suffix:
+        return path.suffix.lower() in SUFFIXES
+    try:
+        with path.open("rb") as file:
+            return file.read(1) in (b"\x80", b"(", b"}")  # how pickles of a dictionary begin
+    except OSError:  # whoever opens it next will say so
+        return False
+
+
+def read_archive(path: Path, image_size: int) -> Images:
+    """Images, and labels where there are any, of an .npz archive or a CIFAR-style pickle.
+
+    .npz: `images`, uint8 of (N, H, W, 3), (N, 3, H, W) or, grey, (N, H, W), and perhaps `labels` and `classes`.
+    Pickle: a dictionary with `data`, (N, 3072) uint8, and perhaps `labels` (or `fine_labels`), `label_names`, `ids`.
+    """
+    try:
+        found = read_npz(path) if path.suffix.lower() == ".npz" else read_pickle(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # as above: a damaged or hostile archive may raise anything
+        raise ValueError(f"not a readable archive of images: {path} ({one_line(error)})") from error
+    images = first_of(found, "images", "data")
+    refuse_if(
+        images is None,
+        f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data",
+    )
+    pixels, num_resized = as_images(np.asarray(images), image_size, path)
+    labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
+    classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
+    ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
+    refuse_if(
+        ids is not None and len(ids) != len(pixels),
+        f"{len(pixels)} images, but {len(ids or ())} ids. Got {path}",
+    )
+    return Images(pixels, labels, classes, ids, num_resized)
+
+
+def first_of(found: dict, *names: str) -> object:
+    value = next((found[name] for name in names if found.get(name) is not None), None)
+    return value.tolist() if isinstance(value, np.ndarray) and names[0] not in ("images", "labels") else value
+
+
+def as_texts(values: object, what: str, path: Path) -> list[str] | None:
+    refuse_if(
+        values is not None and not isinstance(values, (list, tuple)),
+        f"{what} are a list. Got {type(values).__name__} in {path}",
+    )
+    return values and [text(value) for value in values]
+
+
+def text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def read_npz(path: Path) -> dict:
+    with zipfile.ZipFile(path) as archive:
+        refuse_if(
+            (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES,
+            f"it would unpack to {size:,} bytes, more than {MAX_BYTES:,}",
+        )
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Builds dictionaries, lists, numbers, text and NumPy arrays, and refuses to look up anything else.
+
+    In pure Python: the one in C takes as much memory as a number in the file tells it to (its memo is an array).
+    """
+
+    KNOWN = {  # noqa: RUF012
+        *(
+            (f"{core}.multiarray", name)
+            for core in ("numpy.core", "numpy._core")
+            for name in ("_reconstruct", "scalar")
+        ),
+        *((f"{core}.numeric", "_frombuffer") for core in ("numpy.core", "numpy._core")),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Callable:
+        if (module, name) not in self.KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only plain data is read")
+        return super().find_class(module, name)
+
+
+def read_pickle(path: Path) -> dict:
+    with path.open("rb") as file:
+        found = PlainUnpickler(file, encoding="bytes").load()
+    refuse_if(
+        not isinstance(found, dict),
+        f"it holds a {type(found).__name__}, not a dictionary",
+    )
+    return {text(name): value for name, value in found.items()}
+
+
+def as_images(array: np.ndarray, image_size: int, path: Path) -> tuple[np.ndarray, int]:
+    """(N, 3, image_size, image_size), and how many images had another size."""
+    if array.ndim == 2 and array.shape[1] == 3072:  # CIFAR's own: red, green and blue planes
+        array = array.reshape(-1, 3, 32, 32)
+    refuse_if(
+        array.nbytes > MAX_BYTES,
+        f"{array.nbytes:,} bytes of pixels, more than {MAX_BYTES:,}. Got {path}",
+    )
+    planes = as_planes(array, path)
+    return to_size(planes, image_size), 0 if planes.shape[2:] == (image_size, image_size) else len(planes)
+
+
+def as_planes(array: np.ndarray, place: Path | str) -> np.ndarray:
+    """(N, 3, H, W), nothing copied, of uint8 images in any layout that says what it is. place: where they are from.
+
+    ValueError for other numbers, whose white nothing says, and for one picture, which might be several grey ones.
+    """
+    shape = array.shape
+    refuse_if(
+        array.dtype != np.uint8,
+        f"pixels are whole numbers from 0 to 255, as uint8. Got {array.dtype} in {place}; scale them to that, and give "
+        f".astype(np.uint8)",
+    )
+    refuse_if(
+        array.ndim == 3 and (shape[2] <= 4 or shape[0] in (3, 4)),
+        f"one picture, or several grey ones? Got {shape} in {place}; one is images[None], several are "
+        f"images[..., None]",
+    )
+    refuse_if(
+        array.ndim == 2,
+        f"one picture, or none? Got {shape} in {place}; one is images[None]",
+    )
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and (shape[3] == 3 or (shape[3] == 1 and shape[1] != 3)):
+        array = array.transpose(0, 3, 1, 2)
+    refuse_if(
+        array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in shape,
+        f"images are (N, H, W, 3), (N, 3, H, W), or grey (N, H, W). Got {shape} in {place}",
+    )
+    return array if array.shape[1] == 3 else np.broadcast_to(array, (len(array), 3, *array.shape[2:]))
+
+
+def to_size(planes: np.ndarray, image_size: int, batch_size: int = 500) -> np.ndarray:
+    """(N, 3, image_size, image_size), a batch at a time. planes: (N, 3, H, W) uint8."""
+    if planes.shape[2:] == (image_size, image_size):
+        return np.require(planes, requirements=["C", "W"])
+    import torch
+    from torchvision.transforms.v2.functional import resize
+
+    batches = (torch.from_numpy(np.require(batch, requirements=["C", "W"])) for batch in batches_of(planes, batch_size))
+    return torch.cat([resize(batch, [image_size, image_size], antialias=True) for batch in batches]).numpy()
+
+
+def batches_of(array: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    return (array[start : start + batch_size] for start in range(0, len(array), batch_size))
+
+
+def as_labels(labels: object, num_images: int, path: Path) -> np.ndarray | None:
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    refuse_if(
+        array.shape != (num_images,) or array.dtype.kind not in "iu" or array.min() < 0,
+        f"labels are whole numbers from 0, one for each of the {num_images} images. "
+        f"Got {array.dtype} {array.shape} in {path}",
+    )
+    return array.astype(np.int64)

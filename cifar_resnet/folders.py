@@ -1,0 +1,98 @@
+"""What is in a user's folders: files at any depth, and classes. Links are followed."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cifar_resnet.errors import refuse_if
+
+# what operating systems, network drives and notebooks leave in folders, beside all that begins with a dot
+SYSTEM_ENTRIES = {
+    "__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "#recycle",
+    "system volume information", "lost+found", "@eadir", "__pycache__",
+}  # fmt: skip
+Chain = frozenset[tuple[int, int]]  # device and inode of a folder, and of all that it lies in
+
+
+@dataclass
+class Listing:
+    """What was found in a folder.
+
+    files: also links that lead nowhere, and folders that cannot be listed: whoever reads them will say so.
+    hidden: how many hidden and system entries were passed over, at any depth; whatever is in them is not counted.
+    circles: links to a folder that they lie in themselves, which were passed over too.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    hidden: int = 0
+    circles: list[Path] = field(default_factory=list)
+
+    def in_words(self) -> str:
+        """What was passed over; empty where nothing was."""
+        hidden = f"hidden or system entries ({self.hidden:,})" if self.hidden else ""
+        circles = f"links back to where they lie ({named(self.circles)})" if self.circles else ""
+        return ", ".join(filter(None, [hidden, circles]))
+
+
+def natural(name: object) -> tuple[list, str]:
+    """Sorts names, or paths, as a person would: 10 after 9."""
+    text = str(name)
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)], text
+
+
+def named(things: Iterable[object], most: int = 8) -> str:
+    """The first of them, and how many more there are."""
+    texts = list(map(str, things))
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
+
+
+def files_in(folder: Path) -> Listing:
+    """Every file in a folder, at any depth and in no order."""
+    found, waiting = Listing(), [(folder, chain_of(folder))]
+    while waiting:
+        place, chain = waiting.pop()
+        try:
+            waiting += look_into(place, chain, found)
+        except OSError:
+            found.files.append(place)
+    return found
+
+
+def classes_in(root: Path) -> tuple[list[str], Listing]:
+    """The names of the folders in a folder, 10 after 9, and what else lies beside them."""
+    beside = Listing()
+    names = [place.name for place, _ in look_into(root, chain_of(root), beside)]
+    dead = [path for path in beside.files if not path.exists()]
+    refuse_if(dead, f"links that lead nowhere. Got {named(sorted(dead))}; mend them or take them away")
+    return sorted(names, key=natural), beside
+
+
+def look_into(folder: Path, chain: Chain, found: Listing) -> list[tuple[Path, Chain]]:
+    """The folders directly in one, each with its chain; whatever else is there goes into `found`."""
+    folders = []
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name.casefold() in SYSTEM_ENTRIES:
+            found.hidden += 1
+            continue
+        try:
+            status = path.stat()
+        except OSError:
+            found.files.append(path)
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found.files.append(path)
+        elif not stat.S_ISDIR(status.st_mode):  # a pipe or a device, which nobody could read to its end
+            found.hidden += 1
+        elif (identity := (status.st_dev, status.st_ino)) in chain:
+            found.circles.append(path)
+        else:
+            folders.append((path, chain | {identity}))
+    return folders
+
+
+def chain_of(folder: Path) -> Chain:
+    real = Path(os.path.realpath(folder))
+    return frozenset((status.st_dev, status.st_ino) for each in (real, *real.parents) for status in [each.stat()])

@@ -1,0 +1,46 @@
+"""Trainings on a user's own folders of pictures, from the command line."""
+
+from pathlib import Path
+
+import pytest
+from helpers import TINY, assert_equal, last_of
+from PIL import Image
+
+from cifar_resnet import cli
+from cifar_resnet.data import Synthetic
+
+GIVEN = [
+    *(text for text in TINY if not text.startswith("data")), "data=image_folder", "data.root=pets", "data.num_val=20",
+    "data.batch_size=20", "trainer.max_epochs=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def pets():
+    """Ten classes, from 2 to 11, in a folder of that name."""
+    for half, num_images in (("train", 100), ("test", 20)):
+        images, labels = Synthetic(num_train=num_images, num_test=num_images).read(train=half == "train")
+        for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            folder = Path("pets", half, str(label + 2))
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_run_begun_before_goes_on_with_its_order_of_classes_to_the_last_bit(pets, crash, monkeypatch, side_by_side):
+    """When names were sorted as texts: 10, 11, 2, 3, …"""
+    given = [*GIVEN, *(["ensemble.size=2"] if side_by_side else ["run_dir=outputs/stopped"])]
+    with monkeypatch.context() as before:
+        before.setattr("cifar_resnet.folders.natural", str)
+        crash(1)
+        with pytest.raises(RuntimeError, match="power"):
+            cli.train(given)
+        crash(None)
+        whole = ["output_dir=whole"] if side_by_side else ["run_dir=whole"]
+        assert cli.train([*(text for text in given if "run_dir" not in text), *whole]) == 0
+    assert cli.train(given if side_by_side else ["resume=outputs/stopped"]) == 0
+    pattern = "**/together/checkpoints/last.ckpt" if side_by_side else "**/checkpoints/last.ckpt"
+    resumed, never_stopped = (next(Path(folder).glob(pattern)).parents[1] for folder in ("outputs", "whole"))
+    assert last_of(resumed)["data"]["classes"] == ["10", "11", *map(str, range(2, 10))]
+    for key in ("state_dict", "data", "epoch"):
+        assert_equal(last_of(resumed)[key], last_of(never_stopped)[key], key)

@@ -1,0 +1,95 @@
+"""Reading a user's archives: what they mean, and that nothing in them is executed."""
+
+import pickle
+import resource
+
+import numpy as np
+import pytest
+from behaviour.bad_inputs import EXECUTED, Trap
+
+from cifar_resnet.archives import is_archive, read_archive
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(256, size=(12, 32, 32, 3), dtype=np.uint8)
+
+
+def planes(pixels: np.ndarray) -> np.ndarray:
+    return pixels.transpose(0, 3, 1, 2)
+
+
+def test_npz_in_each_layout(tmp_path, pixels):
+    for name, array in {"last": pixels, "first": pixels.transpose(0, 3, 1, 2)}.items():
+        np.savez(tmp_path / f"{name}.npz", images=array, labels=np.arange(12))
+        found = read_archive(tmp_path / f"{name}.npz", 32)
+        assert np.array_equal(found.images, planes(pixels))
+        assert found.labels.tolist() == list(range(12))
+        assert found.resized == 0
+    np.savez(tmp_path / "grey.npz", images=pixels[..., 0])
+    grey = read_archive(tmp_path / "grey.npz", 32)
+    assert np.array_equal(grey.images[:, 2], pixels[..., 0])
+    assert grey.labels is None
+    for name, array in {"channel_last": pixels[:3, ..., :1], "channel_first": pixels[:3, None, ..., 0]}.items():
+        np.savez(tmp_path / f"{name}.npz", images=array)  # three grey ones, beyond doubt
+        assert np.array_equal(read_archive(tmp_path / f"{name}.npz", 32).images, grey.images[:3])
+    np.savez(tmp_path / "large.npz", images=np.full((2, 64, 48, 3), 77, dtype=np.uint8))
+    large = read_archive(tmp_path / "large.npz", 32)
+    assert large.resized == 2
+    assert (large.images == 77).all()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_cifar_style_pickles_of_any_protocol(tmp_path, pixels, protocol):
+    data = pixels.transpose(0, 3, 1, 2).reshape(12, 3072)
+    content = {b"data": data, b"labels": [*range(10), 0, 1], b"filenames": [b"%d.png" % i for i in range(12)]}
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(content, protocol=protocol))
+    assert is_archive(tmp_path / "test_batch")
+    found = read_archive(tmp_path / "test_batch", 32)
+    assert np.array_equal(found.images, planes(pixels))
+    assert found.labels.tolist() == [*range(10), 0, 1]
+    assert found.ids[3] == "3.png"
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    (tmp_path / "trap.pkl").write_bytes(pickle.dumps({"data": Trap()}))
+    with pytest.raises(ValueError, match=r"asks for posix\.mkdir, and only plain data is read"):
+        read_archive(tmp_path / "trap.pkl", 32)
+    np.savez(tmp_path / "trap.npz", images=np.array([Trap()], dtype=object))
+    with pytest.raises(ValueError, match="not a readable archive"):
+        read_archive(tmp_path / "trap.npz", 32)
+    assert not (tmp_path / EXECUTED).exists()
+
+
+def test_a_number_in_a_pickle_takes_no_memory(tmp_path):
+    path = tmp_path / "memo.pkl"
+    path.write_bytes(b"\x80\x02}r" + (2**28).to_bytes(4, "little") + b".")  # in C a memo of that many places
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="no images in"):
+        read_archive(path, 32)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # kilobytes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": np.zeros((2, 32, 32, 3))}, "uint8. Got float64"),
+        ({"images": np.zeros((2, 32, 32, 3), np.uint16)}, "uint8. Got uint16 in .*scale them"),
+        ({"images": np.zeros((2, 32, 32, 3), np.int32)}, "uint8. Got int32 in .*scale them"),
+        ({"images": np.zeros((2, 32, 32, 3), bool)}, "uint8. Got bool in .*scale them"),
+        ({"images": np.zeros((2, 31), np.uint8)}, r"Got \(2, 31\)"),
+        ({"images": np.zeros((40, 50, 3), np.uint8)}, r"one picture, or several grey ones\? Got \(40, 50, 3\) in"),
+        ({"images": np.zeros((3, 40, 50), np.uint8)}, r"one picture, or several grey ones\? Got \(3, 40, 50\) in"),
+        ({"images": np.zeros((40, 50), np.uint8)}, r"one picture, or none\? Got \(40, 50\) in .*images\[None\]"),
+        ({"images": np.zeros((0, 32, 32, 3), np.uint8)}, "Got"),
+        ({"pictures": np.zeros((2, 32, 32, 3), np.uint8)}, "Got pictures; it needs images"),
+        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(3, int)}, "one for each of the 2 images"),
+        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0.5, 1])}, "labels are whole numbers"),
+        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([-1, 1])}, "labels are whole numbers"),
+        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "ids": np.arange(3)}, "2 images, but 3 ids"),
+    ],
+)
+def test_wrong_archives_are_explained(tmp_path, content, message):
+    np.savez(tmp_path / "wrong.npz", **content)
+    with pytest.raises(ValueError, match=message):
+        read_archive(tmp_path / "wrong.npz", 32)
