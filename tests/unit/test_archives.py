@@ -5,9 +5,11 @@ import resource
 
 import numpy as np
 import pytest
+import torch
 from behaviour.bad_inputs import EXECUTED, Trap
+from torchvision.transforms.v2 import functional
 
-from cifar_resnet.archives import is_archive, read_archive
+from cifar_resnet.archives import is_archive, read_archive, to_size
 
 
 @pytest.fixture
@@ -93,3 +95,15 @@ def test_wrong_archives_are_explained(tmp_path, content, message):
     np.savez(tmp_path / "wrong.npz", **content)
     with pytest.raises(ValueError, match=message):
         read_archive(tmp_path / "wrong.npz", 32)
+
+
+def test_images_are_resized_a_batch_at_a_time(pixels, monkeypatch):
+    resize, seen = functional.resize, []
+    monkeypatch.setattr(
+        functional, "resize", lambda batch, *how, **more: seen.append(len(batch)) or resize(batch, *how, **more)
+    )
+    for array in (planes(pixels), np.broadcast_to(pixels[:, None, ..., 0], (12, 3, 32, 32))):
+        expected = resize(torch.from_numpy(np.array(array)), [20, 20], antialias=True)
+        assert np.array_equal(to_size(array, 20, batch_size=5), expected)
+        assert seen == [5, 5, 2]
+        seen.clear()
