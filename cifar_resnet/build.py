@@ -1,12 +1,14 @@
 """From a configuration to data, network and trainer, each refused in one line where it cannot be."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, resume, runs
@@ -15,8 +17,8 @@ from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import Classifier
 from cifar_resnet.optim import SAM
 
-MONITORED = ("val/acc", "val/loss", "train/acc", "train/loss")  # what callbacks may go by
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}  # a trainer that leaves nothing
+# a trainer that leaves nothing
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "profiler": None}
 
 
 @as_usage_error()
@@ -134,8 +136,24 @@ def build_trainer(
         instantiate(settings, **(purge if settings._target_.endswith("TensorBoardLogger") else {}))
         for settings in cfg.logger.values()
     ]
-    ours = [callbacks.Throughput(), *own, *extra_callbacks, callbacks.MidEpochState(), callbacks.Interruption(last)]
-    return new_trainer(cfg, model, callbacks=ours, logger=loggers, plugins=[checkpoints.AtomicCheckpointIO()])
+    max_time = OmegaConf.to_container(cfg.trainer, resolve=True).get("max_time")
+    ours = [
+        *([callbacks.TimeLimit(max_time)] if max_time else []),
+        callbacks.Throughput(),
+        callbacks.Ending(),
+        *own,
+        *extra_callbacks,
+        callbacks.MidEpochState(),
+        callbacks.Interruption(last),
+    ]
+    plugins = [checkpoints.AtomicCheckpointIO()]
+    trainer = new_trainer(cfg, model, callbacks=ours, max_time=None, logger=loggers, plugins=plugins)
+    batches, limit = len(data.train) // (data.batch_size * trainer.world_size), trainer.limit_train_batches
+    check_accumulation(cfg, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
+    if cfg.trainer.get("profiler"):
+        trainer.profiler.dirpath = trainer.profiler.dirpath or cfg.run_dir
+        trainer.profiler.filename = trainer.profiler.filename or "profile"  # or it would report to a silent logger
+    return trainer
 
 
 @as_usage_error()
@@ -144,13 +162,6 @@ def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Traine
     trainer = instantiate(
         cfg.trainer, precision=instantiate(cfg.precision, accelerator=cfg.trainer.accelerator), **options
     )
-    for callback in trainer.callbacks:
-        monitor = getattr(callback, "monitor", None)
-        refuse_if(
-            monitor not in (None, *MONITORED),
-            f"{type(callback).__name__} has nothing to go by. Got monitor={monitor}; "
-            f"give {', '.join(MONITORED[:-1])} or {MONITORED[-1]}",
-        )
     refuse_if(
         trainer.world_size > 1 and isinstance(model.build_optimizer(total_steps=1)[0], SAM),
         f"SAM trains on one device: each would look for a worst point of its own. "
@@ -159,28 +170,61 @@ def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Traine
     return trainer
 
 
+def check_accumulation(cfg: DictConfig, batches: int) -> None:
+    """UsageError where a step would need more batches than an epoch has."""
+    needed = cfg.trainer.get("accumulate_grad_batches") or 1
+    refuse_if(
+        batches < needed > 1,
+        f"a step would need more batches than an epoch has. Got trainer.accumulate_grad_batches={needed} for "
+        f"{batches}; give no more than that",
+    )
+
+
 def build_callbacks(cfg: DictConfig, has_val: bool) -> list[Callback]:
+    check_callbacks(cfg, has_val)
     found = dict(instantiate(cfg.callbacks))
     if "averaging" in cfg:
         found["averaging"] = instantiate(cfg.averaging)
-    for name in {"best", "last"} & found.keys():
-        expected = runs.last_checkpoint(cfg.run_dir).with_name(f"{name}.ckpt")
-        where = Path(found[name].dirpath, f"{found[name].filename}.ckpt")
-        refuse_if(
-            where.resolve() != expected.resolve(), f"other commands look for {expected}. Got {where}; leave it so"
-        )
-    refuse_if(
-        not has_val and "early_stopping" in found,
-        "early stopping looks at validation images. Got data.num_val=0; give some, or leave it out",
-    )
     if not has_val:
         found.pop("best", None)
     if not cfg.logger:
         found.pop("learning_rate", None)  # Lightning's monitor needs one
-    refuse_if(
-        not {"best", "last"} & found.keys(), "nothing would be left to test: keep callbacks.last, or callbacks.best"
-    )
     return list(found.values())
+
+
+def check_callbacks(cfg: DictConfig, has_val: bool) -> None:
+    """UsageError for callbacks that have nothing to go by, or leave nothing to test. has_val: any validation images."""
+    is_validated = has_val and cfg.trainer.get("limit_val_batches") != 0
+    for name, node in cfg.callbacks.items():
+        monitor, mode = (argument_of(node, key) for key in ("monitor", "mode"))
+        if monitor is None:
+            continue
+        callbacks.mode_of(monitor, mode, f"callbacks.{name}")
+        refuse_if(
+            monitor.startswith("val/") and name != "best" and not is_validated,
+            f"callbacks.{name} looks at validation images, by monitor={monitor}. Got data.num_val="
+            f"{cfg.data.get('num_val')}, trainer.limit_val_batches={cfg.trainer.get('limit_val_batches')}; give some, "
+            f"or monitor=train/loss, or leave it out",
+        )
+    refuse_if(
+        "last" not in cfg.callbacks and not (has_val and "best" in cfg.callbacks),
+        "nothing would be left to test: keep callbacks.last, or callbacks.best and validation images",
+    )
+    for name in {"best", "last"} & cfg.callbacks.keys():
+        node = cfg.callbacks[name]
+        refuse_if(
+            Path(str(node.get("dirpath"))).absolute() != Path(str(cfg.run_dir), "checkpoints").absolute()
+            or node.get("filename") != name,
+            f"other commands look for the run folder's checkpoints/{name}.ckpt. Got "
+            f"{OmegaConf.to_container(node).get('dirpath')}/{node.get('filename')}.ckpt; leave it so",
+        )
+
+
+def argument_of(node: DictConfig, name: str) -> object:
+    """What a callback will be called with, be it by default; None where it takes no such argument."""
+    arguments = inspect.signature(constraints.imported(node._target_)).parameters if "_target_" in node else {}
+    default = arguments[name].default if name in arguments else None
+    return node.get(name, None if default is inspect.Parameter.empty else default)
 
 
 def check_best(cfg: DictConfig, last: Path) -> None:
@@ -215,13 +259,24 @@ def resolve_conflicts(cfg: DictConfig) -> None:
         "num_classes" in cfg.model,
         f"the data says how many classes there are. Got model.num_classes={cfg.model.get('num_classes')}; leave it out",
     )
-    every = trainer.get("check_val_every_n_epoch") or 1
-    never = trainer.get("limit_val_batches") == 0 or every > trainer.max_epochs
+    has_val = cfg.data.get("num_val") != 0
     refuse_if(
-        never and cfg.data.get("num_val") and "best" in cfg.callbacks,
-        f"no epoch would be validated, so none could be chosen. Got trainer.limit_val_batches="
-        f"{trainer.get('limit_val_batches')}, trainer.check_val_every_n_epoch={every} for {trainer.max_epochs} "
-        f"epochs; to train on every image and keep the last epoch, give data.num_val=0",
+        trainer.get("limit_val_batches") == 0 and has_val and "best" in cfg.callbacks,
+        "no epoch would be validated, so none could be chosen. Got trainer.limit_val_batches=0; to train on every "
+        "image and keep the last epoch, give data.num_val=0",
+    )
+    check_callbacks(cfg, has_val)
+    if isinstance(limit := trainer.get("limit_train_batches"), int):
+        check_accumulation(cfg, limit)
+    refuse_if(
+        (trainer.get("min_epochs") or 0) > trainer.max_epochs,
+        f"a training cannot be longer than its longest. Got trainer.min_epochs={trainer.get('min_epochs')} and "
+        f"trainer.max_epochs={trainer.max_epochs}; give no more than that",
+    )
+    accelerators = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
+    refuse_if(
+        trainer.get("accelerator", "auto") not in accelerators,
+        f"no such accelerator. Got trainer.accelerator={trainer.get('accelerator')}; give {', '.join(accelerators)}",
     )
     if trainer.get("deterministic"):
         trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time

@@ -6,7 +6,8 @@ A checkpoint is Lightning's, with these keys beside its own, all of plain values
     architecture   the network's class, by module and name, to be called with Lightning's `hyper_parameters`
     config         the whole configuration of the run
     data           what the images and classes are: `DataModule.state`
-    metrics        the latest of each epoch's metrics
+    metrics        those of its epoch; of one that was not validated, without validation scores
+    ended          whether the training ended there early, so that only its test is left: `callbacks.Ending`
     mid_epoch_state   of each process, what it takes to go on within an epoch: `callbacks.MidEpochState`
 
 It is read without running any code in it.

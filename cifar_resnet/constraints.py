@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -39,6 +40,10 @@ PerStage = Annotated[Sequence[Count], Len(1)]
 ImageSize = Annotated[int, Ge(8)]
 Paths = str | Annotated[Sequence[str], Len(1)]
 TTA = Literal["none", "flip", "flip_shift"]
+A_DURATION = Field(description='a duration such as "00:00:10:00" (days:hours:minutes:seconds)')
+IS_SOME_TIME = Predicate(lambda text: re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text) and re.search("[1-9]", text))
+Units = Literal["weeks", "days", "hours", "minutes", "seconds"]
+Duration = Annotated[str, IS_SOME_TIME, A_DURATION] | Annotated[dict[Units, Positive], Len(1), A_DURATION]
 
 # settings at the top of a command's configuration, which no constructor takes
 TOP_LEVEL: dict[str, object] = {
@@ -87,7 +92,10 @@ FOREIGN: dict[str, dict[str, object]] = {
         "gradient_clip_val": NonNegative | None,
         "gradient_clip_algorithm": Literal["norm", "value"] | None,
         "accumulate_grad_batches": Count,
-        "check_val_every_n_epoch": Count | None,
+        "check_val_every_n_epoch": Count,
+        "min_epochs": CountOrZero | None,
+        "max_time": Duration | None,
+        "profiler": Literal["simple", "advanced", "pytorch"] | None,
     },
 }
 # arguments of Lightning's Trainer from which a run's length, folder and record are made

@@ -86,8 +86,8 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     together = OmegaConf.merge(members[0], {"run_dir": str(shared)})
     with open_dict(together):
         best = together.callbacks.pop("best", None)  # each member has its own
-    monitor, mode = (best.monitor, best.mode) if best and data.has_val else (None, "max")
-    splitting = callbacks.MemberCheckpoints(runs.last_checkpoint(shared), run_dirs.values(), monitor, mode)
+    monitor = best.monitor if best and data.has_val else None
+    splitting = callbacks.MemberCheckpoints(runs.last_checkpoint(shared), run_dirs.values(), monitor)
     trainer = build_trainer(together, data, everyone, [splitting])
     with as_usage_error():
         everyone.check_trainer(trainer)

@@ -7,6 +7,7 @@ Leaves model.safetensors, model.pt2, model.onnx, as asked for, and a model card,
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,7 +125,7 @@ def write_onnx(portable: inference.Portable, images: Tensor, path: Path) -> Call
 def record_of(path: Path, run_dir: Path | None) -> dict | None:
     """The record of its run, if that is about this checkpoint and not about another epoch's."""
     record = runs.read_record(run_dir) if run_dir else None
-    return record if record and record["epoch"] == checkpoints.read(path)["epoch"] + 1 else None
+    return record if record and math.ceil(record["epoch"]) == checkpoints.read(path)["epoch"] + 1 else None
 
 
 def card(network: Classifier, path: Path, record: dict | None, formats: Sequence[str]) -> str:

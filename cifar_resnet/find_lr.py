@@ -26,6 +26,9 @@ def run(jobs: list[Job]) -> int:
     (job,) = jobs
     cfg = job.cfg
     refuse_if(cfg.dry_run or cfg.resume or cfg.run_dir, "dry_run, resume and run_dir are cifar-train's: leave them out")
+    refuse_if(
+        cfg.trainer.profiler, f"a range test is not profiled. Got trainer.profiler={cfg.trainer.profiler}; leave it out"
+    )
     cfg.name = "find_lr" if cfg.name == "train" else cfg.name
     plan(cfg)  # or there would have been a folder for nothing
     with as_usage_error():

@@ -242,7 +242,8 @@ def train_briefly(
         cfg.scheduler.max_lr = lr
     data, model = build_data_and_model(cfg)
     model.scheduler = lambda optimizer, total_steps: scheduler(optimizer, steps)
-    length = {"max_epochs": -1, "max_steps": steps, "limit_val_batches": 0, "accumulate_grad_batches": 1}
+    length = {"max_epochs": -1, "min_epochs": None, "max_steps": steps, "max_time": None}
+    length |= {"limit_val_batches": 0, "accumulate_grad_batches": 1}
     callbacks = [LambdaCallback(on_train_batch_end=note)]
     new_trainer(cfg, model, callbacks=callbacks, **length, **QUIET).fit(model, data)
     return losses

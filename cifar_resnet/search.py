@@ -31,7 +31,7 @@ from cifar_resnet.terminal import log, print_table
 
 SAMPLERS = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
-ROUND, DIVERGED = "round", "diverged"  # attributes of a trial
+ROUND, DIVERGED, HOPELESS = "round", "diverged", "hopeless"  # attributes of a trial
 IN_WORDS = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}
 NOT_FOR_TRAINING = ("search.", "name=", "test=", "trainer.max_epochs=")  # left out of the line that is printed
 
@@ -66,6 +66,10 @@ def refuse(cfg: DictConfig) -> None:
         f"a search trains on one device at a time. Got trainer.devices={cfg.trainer.devices}; give 1",
     )
     refuse_if(cfg.data.get("num_val") == 0, "a search needs validation images. Got data.num_val=0; give some")
+    refuse_if(
+        cfg.trainer.get("limit_val_batches") == 0,
+        "a search goes by validation images. Got trainer.limit_val_batches=0; give more, or null for all",
+    )
 
 
 class Search:
@@ -160,8 +164,8 @@ class Search:
         except Exception:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
-            ended_early = self.method == "tpe" and record["epochs"] < job.cfg.trainer.max_epochs
-            outcome = {"state": TrialState.PRUNED} if ended_early else {"values": record["metrics"]["val/acc"]}
+            is_pruned = HOPELESS in trial.user_attrs and record["epochs"] < job.cfg.trainer.max_epochs
+            outcome = {"state": TrialState.PRUNED} if is_pruned else {"values": record["metrics"]["val/acc"]}
             self.study.tell(trial, **outcome)
 
     def report(self) -> int:
@@ -209,7 +213,9 @@ class Search:
 def prune(trial: Trial, trainer: Trainer, model: LightningModule) -> None:
     """End a training that the pruner gives up; called after each validation."""
     trial.report(trainer.callback_metrics["val/acc"].item(), trainer.current_epoch)
-    trainer.should_stop |= trial.should_prune()
+    if trial.should_prune():
+        trial.set_user_attr(HOPELESS, True)  # the trial itself may ask for an end as well, and is none the worse for it
+        trainer.should_stop = True
 
 
 def shorten(value: object) -> object:

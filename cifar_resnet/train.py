@@ -81,7 +81,7 @@ def fit(trainer: Trainer, model: LightningModule, data: LightningDataModule, run
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
     (throughput,) = [callback for callback in trainer.callbacks if isinstance(callback, callbacks.Throughput)]
     return {
-        "epochs": trainer.current_epoch,
+        "epochs": callbacks.epochs_trained(trainer),
         "steps": trainer.global_step,
         "images": throughput.images,
         "train_seconds": throughput.seconds,
@@ -99,13 +99,17 @@ def narrated(
             log.info(announcement(record))
             if range_test:
                 range_test.save(folder)
-            if "early_stopping" in cfg.callbacks and cfg.choices.get("scheduler") not in ("constant", None):
+            enders = {"early stopping": "early_stopping" in cfg.callbacks, "max_time": cfg.trainer.get("max_time")}
+            if any(enders.values()) and cfg.choices.get("scheduler") not in ("constant", None):
                 log.warning(
-                    f"warning: early stopping may end the training before scheduler={cfg.choices.scheduler} has "
-                    f"brought the learning rate down, which is where most of the accuracy comes from\n"
+                    f"warning: {' or '.join(name for name in enders if enders[name])} may end the training before "
+                    f"scheduler={cfg.choices.scheduler} has brought the learning rate down, which is where most of the "
+                    f"accuracy comes from\n"
                 )
             with callbacks.as_interrupted():
                 yield
+            for path in sorted(folder.glob("*-profile*.txt")):
+                log.info(f"  profile     {path}")
         except BaseException as error:
             log.info(f"\nstopped before its end; {how_to_go_on}")
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):

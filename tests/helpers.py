@@ -1,4 +1,4 @@
-"""What the tests share beside the fixtures: a tiny training, what runs leave, and a hostile picture."""
+"""What the tests share beside the fixtures: a tiny training, what runs leave, a hostile picture, an early end."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 TINY = (
     "data=synthetic", "data.num_train=240", "data.num_val=40", "data.num_test=50", "data.batch_size=40",
@@ -52,3 +53,16 @@ def png_that_claims(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+class Asks(Callback):
+    """Asks the training to stop at the ends of these epochs, counted from 1, and after these steps."""
+
+    def __init__(self, epochs: list[int] | None = None, steps: list[int] | None = None):
+        self.epochs, self.steps = epochs or [], steps or []
+
+    def on_train_batch_end(self, trainer: Trainer, *others: object) -> None:
+        trainer.should_stop |= trainer.global_step in self.steps
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop |= trainer.current_epoch + 1 in self.epochs

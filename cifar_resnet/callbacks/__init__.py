@@ -1,9 +1,12 @@
 from cifar_resnet.callbacks.averaging import EMA
+from cifar_resnet.callbacks.early_stopping import EarlyStopping
+from cifar_resnet.callbacks.ending import Ending, TimeLimit, epochs_trained
 from cifar_resnet.callbacks.finite import FiniteLoss
 from cifar_resnet.callbacks.interruption import Interruption, as_interrupted
 from cifar_resnet.callbacks.metrics import MetricsCSV, Throughput
 from cifar_resnet.callbacks.mid_epoch import MidEpochState
 from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoints
+from cifar_resnet.callbacks.monitored import mode_of
 from cifar_resnet.callbacks.pictures import AugmentedBatch, ScheduleCurve
 from cifar_resnet.callbacks.progress import Progress
 
@@ -11,6 +14,8 @@ __all__ = [
     "EMA",
     "AugmentedBatch",
     "Checkpoint",
+    "EarlyStopping",
+    "Ending",
     "FiniteLoss",
     "Interruption",
     "MemberCheckpoints",
@@ -19,5 +24,8 @@ __all__ = [
     "Progress",
     "ScheduleCurve",
     "Throughput",
+    "TimeLimit",
     "as_interrupted",
+    "epochs_trained",
+    "mode_of",
 ]

@@ -29,7 +29,8 @@ class FiniteLoss(Callback):
             if self.scale is not None:
                 self.skipped += scale < self.scale  # which is how a scaler answers to gradients that are not finite
             self.scale = scale.clone()
-        is_asked = trainer.is_last_batch or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
+        is_last = trainer.is_last_batch or trainer.should_stop
+        is_asked = is_last or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
         if is_asked and not self.is_finite:
             raise Diverged(
                 f"the loss is no longer finite. Got {outputs['loss'].item()} by step {trainer.global_step} "

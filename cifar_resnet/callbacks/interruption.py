@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from cifar_resnet.callbacks.ending import is_ending
 from cifar_resnet.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -40,7 +41,7 @@ class Interruption(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         has_stepped, self.last_step = trainer.global_step > self.last_step, trainer.global_step
         # gradients that are still being accumulated would be lost; the end of an epoch saves by itself
-        if self.received and has_stepped and not trainer.is_last_batch:
+        if self.received and has_stepped and not trainer.is_last_batch and not is_ending(trainer):
             trainer.save_checkpoint(self.path)
             self.stop_if_asked(f"after step {trainer.global_step}")
 

@@ -32,14 +32,20 @@ class Throughput(Callback):
             self.measure(trainer)
 
     def measure(self, trainer: Trainer) -> None:
+        """Once an epoch: after its last batch, or where it was cut short, before its validation."""
+        if self.latest is not None:
+            return
         seconds = self.now(trainer) - self.start
         self.images += self.epoch_images
         self.seconds += seconds
         self.latest = self.epoch_images / seconds
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.latest is None:  # max_steps or max_time cut the epoch short
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
             self.measure(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.measure(trainer)
         pl_module.log("train/images_per_second", self.latest)
 
     def now(self, trainer: Trainer) -> float:
@@ -76,9 +82,15 @@ class MetricsCSV(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self.rows.append(
-                {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": rate, **metrics_of(trainer)}
-            )
+            epoch, rate = trainer.current_epoch + 1, trainer.optimizers[0].param_groups[0]["lr"]
+            row = {"epoch": epoch, "step": trainer.global_step, "lr": rate, **metrics_of(trainer)}
+            self.rows = [*self.rows[: -1 if self.has_row(epoch) else None], row]
             names = list(dict.fromkeys(name for row in self.rows for name in row))
             write_table(self.path, [names, *([row.get(name, "") for name in names] for row in self.rows)])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.has_row(trainer.current_epoch + 1):  # an end that nobody saw coming is validated last of all
+            self.on_train_epoch_end(trainer, pl_module)
+
+    def has_row(self, epoch: int) -> bool:
+        return bool(self.rows) and int(self.rows[-1]["epoch"]) == epoch

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from cifar_resnet.callbacks.monitored import Mode, mode_of
 from cifar_resnet.checkpoints import AtomicCheckpointIO, contents
 from cifar_resnet.constraints import check
 
@@ -16,21 +16,25 @@ from cifar_resnet.constraints import check
 class Checkpoint(ModelCheckpoint):
     """One file, replaced whenever `monitor` improves, or after each epoch where `monitor` is None.
 
-    mode: whether better is "max" or "min".
+    mode: whether better is "max" or "min"; None for what `monitor` is.
     """
 
-    def __init__(self, dirpath: str, filename: str, monitor: str | None = None, mode: Literal["max", "min"] = "min"):
+    def __init__(self, dirpath: str, filename: str, monitor: str | None = None, mode: Mode | None = None):
         check(Checkpoint, locals())
         super().__init__(
             dirpath=dirpath,
             filename=filename,
             monitor=monitor,
-            mode=mode,
+            mode=mode_of(monitor, mode, filename) if monitor else "min",
             save_top_k=1,
             save_on_train_epoch_end=True,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or self.monitor in trainer.callback_metrics:  # not every epoch need be validated
+            super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Lightning forgets the best score so far when a run folder has been moved; this does not.
@@ -53,12 +57,12 @@ class MemberCheckpoints(LightningCheckpoint):
     knows it reads from these files, so that it goes on from wherever a training was stopped.
 
     whole: that checkpoint. run_dirs: of each member.
-    monitor: of each member, which chooses its best; None keeps none. mode: whether better is "max" or "min".
+    monitor: of each member, which chooses its best; None keeps none.
     """
 
-    def __init__(self, whole: Path, run_dirs: Iterable[Path], monitor: str | None, mode: str):
+    def __init__(self, whole: Path, run_dirs: Iterable[Path], monitor: str | None):
         self.whole, self.io = whole, AtomicCheckpointIO()
-        self.monitor, self.sign = monitor, {"max": 1, "min": -1}[mode]
+        self.monitor, self.sign = monitor, -1 if monitor and mode_of(monitor) == "min" else 1
         self.folders = [run_dir / "checkpoints" for run_dir in run_dirs]
         self.best = [
             self.sign * contents(path)["metrics"][monitor] if monitor and path.exists() else -math.inf
@@ -86,8 +90,7 @@ class MemberCheckpoints(LightningCheckpoint):
         return key in scores and self.sign * scores[key] > self.best[number]
 
     def keep_best(self, pl_module: LightningModule, whole: dict) -> None:
-        is_within_an_epoch = any(whole["mid_epoch_state"][0]["sampler"])  # its scores are those of the epoch before
         for number, folder in enumerate(self.folders):
-            if not is_within_an_epoch and self.is_better(number, whole["metrics"]):
+            if self.is_better(number, whole["metrics"]):
                 self.io.save_checkpoint(pl_module.member_checkpoint(whole, number), folder / "best.ckpt")
                 self.best[number] = self.sign * whole["metrics"][f"{self.monitor}_{number}"]

@@ -16,6 +16,7 @@ class Progress(Callback):
     """One line per epoch with both losses and accuracies, learning rate, images/s and the time left."""
 
     bar: RichProgress | None = None
+    last_line = 0  # the epoch that it was about
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first_epoch, self.start = trainer.current_epoch, time.perf_counter()
@@ -56,6 +57,7 @@ class Progress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics, epoch = trainer.callback_metrics, trainer.current_epoch + 1
+        self.last_line = epoch
         seconds_per_epoch = (time.perf_counter() - self.start) / (epoch - self.first_epoch)
 
         def cell(name: str, form: str, width: int) -> str:
@@ -67,6 +69,10 @@ class Progress(Callback):
             f"  {trainer.optimizers[0].param_groups[0]['lr']:10.3g} {cell('train/images_per_second', ',.0f', 10)}"
             f" {duration(seconds_per_epoch * (trainer.max_epochs - epoch)):>9}"
         )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.last_line == trainer.current_epoch + 1:  # an end that nobody saw coming is validated last of all
+            self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar:

@@ -137,6 +137,7 @@ class Classifier(LightningModule):
         self.sam = next((optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, SAM)), None)
 
     def on_train_epoch_start(self) -> None:
+        self.trainer.callback_metrics.clear()  # an epoch that is not validated has no scores of an earlier one
         # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
         torch.manual_seed(seed_for("network", self.seed, self.current_epoch, self.global_rank))
 
@@ -159,7 +160,16 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return self.distillation(images, logits, loss) if self.distillation else loss, logits
 
+    @property
+    def batches_in_step(self) -> int:
+        """How many batches' gradients the coming step adds up: at an epoch's end they may be fewer than usual."""
+        usual, index = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx
+        return min(usual, self.trainer.num_training_batches - index // usual * usual)
+
     def backward(self, loss: Tensor) -> None:
+        """loss: of a batch, divided by trainer.accumulate_grad_batches, and scaled where the precision wants it."""
+        if (missing := self.trainer.accumulate_grad_batches / self.batches_in_step) != 1:
+            loss = loss * missing
         if self.sam:
             two_passes(self.sam, loss, self.loss_again)
         else:
@@ -170,7 +180,7 @@ class Classifier(LightningModule):
         batch, rng_state = self.first_pass
         plugin = self.trainer.precision_plugin
         with rng_state.repeated(), frozen_statistics(self), plugin.train_step_context():
-            loss = self.loss(*batch)[0] / self.trainer.accumulate_grad_batches
+            loss = self.loss(*batch)[0] / self.batches_in_step
         scaler = getattr(plugin, "scaler", None)
         return scaler.scale(loss) if scaler else loss
 

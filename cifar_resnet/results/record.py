@@ -45,7 +45,7 @@ def test_and_record(
     checkpoint = checkpoints.contents(chosen)
     record |= {
         "selected": "best on validation" if chosen.stem == "best" else "last",
-        "epoch": checkpoint["epoch"] + 1,
+        "epoch": min(checkpoint["epoch"] + 1, record["epochs"]),  # the last may have been cut short
         "training_flops": 6 * record["macs"] * record["images"],  # the backward pass taken for two forward ones
         "seconds": time.perf_counter() - start,
         "metrics": checkpoint["metrics"] | test,

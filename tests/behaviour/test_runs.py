@@ -285,7 +285,7 @@ def test_what_a_training_can_do_without_may_be_taken_away(cifar_train, run_dirs,
     "overrides",
     [
         ["++trainer.max_epochs=1", "++model.dropout=0.1"],
-        ["model.kernel_sizes=[3,1,3]"],
+        ["model.kernel_sizes=[3,1,3]", "trainer.num_sanity_val_steps=1"],
         ["data.num_val=0.2", "optimizer.momentum=0.5", "augment.policy=null", "trainer.gradient_clip_val=null"],
     ],
 )

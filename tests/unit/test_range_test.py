@@ -5,9 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from helpers import assert_equal, last_of, record_of
+from helpers import TINY, assert_equal, last_of, record_of
+from lightning.pytorch.callbacks import Timer
 
-from cifar_resnet.range_test import RangeTest, longest_fall, middle_of_the_good
+from cifar_resnet.compose import Composer
+from cifar_resnet.optim import constant
+from cifar_resnet.range_test import RangeTest, longest_fall, middle_of_the_good, train_briefly
 
 
 def bowl(rates: np.ndarray) -> np.ndarray:
@@ -89,3 +92,14 @@ def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
     assert cifar_train("scheduler=one_cycle", f"scheduler.max_lr={peak}", "trainer.max_epochs=2") == 0
     with_auto, with_number = (last_of(each)["state_dict"] for each in run_dirs())
     assert_equal(with_auto, with_number)
+
+
+@pytest.mark.parametrize(("lasts", "batches"), [(7, 7), (99, 12)])
+def test_what_bounds_a_training_does_not_bound_a_range_test(monkeypatch, lasts, batches):
+    """It ends where the loss diverges, and not before all its batches."""
+    monkeypatch.setattr(Timer, "time_elapsed", lambda self, *stage: 1e9)
+    bounds = ["trainer.min_epochs=2", "trainer.max_epochs=2", "trainer.max_time=00:00:00:01"]
+    (job,) = Composer("find_lr").jobs([*TINY, *bounds])
+    losses = []
+    train_briefly(job.cfg, 1e-3, 12, constant, lambda loss: losses.append(loss) or len(losses) < lasts)
+    assert len(losses) == batches

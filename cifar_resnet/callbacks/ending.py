@@ -1,0 +1,92 @@
+"""Where a training ends."""
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.callbacks import Timer
+
+from cifar_resnet.terminal import log
+
+
+def is_ending(trainer: Trainer, epochs: int | None = None) -> bool:
+    """Whether somebody has asked the training to stop, and trainer.min_epochs allows it.
+
+    epochs: that have ended by then; None for those that have by now.
+    """
+    epochs = trainer.fit_loop.epoch_progress.current.processed if epochs is None else epochs
+    return trainer.should_stop and epochs >= (trainer.min_epochs or 0)
+
+
+def epochs_trained(trainer: Trainer) -> float:
+    """How many epochs there were, a whole number unless the last one was cut short: then with its share of batches."""
+    loop = trainer.fit_loop
+    begun = loop.epoch_progress.current.processed
+    return begun if trainer.is_last_batch else round(begun - 1 + (loop.batch_idx + 1) / trainer.num_training_batches, 3)
+
+
+class TimeLimit(Timer):
+    """Ends a training that has taken so long, with its validations and what came before a resume.
+
+    As Lightning's, but only after an optimizer's step, so that nothing that has been accumulated is lost.
+
+    duration: "DD:HH:MM:SS", or a dictionary with keys as datetime.timedelta has them.
+    """
+
+    def __init__(self, duration: str | dict[str, float]):
+        super().__init__(duration, verbose=False)
+
+    def on_fit_start(self, trainer: Trainer, *others: object) -> None:
+        """Leave it to the first step."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class Ending(LightningCheckpoint):
+    """Makes an early end as good as any other, whoever asked for it by `trainer.should_stop`.
+
+    The last epoch is validated, whatever trainer.check_val_every_n_epoch. A request that trainer.min_epochs does not
+    allow is over with its epoch, and the next decides anew. A checkpoint notes as `ended` that the training had ended
+    early; to go on from there leaves only the test.
+
+    Derived from Lightning's base of checkpoints so that it comes after all who may ask; has to come before those that
+    save.
+    """
+
+    ended = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.every_n_epochs = trainer.check_val_every_n_epoch
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        checkpoint["ended"] = is_ending(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        self.ended = checkpoint.get("ended", False)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.ended:
+            log.info("its training had ended; what is left is the test")
+            trainer.should_stop = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which an epoch that goes on in its middle does without
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs
+        trainer.check_val_every_n_epoch = 1 if is_last else self.every_n_epochs
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        if is_ending(trainer, epochs=trainer.current_epoch + trainer.is_last_batch):
+            trainer.check_val_every_n_epoch = 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = is_ending(trainer)
+        if trainer.should_stop and trainer.enable_validation and "val/loss" not in trainer.callback_metrics:
+            trainer.validating = True  # as Lightning does within an epoch
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (epochs := epochs_trained(trainer)) < trainer.max_epochs:
+            log.info(f"\nended early, after {epochs:g} of {trainer.max_epochs} epochs")
