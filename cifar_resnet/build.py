@@ -122,7 +122,8 @@ def build_trainer(
         instantiate(settings, **(purge if settings._target_.endswith("TensorBoardLogger") else {}))
         for settings in cfg.logger.values()
     ]
-    ours = [callbacks.Throughput(), *own, *extra_callbacks, callbacks.MidEpochState(), callbacks.Interruption(last)]
+    ours = [callbacks.Throughput(), callbacks.Machine(), *own, *extra_callbacks]
+    ours += [callbacks.MidEpochState(), callbacks.Interruption(last)]
     return new_trainer(cfg, model, callbacks=ours, logger=loggers, plugins=[checkpoints.AtomicCheckpointIO()])
 
 

@@ -1,6 +1,9 @@
+from lightning.pytorch import Callback, Trainer
+
 from cifar_resnet.callbacks.averaging import EMA
 from cifar_resnet.callbacks.finite import FiniteLoss
 from cifar_resnet.callbacks.interruption import Interruption, as_interrupted
+from cifar_resnet.callbacks.machine import Machine
 from cifar_resnet.callbacks.metrics import MetricsCSV, Throughput
 from cifar_resnet.callbacks.mid_epoch import MidEpochState
 from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoints
@@ -13,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "FiniteLoss",
     "Interruption",
+    "Machine",
     "MemberCheckpoints",
     "MetricsCSV",
     "MidEpochState",
@@ -20,4 +24,10 @@ __all__ = [
     "ScheduleCurve",
     "Throughput",
     "as_interrupted",
+    "of",
 ]
+
+
+def of(trainer: Trainer, kind: type[Callback]) -> Callback:
+    """The trainer's callback of this class; it has one."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))

@@ -27,18 +27,16 @@ def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trai
         "parameters": num_parameters(model),
         "macs": num_macs(model, data.image_shape),
         **data.state(),
-        "device": hardware.device_name(trainer.strategy.root_device),
-        "precision": str(trainer.precision),
+        **hardware.machine(trainer.strategy.root_device, str(trainer.precision)),
     }
 
 
-def test_and_record(
-    cfg: DictConfig, record: dict, trainer: Trainer, model: LightningModule, data: DataModule, start: float
-) -> None:
+def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: LightningModule, data: DataModule) -> None:
     """Test the network that validation chose, or else the last, complete its record, and leave what shows how it went.
 
-    start: of the whole command, by time.perf_counter.
+    record: its "seconds" are those of the whole command, in all its lives, up to here.
     """
+    start = time.perf_counter()
     run_dir = Path(record["run_dir"])
     chosen = runs.find_checkpoint(run_dir)
     test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
@@ -47,7 +45,7 @@ def test_and_record(
         "selected": "best on validation" if chosen.stem == "best" else "last",
         "epoch": checkpoint["epoch"] + 1,
         "training_flops": 6 * record["macs"] * record["images"],  # the backward pass taken for two forward ones
-        "seconds": time.perf_counter() - start,
+        "seconds": record["seconds"] + time.perf_counter() - start,
         "metrics": checkpoint["metrics"] | test,
         "commit": runs.commit(),
         "versions": runs.versions(),
