@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from cifar_resnet.constraints import Count, CountOrZero, FractionBelowOne, Positive, Seed, check
 from cifar_resnet.data.augment import Augment, random_mask
-from cifar_resnet.data.loaders import EvalLoader, LabelledImages, StackedLoader, TrainLoader
+from cifar_resnet.data.loaders import EvalLoader, LabelledImages, StackedLoader, TrainLoader, limited
 from cifar_resnet.data.samplers import ShuffledBatchSampler, stratified_split
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.images import normalise
@@ -137,6 +137,16 @@ class DataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> EvalLoader:
         return EvalLoader(self.test, self.eval_batch_size, self.pixel_stats)
+
+    def num_trained(self, limit: int | float | None, world_size: int = 1) -> int:
+        """Images that an epoch trains on where the trainer limits its batches; of all batches all, in their turn."""
+        size = self.batch_size * world_size
+        whole = len(self.train) // size
+        return len(self.train) if (count := limited(whole, limit)) == whole else count * size
+
+    def num_evaluated(self, num_images: int, limit: int | float | None) -> int:
+        """Of so many validation or test images those that are looked at where the trainer limits the batches."""
+        return min(num_images, limited(-(-num_images // self.eval_batch_size), limit) * self.eval_batch_size)
 
     def state(self) -> dict:
         """What somebody needs to use a network trained on this data: plain values, for checkpoints and records."""

@@ -27,6 +27,8 @@ def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trai
         "parameters": num_parameters(model),
         "macs": num_macs(model, data.image_shape),
         **data.state(),
+        "num_trained": data.num_trained(trainer.limit_train_batches, trainer.world_size),  # in each epoch
+        "num_validated": data.num_evaluated(len(data.val), trainer.limit_val_batches),
         **hardware.machine(trainer.strategy.root_device, str(trainer.precision)),
     }
 
@@ -57,9 +59,10 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
     predictions = None
     if cfg.test:
         log_probs = torch.cat(model.test_log_probs)
-        count = len(log_probs)
-        predictions = Predictions.of(data.test.images[:count], log_probs, data.test.labels[:count])
+        order = data.test_dataloader().order[: len(log_probs)]
+        predictions = Predictions.of(data.test.images, log_probs, data.test.labels, order)
         predictions.save(run_dir / FILE)
+        record |= {"num_test": predictions.num_images, "num_tested": len(log_probs)}
     runs.write_json(run_dir / runs.RECORD, record)
     log_final_scores(cfg, record, trainer)
     if cfg.page:
@@ -91,7 +94,8 @@ def show(
             ensemble = inference.Ensemble([chosen], accelerator=data.train.device.type, precision=record["precision"])
             val = ensemble.log_probs(data.val.images), data.val.labels
         result = evaluation.evaluate_predictions(predictions.log_probs[None], predictions.labels, val)
-        shown += evaluation.sections(result, predictions, data.test.images, data.classes)
+        images = data.test.images.cpu()[predictions.indices]
+        shown += evaluation.sections(result, predictions, images, data.classes)
     facts = {name: text for name, text in summary_facts(record).items() if name != "look next"}
     page.write(run_dir / "page.html", run_dir.name, facts, shown, record["config"])
     for logger in [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]:
