@@ -46,6 +46,7 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
     record |= {
         "selected": "best on validation" if chosen.stem == "best" else "last",
         "epoch": checkpoint["epoch"] + 1,
+        "step": checkpoint["global_step"],
         "training_flops": 6 * record["macs"] * record["images"],  # the backward pass taken for two forward ones
         "seconds": record["seconds"] + time.perf_counter() - start,
         "metrics": checkpoint["metrics"] | test,
@@ -64,7 +65,7 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
         predictions.save(run_dir / FILE)
         record |= {"num_test": predictions.num_images, "num_tested": len(log_probs)}
     runs.write_json(run_dir / runs.RECORD, record)
-    log_final_scores(cfg, record, trainer)
+    log_scores(cfg, record, trainer)
     if cfg.page:
         try:
             show(run_dir, record, data, chosen, trainer, predictions)
@@ -73,12 +74,13 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
             log.warning(f"warning: no page was made ({reason}); cifar-evaluate checkpoint={run_dir} makes one")
 
 
-def log_final_scores(cfg: DictConfig, record: dict, trainer: Trainer) -> None:
+def log_scores(cfg: DictConfig, record: dict, trainer: Trainer) -> None:
+    """The settings, and beside them in TensorBoard the scores of the tested epoch, which need not be the last."""
     groups = {group: record["config"][group] for group in cfg.choices if group in record["config"]}
-    # under names of their own, and at the end: in a curve of theirs, a point at an earlier step hides all others
-    scores = {f"final/{name}": value for name, value in record["metrics"].items()}
+    # not under the curves' own names, in which a second point at an earlier step hides all others
+    scores = {f"tested_epoch/{name}": value for name, value in record["metrics"].items()}
     for logger in trainer.loggers:
-        shown = {"metrics": scores, "step": record["steps"]} if isinstance(logger, TensorBoardLogger) else {}
+        shown = {"metrics": scores, "step": record["step"] - 1} if isinstance(logger, TensorBoardLogger) else {}
         logger.log_hyperparams(groups, **shown)
         logger.save()
 
@@ -100,5 +102,7 @@ def show(
     page.write(run_dir / "page.html", run_dir.name, facts, shown, record["config"])
     for logger in [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]:
         for section in [section for section in shown if section.figure]:
-            logger.experiment.add_figure(section.name, section.figure, record["steps"])
+            # as its curves, a training counts steps from 0
+            step = record["steps" if section.name == "curves" else "step"] - 1
+            logger.experiment.add_figure(section.name, section.figure, step)
         logger.save()  # or the command could end before the last of them is written
