@@ -83,6 +83,9 @@ FOREIGN: dict[str, dict[str, object]] = {
         "gradient_clip_algorithm": Literal["norm", "value"] | None,
         "accumulate_grad_batches": Count,
         "check_val_every_n_epoch": Count | None,
+        **dict.fromkeys(
+            ("limit_train_batches", "limit_val_batches", "limit_test_batches"), CountOrZero | Fraction | None
+        ),
     },
 }
 # arguments of Lightning's Trainer from which a run's length, folder and record are made

@@ -1,11 +1,12 @@
-"""A run of several lives: what its record counts is of all of them, and where they differ is said."""
+"""A run of several lives: what its record counts is of all of them, where they differ is said, and what may differ."""
 
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import last_of, record_of
+from helpers import assert_equal, last_of, record_of
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cifar_resnet import cli
 from cifar_resnet.models import Classifier
@@ -111,3 +112,87 @@ def test_a_run_that_goes_on_in_another_precision_says_so(cifar_train, run_dirs, 
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "goes on with" in line]
     assert line.index("32-true") < line.index("where it was") < line.index("bf16-mixed")
     assert [each["precision"] for each in record_of(run_dirs()[0])["machines"]] == ["bf16-mixed", "32-true"]
+
+
+# What a life may do otherwise than the one before
+
+
+CHANGES = [
+    "test=false", "page=true", "trainer.limit_test_batches=2", "data.eval_batch_size=20", "logger=default",
+    "trainer.log_every_n_steps=3", "trainer.profiler=null",
+]  # fmt: skip
+
+
+def test_settings_that_bear_on_test_and_looks_alone_may_change_and_the_weights_are_those_of_an_undisturbed_run(
+    cifar_train, run_dirs, crash
+):
+    assert cifar_train("trainer.max_epochs=2") == 0
+    crash(1)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train("trainer.max_epochs=2")
+    crash(None)
+    whole, resumed = run_dirs()
+    assert cli.train([f"resume={resumed}", *CHANGES]) == 0
+    assert_equal(last_of(whole)["state_dict"], last_of(resumed)["state_dict"])
+    record = record_of(resumed)
+    assert "test/acc" not in record["metrics"]
+    assert record["metrics"]["val/acc"] == record_of(whole)["metrics"]["val/acc"]
+    assert (resumed / "page.html").exists()
+
+
+@pytest.mark.parametrize("change", ["optimizer.lr=1", "trainer.limit_val_batches=1", "data.batch_size=20"])
+def test_settings_that_bear_on_the_training_may_not_change(trained, capsys, change):
+    assert cli.train([f"resume={trained}", change]) == 2
+    assert f"Got {change.partition('=')[0]} as well" in capsys.readouterr().err
+
+
+def test_a_run_that_failed_in_its_test_is_tested_with_another_limit(cifar_train, run_dirs, monkeypatch):
+    """As by a share of less than a batch, before that was refused at once."""
+    with monkeypatch.context() as patch:
+        patch.setattr("cifar_resnet.build.check_limits", lambda *given: None)
+        with pytest.raises(MisconfigurationException):
+            cifar_train("trainer.limit_test_batches=0.5")
+    (run_dir,) = run_dirs()
+    assert cli.train([f"resume={run_dir}"]) == 2
+    assert cli.train([f"resume={run_dir}", "trainer.limit_test_batches=1"]) == 0
+    assert record_of(run_dir)["num_tested"] == 50
+
+
+@pytest.mark.parametrize(
+    ("begun", "asked", "expected"),
+    [
+        (["test=false"], ["test=true"], 50),
+        (["data.eval_batch_size=20", "trainer.limit_test_batches=1"], ["trainer.limit_test_batches=null"], 50),
+        (["test=false"], ["test=true", "data.eval_batch_size=20", "trainer.limit_test_batches=1"], 20),
+    ],
+)
+def test_a_finished_run_is_tested_where_that_is_asked_for_and_not_trained(
+    cifar_train, run_dirs, capsys, begun, asked, expected
+):
+    assert cifar_train(*begun) == 0
+    (run_dir,) = run_dirs()
+    before, weights = record_of(run_dir), last_of(run_dir)["state_dict"]
+    capsys.readouterr()
+    assert cli.train([f"resume={run_dir}", *asked]) == 0
+    assert "finished before" not in capsys.readouterr().out
+    record = record_of(run_dir)
+    assert record["num_tested"] == expected
+    assert record["config"]["test"] is True
+    for key in ("train_seconds", "images", "epochs", "steps", "epoch"):
+        assert record[key] == before[key]
+    assert_equal(last_of(run_dir)["state_dict"], weights)
+    assert cli.train([f"resume={run_dir}", *asked]) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert cli.train([f"resume={run_dir}", "test=false"]) == 0
+    assert record_of(run_dir) == record  # nothing is taken away
+
+
+def test_epochs_are_not_chosen_by_two_different_parts(cifar_train, run_dirs, crash, capsys):
+    crash(1)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train("trainer.max_epochs=2", "trainer.limit_val_batches=1", "data.eval_batch_size=20")
+    crash(None)
+    (run_dir,) = run_dirs()
+    assert cli.train([f"resume={run_dir}", "data.eval_batch_size=40"]) == 2
+    assert "Got 40, where it was 20 in the epochs before" in capsys.readouterr().err
+    assert cli.train([f"resume={run_dir}"]) == 0
