@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, resume, runs
 from cifar_resnet.data import DataModule, Files
+from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import Classifier
 from cifar_resnet.optim import SAM
@@ -29,6 +30,7 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     resolve_conflicts(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
+    check_limits(cfg, data)
     # before the network, whose weights are drawn after theirs
     teachers = [(path, checkpoints.load(path)) for path in preflight.teachers_of(cfg)]
     model = build_model(cfg, data)
@@ -37,6 +39,9 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     if data.train is None:
         data.prepare_data()
         data.load()
+    if cfg.test and is_share(cfg.trainer.get("limit_test_batches")):
+        data.load_test()
+    check_limits(cfg, data)
     model.init_whitening(data.sample())
     model.seed, model.data_state = data.seed, data.state()
     for path, teacher in teachers:
@@ -52,6 +57,7 @@ def sketch(cfg: DictConfig, check_budget: bool = True) -> tuple[DataModule, Clas
     with as_usage_error(), torch.device("meta"):
         resolve_conflicts(cfg)
         data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+        check_limits(cfg, data)
         model = build_model(cfg, data)
         if check_budget:
             model.check_budget()
@@ -130,6 +136,7 @@ def build_trainer(
     before = checkpoints.resumable(last, model.state_dict()) if last.exists() else {}
     resume.check_same_config(cfg, before.get("config"))
     check_best(cfg, last)
+    check_same_validation(cfg, before.get("config"))
     # a training that goes on forgets the curves that had been drawn from there on
     purge = {"purge_step": before.get("global_step", 0 if cfg.resume else None)}
     loggers = [
@@ -141,6 +148,7 @@ def build_trainer(
         *([callbacks.TimeLimit(max_time)] if max_time else []),
         callbacks.Throughput(),
         callbacks.Ending(),
+        callbacks.Machine(),
         *own,
         *extra_callbacks,
         callbacks.MidEpochState(),
@@ -149,6 +157,7 @@ def build_trainer(
     plugins = [checkpoints.AtomicCheckpointIO()]
     trainer = new_trainer(cfg, model, callbacks=ours, max_time=None, logger=loggers, plugins=plugins)
     batches, limit = len(data.train) // (data.batch_size * trainer.world_size), trainer.limit_train_batches
+    check_limits(cfg, data, trainer.world_size)
     check_accumulation(cfg, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
     if cfg.trainer.get("profiler"):
         trainer.profiler.dirpath = trainer.profiler.dirpath or cfg.run_dir
@@ -241,6 +250,35 @@ def check_best(cfg: DictConfig, last: Path) -> None:
         not last.exists() and max(epochs, len(runs.read_metrics(Path(cfg.run_dir) / runs.METRICS))) > 1,
         f"nothing to go on from. Got {last.parent} without {last.name}; begin a new run",
     )
+
+
+def check_same_validation(cfg: DictConfig, before: dict | None) -> None:
+    """What epochs are chosen by must stay the same part of the validation images. before: the checkpoint's config."""
+    limit = cfg.trainer.get("limit_val_batches")
+    if before and (is_share(limit) or (isinstance(limit, int) and limit > 0)):
+        size, earlier = cfg.data.eval_batch_size, constraints.value_at(before, "data.eval_batch_size")
+        refuse_if(
+            size != earlier,
+            f"trainer.limit_val_batches counts batches of data.eval_batch_size images. Got {size}, where it was "
+            f"{earlier} in the epochs before; leave it as it was",
+        )
+
+
+def is_share(limit: float | None) -> bool:
+    """Whether it limits batches to a share of them, and not to a number."""
+    return isinstance(limit, float) and 0 < limit < 1
+
+
+def check_limits(cfg: DictConfig, data: DataModule, world_size: int = 1) -> None:
+    """A share of the batches that is less than one of them, of those splits whose images have been counted."""
+    for split, count in data.num_batches(world_size).items():
+        key = f"limit_{split}_batches"
+        limit, is_used = cfg.trainer.get(key), split != "test" or cfg.test
+        refuse_if(
+            is_used and is_share(limit) and count and limited(count, limit) == 0,
+            f"trainer.{key} is less than one batch. Got {limit} of {count}; give a number of batches, such as 1, or a "
+            f"share of them, or lower data.{'' if split == 'train' else 'eval_'}batch_size",
+        )
 
 
 def resolve_conflicts(cfg: DictConfig) -> None:

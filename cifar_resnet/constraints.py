@@ -96,6 +96,9 @@ FOREIGN: dict[str, dict[str, object]] = {
         "min_epochs": CountOrZero | None,
         "max_time": Duration | None,
         "profiler": Literal["simple", "advanced", "pytorch"] | None,
+        **dict.fromkeys(
+            ("limit_train_batches", "limit_val_batches", "limit_test_batches"), CountOrZero | Fraction | None
+        ),
     },
 }
 # arguments of Lightning's Trainer from which a run's length, folder and record are made

@@ -99,10 +99,10 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     records = [begin_record(*each, trainer) for each in zip(members, modules, models, strict=True)]
     whole = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
     with train.narrated(together, whole, shared, found, how_to_go_on="the same command again goes on"):
-        trained = train.fit(trainer, everyone, StackedData(modules), shared) | {"side_by_side": len(members)}
+        trained = train.fit(trainer, everyone, StackedData(modules), shared, start) | {"side_by_side": len(members)}
         splitting.complete(everyone)
         trained |= {key: trained[key] / len(members) for key in ("images", "images_per_second")}
         for member, model, record in zip(members, models, records, strict=True):
             record |= trained
-            test_and_record(member, record, new_trainer(member, model, **QUIET), model, data, start)
+            test_and_record(member, record, new_trainer(member, model, **QUIET), model, data)
     return records

@@ -59,6 +59,11 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
+def machine(device: torch.device, precision: str) -> dict[str, str | int]:
+    """What numbers come from, as records and checkpoints say it; precision: as Lightning names it."""
+    return {"device": device_name(device), "precision": precision, "threads": torch.get_num_threads()}
+
+
 def keep_freed_memory() -> bool:
     """Have the C library keep what is freed, for the next step's activations, instead of returning it to the system.
 

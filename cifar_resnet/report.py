@@ -75,10 +75,13 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     }
     curves = curves_of(groups, short(keys))
     folder = Path(cfg.output)
-    write(folder, tables, curves)
+    remark = parts_in(found)
+    write(folder, tables, curves, remark)
     for name, rows in tables.items():
         if rows and (name != "Runs" or len(found) != len(groups)):
             terminal.print_table(rows)
+    if remark:
+        terminal.log.warning(f"warning: {remark}\n")
     terminal.log.info(
         terminal.listed({"report": folder / "report.md"} | ({"pictures": folder / PICTURE} if curves else {}))
     )
@@ -258,12 +261,21 @@ def curves_of(groups: Groups, keys: Sequence[str]) -> Curves:
     return {name: members for name, members in curves.items() if members}
 
 
-def write(folder: Path, tables: dict[str, Rows], curves: Curves) -> None:
+def parts_in(found: Sequence[Run]) -> str:
+    """Which of these runs were validated or tested on a part of the images; empty where none was."""
+    seen = {
+        member.folder: [text for split in ("val", "test") if (text := terminal.part(member.record, split))]
+        for member in found
+    }
+    return "; ".join(f"{folder}: scores of {' and '.join(texts)}" for folder, texts in seen.items() if texts)
+
+
+def write(folder: Path, tables: dict[str, Rows], curves: Curves, remark: str) -> None:
     """All tables on one page and each by itself, and a picture; what is empty leaves none, not even an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items() if rows]
     picture = f"\n![curves]({PICTURE})\n" if curves else ""
-    runs.write_atomically(folder / "report.md", f"# Runs\n\n{NOTE}\n\n" + "\n".join(parts) + picture)
+    runs.write_atomically(folder / "report.md", f"# Runs\n\n{NOTE} {remark}\n\n" + "\n".join(parts) + picture)
     for name, rows in tables.items():
         (folder / f"{name.lower()}.csv").unlink(missing_ok=True)
         if rows:
@@ -288,9 +300,12 @@ def comparison(pair: Sequence[str], resamples: int, seed: int) -> dict[str, str]
     refuse_if(len(pair) != 2, f"compare needs two run folders. Got {len(pair)}; give cifar-report compare A B")
     first, second = map(Path, pair)
     a, b = predictions_of(first), predictions_of(second)
+    is_part = any(len(each.labels) < each.num_images for each in (a, b))
+    got = f"Got {a.share} in {first} and {b.share} in {second}" if is_part else f"Got {first} and {second}"
     refuse_if(
         a.images_hash != b.images_hash or not np.array_equal(a.labels, b.labels),
-        f"a comparison needs the same test images. Got {first} and {second}, which differ in them",
+        f"a comparison needs the same test images. {got}, which differ in them"
+        + "; cifar-evaluate checkpoint=… predicts all" * is_part,
     )
     right_a, right_b = ((each.log_probs.argmax(1) == each.labels).numpy() for each in (a, b))
     only_a, only_b, count = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(right_a)
@@ -301,7 +316,7 @@ def comparison(pair: Sequence[str], resamples: int, seed: int) -> dict[str, str]
     p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     difference = right_b.mean() - right_a.mean()
     verdict = "no difference shown" if p >= 0.05 else f"{second if difference > 0 else first} is better"
-    return {
+    return ({"test images": a.share} if is_part else {}) | {
         "A": f"{right_a.mean():.2%} right: {first}",
         "B": f"{right_b.mean():.2%} right: {second}",
         "B - A": f"{100 * difference:+.2f} points, 95% interval {100 * low:+.2f} … {100 * high:+.2f} (bootstrap)",

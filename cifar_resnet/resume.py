@@ -9,7 +9,11 @@ from cifar_resnet import runs
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
 
-MAY_CHANGE = ("resume", "data.root", "data.device", "trainer.accelerator", "trainer.devices", "trainer.strategy")
+# what a run may go on with another value of: where it is computed, and what bears on its test and its looks alone
+MAY_CHANGE = (
+    "resume", "data.root", "data.device", "trainer.accelerator", "trainer.devices", "trainer.strategy", "test", "page",
+    "logger", "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
+)  # fmt: skip
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
 RECIPE = ("seed", "data", "augment", "model", "optimizer", "scheduler", "averaging", "distill", "trainer")
 AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; of scheduler.max_lr: find it
@@ -53,7 +57,7 @@ def begun_run(job: Job) -> DictConfig:
         f"a member of an ensemble goes on with the others, by the command that began them. Got {run_dir}",
     )
     for key in given:
-        OmegaConf.update(cfg, key, OmegaConf.select(job.cfg, key))
+        OmegaConf.update(cfg, key, OmegaConf.select(job.cfg, key), merge=False)
     cfg.run_dir = cfg.resume
     return cfg
 

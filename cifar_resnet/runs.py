@@ -16,6 +16,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from cifar_resnet.constraints import value_at
 from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
 from cifar_resnet.folders import natural
 from cifar_resnet.terminal import log
@@ -211,8 +212,16 @@ def read_record(run_dir: Path) -> dict | None:
 
 
 def finished(cfg: DictConfig) -> dict | None:
-    """The record of the run that `cfg` goes on with, if that has finished before."""
-    return read_record(Path(cfg.resume)) if cfg.resume else None
+    """The record of the run that `cfg` goes on with, if that has finished before and nothing more is asked for."""
+    record = read_record(Path(cfg.resume)) if cfg.resume else None
+    return None if record and asks_for_more(cfg, record["config"]) else record
+
+
+def asks_for_more(cfg: DictConfig, before: dict) -> bool:
+    """Whether a finished run is to be tested, on other images or at all, or shown, where it was not `before`."""
+    limit = cfg.trainer.get("limit_test_batches")
+    is_tested = before.get("test") and value_at(before, "trainer.limit_test_batches") == limit
+    return bool(cfg.get("test") and not is_tested) or bool(cfg.get("page") and not before.get("page"))
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

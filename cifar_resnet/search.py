@@ -27,13 +27,16 @@ from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
 from cifar_resnet.results import plots
 from cifar_resnet.sweep import run_in
-from cifar_resnet.terminal import log, print_table
+from cifar_resnet.terminal import log, part, print_table
 
 SAMPLERS = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
-ROUND, DIVERGED, HOPELESS = "round", "diverged", "hopeless"  # attributes of a trial
+ROUND, DIVERGED, HOPELESS, PART = "round", "diverged", "hopeless", "part"  # attributes of a trial
 IN_WORDS = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}
-NOT_FOR_TRAINING = ("search.", "name=", "test=", "trainer.max_epochs=")  # left out of the line that is printed
+# left out of the line that is printed
+NOT_FOR_TRAINING = (
+    "search.", "name=", "test=", "trainer.max_epochs=", "trainer.limit_train_batches=", "trainer.limit_val_batches=",
+)  # fmt: skip
 
 
 def run(jobs: list[Job]) -> int:
@@ -166,6 +169,7 @@ class Search:
         else:
             is_pruned = HOPELESS in trial.user_attrs and record["epochs"] < job.cfg.trainer.max_epochs
             outcome = {"state": TrialState.PRUNED} if is_pruned else {"values": record["metrics"]["val/acc"]}
+            trial.set_user_attr(PART, part(record, "val"))
             self.study.tell(trial, **outcome)
 
     def report(self) -> int:
@@ -175,6 +179,8 @@ class Search:
             log.error(f"error: no trial was finished; see {self.folder}")
             return 1
         print_table(self.table(trials))
+        if seen := sorted({trial.user_attrs[PART] for trial in trials if trial.user_attrs.get(PART)}):
+            log.info(f"  validation  on {' or '.join(seen)}")
         rows = [
             [trial.number, trial.user_attrs.get(ROUND), *self.values(trial), trial.value, trial.state.name]
             for trial in trials

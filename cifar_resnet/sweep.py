@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from cifar_resnet import resume, runs
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import RunError, UsageError, as_usage_error, refuse_if
-from cifar_resnet.terminal import duration, log, print_table
+from cifar_resnet.terminal import duration, log, part, print_table
 
 
 def refuse(jobs: Sequence[Job]) -> None:
@@ -103,5 +103,10 @@ def table_of(records: Sequence[tuple[list[str], dict | None]]) -> list[list[str]
 
 def results_of(record: dict) -> list[str]:
     metrics = record["metrics"]
-    accuracies = [f"{metrics[key]:.2%}" if key in metrics else "" for key in ("val/acc", "test/acc")]
+    accuracies = [
+        f"{metrics[f'{split}/acc']:.2%}" + (f" ({seen})" if (seen := part(record, split)) else "")
+        if f"{split}/acc" in metrics
+        else ""
+        for split in ("val", "test")
+    ]
     return [*accuracies, f"{record['parameters']:,}", duration(record["train_seconds"]), Path(record["run_dir"]).name]

@@ -61,13 +61,26 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def part(record: dict, split: str) -> str:
+    """Such as "4 of 40 test images", where a run saw no more of a split; empty where it saw all, or none."""
+    seen, whole, name = {
+        "train": ("num_trained", "num_train", "training"),
+        "val": ("num_validated", "num_val", "validation"),
+        "test": ("num_tested", "num_test", "test"),
+    }[split]
+    count = record.get(seen)  # records of earlier versions do not say
+    return f"{count:,} of {record[whole]:,} {name} images" if count and count < record[whole] else ""
+
+
 def announcement(record: dict) -> str:
     """What is about to be trained, on what, and where it will lie."""
     held_out = f"{record['num_val']:,} held out for validation" if record["num_val"] else "none held out"
+    parts = " and ".join(filter(None, (part(record, split) for split in ("train", "val"))))
     rows = {
         "network": f"{record['network']}: {record['parameters']:,} parameters, "
         f"{record['macs']:,} multiply-adds an image",
-        "data": f"{record['data']}: {record['num_train']:,} images, {held_out}",
+        "data": f"{record['data']}: {record['num_train']:,} images, {held_out}"
+        + (f"; an epoch sees {parts}" if parts else ""),
         "device": f"{record['device']}, {record['precision']}",
         "run folder": record["run_dir"],
     }
@@ -89,13 +102,15 @@ def summary_facts(record: dict) -> dict[str, str]:
     metrics, time = record["metrics"], duration(record["train_seconds"])
     scores = {
         split: f"{metrics[f'{split}/acc']:.2%} accuracy, loss {metrics[f'{split}/loss']:.4f}, "
-        f"after epoch {record['epoch']}"
+        + (f"on {seen}, " if (seen := part(record, split)) else "")
+        + f"after epoch {record['epoch']}"
         for split in ("val", "test")
         if f"{split}/acc" in metrics
     }
     return {
-        "trained": f"{record['network']} on {record['data']}, {record['epochs']} epochs in {time}, "
-        f"{record['images_per_second']:,.0f} images/s",
+        "trained": f"{record['network']} on {record['data']}, {record['epochs']} epochs"
+        + (f" of {seen}" if (seen := part(record, "train")) else "")
+        + f" in {time}, {record['images_per_second']:,.0f} images/s",
         "validation": scores.get("val", "none"),
         "test": f"{scores['test']}, the {record['selected']}" if "test" in scores else "left alone",
         "run folder": record["run_dir"],

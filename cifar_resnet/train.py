@@ -68,24 +68,29 @@ def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict
         with narrated(cfg, record, run_dir, range_test, how_to_go_on=f"to continue: cifar-train resume={run_dir}"):
             if cfg.compile:
                 model.compile()
-            record |= fit(trainer, model, data, run_dir)
-            test_and_record(cfg, record, trainer, model, data, start)
+            record |= fit(trainer, model, data, run_dir, start)
+            test_and_record(cfg, record, trainer, model, data)
             if trainer.is_global_zero:
                 log.info(f"\n{summary(record)}")
     return record
 
 
-def fit(trainer: Trainer, model: LightningModule, data: LightningDataModule, run_dir: Path) -> dict[str, float]:
-    """Train to the end, from where it stopped if it was begun before; how much that was, and how long it took."""
+def fit(
+    trainer: Trainer, model: LightningModule, data: LightningDataModule, run_dir: Path, start: float
+) -> dict[str, object]:
+    """Train to the end, from where it stopped if it was begun before; how much that was, and how long it took.
+
+    start: of the whole command, by time.perf_counter.
+    """
     last = runs.last_checkpoint(run_dir)
+    throughput, machine = (callbacks.of(trainer, kind) for kind in (callbacks.Throughput, callbacks.Machine))
+    throughput.command_start = start
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
-    (throughput,) = [callback for callback in trainer.callbacks if isinstance(callback, callbacks.Throughput)]
     return {
         "epochs": callbacks.epochs_trained(trainer),
         "steps": trainer.global_step,
-        "images": throughput.images,
-        "train_seconds": throughput.seconds,
-        "images_per_second": throughput.images / throughput.seconds,
+        **throughput.counts(),
+        "machines": machine.machines,
     }
 
 

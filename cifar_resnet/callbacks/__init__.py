@@ -1,8 +1,11 @@
+from lightning.pytorch import Callback, Trainer
+
 from cifar_resnet.callbacks.averaging import EMA
 from cifar_resnet.callbacks.early_stopping import EarlyStopping
 from cifar_resnet.callbacks.ending import Ending, TimeLimit, epochs_trained
 from cifar_resnet.callbacks.finite import FiniteLoss
 from cifar_resnet.callbacks.interruption import Interruption, as_interrupted
+from cifar_resnet.callbacks.machine import Machine
 from cifar_resnet.callbacks.metrics import MetricsCSV, Throughput
 from cifar_resnet.callbacks.mid_epoch import MidEpochState
 from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoints
@@ -18,6 +21,7 @@ __all__ = [
     "Ending",
     "FiniteLoss",
     "Interruption",
+    "Machine",
     "MemberCheckpoints",
     "MetricsCSV",
     "MidEpochState",
@@ -28,4 +32,10 @@ __all__ = [
     "as_interrupted",
     "epochs_trained",
     "mode_of",
+    "of",
 ]
+
+
+def of(trainer: Trainer, kind: type[Callback]) -> Callback:
+    """The trainer's callback of this class; it has one."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))

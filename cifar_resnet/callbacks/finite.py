@@ -10,24 +10,26 @@ from cifar_resnet.errors import Diverged
 class FiniteLoss(Callback):
     """Ends a training whose loss is no longer finite, and counts the steps that 16-bit loss scaling skipped.
 
+    All of them, from the first on, are logged as train/skipped_steps.
+
     every_n_steps: how often a GPU is asked, which has to wait for it; a CPU is asked after each step.
     """
 
     def __init__(self, every_n_steps: Count = 50):
         check(FiniteLoss, locals())
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.skipped = every_n_steps, torch.zeros(())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
-        self.skipped = torch.zeros((), device=pl_module.device)
-        self.scaler, self.scale = getattr(trainer.precision_plugin, "scaler", None), None
+        self.skipped = self.skipped.to(pl_module.device)
+        self.scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.scale = self.scaler and self.scaler.get_scale()  # it has no tensor of it before the first step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         self.is_finite &= outputs["loss"].isfinite()
         if self.scaler is not None:
             scale = self.scaler._get_scale_async()
-            if self.scale is not None:
-                self.skipped += scale < self.scale  # which is how a scaler answers to gradients that are not finite
+            self.skipped += scale < self.scale  # which is how a scaler answers to gradients that are not finite
             self.scale = scale.clone()
         is_last = trainer.is_last_batch or trainer.should_stop
         is_asked = is_last or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
@@ -43,3 +45,9 @@ class FiniteLoss(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.scaler is not None:
             pl_module.log("train/skipped_steps", self.skipped)
+
+    def state_dict(self) -> dict:
+        return {"skipped": self.skipped.item()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.skipped = torch.tensor(state_dict["skipped"])

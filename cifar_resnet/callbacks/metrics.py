@@ -13,10 +13,15 @@ from cifar_resnet.runs import read_metrics, write_table
 
 
 class Throughput(Callback):
-    """Logs images/s of each training epoch, validation not counted, as train/images_per_second."""
+    """Logs images/s of each training epoch, validation not counted, as train/images_per_second.
+
+    What it counts is of all lives of a training, of each up to the checkpoint that the next went on from.
+    """
 
     def __init__(self):
         self.images, self.seconds = 0, 0.0  # over all epochs, those before a resume included
+        self.command_start = time.perf_counter()  # of the command, of this life
+        self.earlier_seconds = 0.0  # of the commands of the lives before
         # of an epoch that goes on in its middle, what came before; of one that has ended, images/s
         self.epoch_images, self.epoch_seconds, self.latest = 0, 0.0, None
 
@@ -53,13 +58,29 @@ class Throughput(Callback):
             torch.cuda.synchronize()  # twice an epoch: without it the queue's length would be measured
         return time.perf_counter()
 
+    @property
+    def command_seconds(self) -> float:
+        """Since the command began, in this life and those before: all that is no training included."""
+        return self.earlier_seconds + time.perf_counter() - self.command_start
+
+    def counts(self) -> dict[str, float]:
+        """As a run's record says them."""
+        return {
+            "images": self.images,
+            "train_seconds": self.seconds,
+            "images_per_second": self.images / self.seconds,
+            "seconds": self.command_seconds,
+        }
+
     def state_dict(self) -> dict:
+        whole = {"images": self.images, "seconds": self.seconds, "command_seconds": self.command_seconds}
         here = {"epoch_images": self.epoch_images, "epoch_seconds": time.perf_counter() - self.start}
         is_within_an_epoch = self.latest is None and self.epoch_images
-        return {"images": self.images, "seconds": self.seconds} | (here if is_within_an_epoch else {})
+        return whole | (here if is_within_an_epoch else {})
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self.earlier_seconds = state_dict.get("command_seconds", 0.0)
         self.epoch_images, self.epoch_seconds = state_dict.get("epoch_images", 0), state_dict.get("epoch_seconds", 0.0)
 
 

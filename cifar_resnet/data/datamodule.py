@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from cifar_resnet.constraints import Count, CountOrZero, FractionBelowOne, Positive, Seed, check
 from cifar_resnet.data.augment import Augment, random_mask
-from cifar_resnet.data.loaders import EvalLoader, LabelledImages, StackedLoader, TrainLoader
+from cifar_resnet.data.loaders import EvalLoader, LabelledImages, StackedLoader, TrainLoader, limited
 from cifar_resnet.data.samplers import ShuffledBatchSampler, stratified_split
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.images import normalise
@@ -62,6 +62,10 @@ class DataModule(LightningDataModule, ABC):
             self.augment.check_image_size(self.image_size)
         self.train = self.val = self.test = self.split_hash = None  # LabelledImages, and the split's hash, once read
 
+    def known_num_images(self, train: bool) -> int | None:
+        """How many `read` would give; None where only reading them tells."""
+        return None
+
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """All images of one half of the data: (N, C, H, W) uint8, and their labels: (N,) int64."""
@@ -76,7 +80,7 @@ class DataModule(LightningDataModule, ABC):
         """Read the training images and split them, once, in ordinary memory."""
         if self.train is None:
             images, labels = self.read(train=True)
-            num_val = self.num_val if isinstance(self.num_val, int) else round(self.num_val * len(labels))
+            num_val = self.num_held_out(len(labels))
             refuse_if(
                 len(labels) - num_val < self.batch_size,
                 f"too few training images for one batch. Got {len(labels)} less {num_val} for validation, and "
@@ -86,6 +90,15 @@ class DataModule(LightningDataModule, ABC):
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
             self.measure(images[train])
             self.train, self.val = (LabelledImages(images[part], labels[part]) for part in (train, val))
+
+    def num_held_out(self, count: int) -> int:
+        """Validation images among so many."""
+        return self.num_val if isinstance(self.num_val, int) else round(self.num_val * count)
+
+    def load_test(self) -> None:
+        """Read the test images, once, in ordinary memory."""
+        if self.test is None:
+            self.test = LabelledImages(*self.read(train=False))
 
     def measure(self, images: Tensor) -> None:
         """Fill in the mean and standard deviation that the configuration leaves open."""
@@ -122,8 +135,9 @@ class DataModule(LightningDataModule, ABC):
         self.load()
         self.train, self.val = self.train.to(device), self.val.to(device)
         self.pixel_stats = torch.tensor([self.mean, self.std], device=device)  # here, once: a copy waits for the GPU
-        if stage == "test" and self.test is None:
-            self.test = LabelledImages(*self.read(train=False)).to(device)
+        if stage == "test":
+            self.load_test()
+            self.test = self.test.to(device)
 
     def train_dataloader(self) -> TrainLoader:
         refuse_if(self.train is None, "no images have been read. Call prepare_data() and setup('fit') first")
@@ -146,6 +160,30 @@ class DataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> EvalLoader:
         refuse_if(self.test is None, "no test images have been read. Call prepare_data() and setup('test') first")
         return EvalLoader(self.test, self.eval_batch_size, self.pixel_stats)
+
+    def num_batches(self, world_size: int = 1) -> dict[str, int | None]:
+        """Of an epoch's training, of validation and of the test; None where only reading the images tells."""
+        found, count = dict.fromkeys(("train", "val", "test")), self.known_num_images(train=True)
+        if self.train is not None:
+            found |= {"train": len(self.train), "val": len(self.val)}
+        elif count is not None:
+            found |= {"train": count - self.num_held_out(count), "val": self.num_held_out(count)}
+        found["test"] = self.known_num_images(train=False) if self.test is None else len(self.test)
+        size = self.batch_size * world_size
+        return {
+            split: count and (count // size if split == "train" else -(-count // self.eval_batch_size))
+            for split, count in found.items()
+        }
+
+    def num_trained(self, limit: int | float | None, world_size: int = 1) -> int:
+        """Images that an epoch trains on where the trainer limits its batches; of all batches all, in their turn."""
+        size = self.batch_size * world_size
+        whole = len(self.train) // size
+        return len(self.train) if (count := limited(whole, limit)) == whole else count * size
+
+    def num_evaluated(self, num_images: int, limit: int | float | None) -> int:
+        """Of so many validation or test images those that are looked at where the trainer limits the batches."""
+        return min(num_images, limited(-(-num_images // self.eval_batch_size), limit) * self.eval_batch_size)
 
     def state(self) -> dict:
         """What somebody needs to use a network trained on this data: plain values, for checkpoints and records."""

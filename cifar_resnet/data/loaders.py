@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cifar_resnet.data.augment import Augment, Randomness
-from cifar_resnet.data.samplers import ShuffledBatchSampler
+from cifar_resnet.data.samplers import ShuffledBatchSampler, spread_order
 from cifar_resnet.images import normalise
 
 
@@ -64,18 +64,31 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every image once, in order, normalised; the last batch may be smaller."""
+    """Every image once, normalised, dealt so that a part of the batches is a sample of all classes; the last batch may
+    be smaller.
+
+    order: (N,) int64, which image comes when: the same in each epoch and each run.
+    """
 
     def __init__(self, data: LabelledImages, batch_size: int, pixel_stats: Tensor):
         self.data, self.batch_size, self.pixel_stats = data, batch_size, pixel_stats
+        self.order = spread_order(data.labels).to(data.device)
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self.data), self.batch_size):
-            batch = slice(start, start + self.batch_size)
+            batch = self.order[start : start + self.batch_size]
             yield normalise(self.data.images[batch], *self.pixel_stats), self.data.labels[batch]
+
+
+def limited(num_batches: int, limit: int | float | None) -> int:
+    """So many batches of an epoch's, as Lightning's trainer counts them. limit: how many, or which share of them."""
+    if limit is None:
+        return num_batches
+    is_share = isinstance(limit, float) and limit <= 1
+    return int(num_batches * limit) if is_share else min(num_batches, int(limit))
 
 
 class StackedLoader:

@@ -24,6 +24,20 @@ def stratified_split(labels: Tensor, num_val: int, seed: int) -> tuple[Tensor, T
     return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), val)), torch.from_numpy(np.sort(val))
 
 
+def spread_order(labels: Tensor) -> Tensor:
+    """All (N,) images in one fixed order in which every beginning, and every part, shows the classes in proportion.
+
+    labels: (N,) int64. Each class lies evenly over the order, itself in an order that files have no part in.
+    """
+    random = np.random.RandomState(0)  # its stream is frozen
+    numbers, places = labels.cpu().numpy(), np.empty(len(labels))
+    for label in np.unique(numbers):
+        members = np.flatnonzero(numbers == label)
+        # each class begins somewhere in its first stride: or the first labels would always be one image ahead
+        places[random.permutation(members)] = (np.arange(len(members)) + random.uniform()) / len(members)
+    return torch.from_numpy(np.argsort(places, kind="stable"))
+
+
 class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
     """The batches of one epoch as index tensors, in an order drawn from (seed, epoch) and dealt out among the ranks.
 

@@ -70,6 +70,9 @@ class CIFAR10(DataModule):
     def is_complete(self) -> bool:
         return self.published.is_in(self.root)
 
+    def known_num_images(self, train: bool) -> int:
+        return 50_000 if train else 10_000
+
     def download(self) -> Exception | None:
         """Fetch and unpack; returns what went wrong, if anything.
 
@@ -263,6 +266,9 @@ class Synthetic(DataModule):
         super().__init__(**shared)
         check(Synthetic, locals())
         self.num_train, self.num_test, self.image_seed = num_train, num_test, image_seed
+
+    def known_num_images(self, train: bool) -> int:
+        return self.num_train if train else self.num_test
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(2 * self.image_seed + train)

@@ -63,11 +63,18 @@ def sections(result: dict, predictions: Predictions, images: Tensor, classes: Se
         growth = plots.growth_figure(*(result[key] for key in GROWTH))
         found = [Section("Ensemble", figure=growth, name="growth"), Section("Members", table=member_rows(result))]
     lines = {"as trained": list(metrics.reliability(log_probs, labels))}
-    text = "A dot's area grows with the number of images that were predicted with this confidence."
+    text = (
+        f"A dot's area grows with the number of images that were predicted with this confidence. The dots' mean "
+        f"distance from the dashed line, by these numbers, is the expected calibration error: "
+        f"{result['scores']['calibration_error']:.2%}."
+    )
     if temperature := result["temperature"]:
         calibrated = metrics.at_temperature(log_probs, temperature)
         lines["with temperature"] = list(metrics.reliability(calibrated, labels))
-        text += f" The temperature, {temperature:.3f}, was fitted on validation images."
+        text += (
+            f" The temperature, {temperature:.3f}, was fitted on validation images; with it, the error is "
+            f"{result['calibrated']['calibration_error']:.2%}."
+        )
     confusion = plots.confusion_figure(np.array(result["confusion"]), classes)
     return [
         *found,

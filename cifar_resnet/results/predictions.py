@@ -19,20 +19,36 @@ class Predictions:
     """log_probs: (N, num_classes) float32; labels: (N,) int64; both on the CPU, wherever they were.
 
     images_hash: of the images, in their order.
+    indices: (N,) int64, ascending: which images of the set these are, counted from 0; num_images: how many that has.
+        None for all of it.
     """
 
     log_probs: Tensor
     labels: Tensor
     images_hash: str
+    indices: Tensor | None = None
+    num_images: int | None = None
 
     def __post_init__(self) -> None:
         self.log_probs, self.labels = self.log_probs.float().cpu(), self.labels.cpu()
+        if self.indices is None:
+            self.indices, self.num_images = torch.arange(len(self.labels)), len(self.labels)
 
     @classmethod
-    def of(cls, images: Tensor, log_probs: Tensor, labels: Tensor) -> "Predictions":
-        """images: (N, C, H, W) uint8."""
-        pixels = images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
-        return cls(log_probs, labels, hashlib.sha256(pixels).hexdigest()[:16])
+    def of(cls, images: Tensor, log_probs: Tensor, labels: Tensor, order: Tensor | None = None) -> "Predictions":
+        """Of a set of images or a part of it, in the order of the set.
+
+        images: (M, C, H, W) uint8 and labels: (M,), of the whole set. order: (N,) int64, which of the images each row
+        of log_probs is about; None where they are all, in their order.
+        """
+        if order is None:
+            indices = torch.arange(len(labels))
+        else:
+            indices, rows = order.cpu().sort()
+            log_probs = log_probs[rows.to(log_probs.device)]
+        pixels = images.cpu()[indices].permute(0, 2, 3, 1).contiguous().numpy()
+        digest = hashlib.sha256(pixels).hexdigest()[:16]
+        return cls(log_probs, labels.cpu()[indices], digest, indices, len(labels))
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
@@ -43,8 +59,28 @@ class Predictions:
                 f"it holds {tuple(log_probs.shape)} predictions for {tuple(labels.shape)} labels",
             )
             refuse_if(log_probs.isnan().any(), "it holds predictions that are no numbers")
-            return cls(log_probs, labels, str(arrays["images_hash"]))
+            found = cls(log_probs, labels, str(arrays["images_hash"]))
+            if "indices" in arrays:  # earlier versions left none
+                found.indices, found.num_images = torch.from_numpy(arrays["indices"]), int(arrays["num_images"])
+            refuse_if(
+                found.indices.shape != labels.shape or found.num_images < len(labels),
+                f"it holds the places of {tuple(found.indices.shape)} images for {tuple(labels.shape)} labels",
+            )
+            return found
 
     def save(self, path: Path) -> None:
         with replacing(path) as file:
-            np.savez(file, log_probs=self.log_probs, labels=self.labels, images_hash=self.images_hash)
+            np.savez(
+                file,
+                log_probs=self.log_probs,
+                labels=self.labels,
+                images_hash=self.images_hash,
+                indices=self.indices,
+                num_images=self.num_images,
+            )
+
+    @property
+    def share(self) -> str:
+        """Such as "all 10,000", or "500 of 10,000"."""
+        count = len(self.labels)
+        return f"all {count:,}" if count == self.num_images else f"{count:,} of {self.num_images:,}"

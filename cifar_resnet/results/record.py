@@ -27,18 +27,18 @@ def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trai
         "parameters": num_parameters(model),
         "macs": num_macs(model, data.image_shape),
         **data.state(),
-        "device": hardware.device_name(trainer.strategy.root_device),
-        "precision": str(trainer.precision),
+        "num_trained": data.num_trained(trainer.limit_train_batches, trainer.world_size),  # in each epoch
+        "num_validated": data.num_evaluated(len(data.val), trainer.limit_val_batches),
+        **hardware.machine(trainer.strategy.root_device, str(trainer.precision)),
     }
 
 
-def test_and_record(
-    cfg: DictConfig, record: dict, trainer: Trainer, model: LightningModule, data: DataModule, start: float
-) -> None:
+def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: LightningModule, data: DataModule) -> None:
     """Test the network that validation chose, or else the last, complete its record, and leave what shows how it went.
 
-    start: of the whole command, by time.perf_counter.
+    record: its "seconds" are those of the whole command, in all its lives, up to here.
     """
+    start = time.perf_counter()
     run_dir = Path(record["run_dir"])
     chosen = runs.find_checkpoint(run_dir)
     test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
@@ -46,8 +46,9 @@ def test_and_record(
     record |= {
         "selected": "best on validation" if chosen.stem == "best" else "last",
         "epoch": min(checkpoint["epoch"] + 1, record["epochs"]),  # the last may have been cut short
+        "step": checkpoint["global_step"],
         "training_flops": 6 * record["macs"] * record["images"],  # the backward pass taken for two forward ones
-        "seconds": time.perf_counter() - start,
+        "seconds": record["seconds"] + time.perf_counter() - start,
         "metrics": checkpoint["metrics"] | test,
         "commit": runs.commit(),
         "versions": runs.versions(),
@@ -59,11 +60,12 @@ def test_and_record(
     predictions = None
     if cfg.test:
         log_probs = torch.cat(model.test_log_probs)
-        count = len(log_probs)
-        predictions = Predictions.of(data.test.images[:count], log_probs, data.test.labels[:count])
+        order = data.test_dataloader().order[: len(log_probs)]
+        predictions = Predictions.of(data.test.images, log_probs, data.test.labels, order)
         predictions.save(run_dir / FILE)
+        record |= {"num_test": predictions.num_images, "num_tested": len(log_probs)}
     runs.write_json(run_dir / runs.RECORD, record)
-    log_final_scores(cfg, record, trainer)
+    log_scores(cfg, record, trainer)
     if cfg.page:
         try:
             show(run_dir, record, data, chosen, trainer, predictions)
@@ -72,12 +74,13 @@ def test_and_record(
             log.warning(f"warning: no page was made ({reason}); cifar-evaluate checkpoint={run_dir} makes one")
 
 
-def log_final_scores(cfg: DictConfig, record: dict, trainer: Trainer) -> None:
+def log_scores(cfg: DictConfig, record: dict, trainer: Trainer) -> None:
+    """The settings, and beside them in TensorBoard the scores of the tested epoch, which need not be the last."""
     groups = {group: record["config"][group] for group in cfg.choices if group in record["config"]}
-    # under names of their own, and at the end: in a curve of theirs, a point at an earlier step hides all others
-    scores = {f"final/{name}": value for name, value in record["metrics"].items()}
+    # not under the curves' own names, in which a second point at an earlier step hides all others
+    scores = {f"tested_epoch/{name}": value for name, value in record["metrics"].items()}
     for logger in trainer.loggers:
-        shown = {"metrics": scores, "step": record["steps"]} if isinstance(logger, TensorBoardLogger) else {}
+        shown = {"metrics": scores, "step": record["step"] - 1} if isinstance(logger, TensorBoardLogger) else {}
         logger.log_hyperparams(groups, **shown)
         logger.save()
 
@@ -93,10 +96,13 @@ def show(
             ensemble = inference.Ensemble([chosen], accelerator=data.train.device.type, precision=record["precision"])
             val = ensemble.log_probs(data.val.images), data.val.labels
         result = evaluation.evaluate_predictions(predictions.log_probs[None], predictions.labels, val)
-        shown += evaluation.sections(result, predictions, data.test.images, data.classes)
+        images = data.test.images.cpu()[predictions.indices]
+        shown += evaluation.sections(result, predictions, images, data.classes)
     facts = {name: text for name, text in summary_facts(record).items() if name != "look next"}
     page.write(run_dir / "page.html", run_dir.name, facts, shown, record["config"])
     for logger in [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]:
         for section in [section for section in shown if section.figure]:
-            logger.experiment.add_figure(section.name, section.figure, record["steps"])
+            # as its curves, a training counts steps from 0
+            step = record["steps" if section.name == "curves" else "step"] - 1
+            logger.experiment.add_figure(section.name, section.figure, step)
         logger.save()  # or the command could end before the last of them is written

@@ -81,12 +81,33 @@ def test_tensorboard_shows_curves_picture_and_hyperparameters(cifar_train, run_d
     curves = {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/images_per_second", "test/acc"}
     assert curves <= set(tags["scalars"])
     assert {event.step for event in events.Scalars("lr")} == set(range(10))
-    for tag, count in {"val/acc": 2, "train/loss": 2, "test/acc": 1, "final/val/acc": 1}.items():
+    for tag, count in {"val/acc": 2, "train/loss": 2, "test/acc": 1, "tested_epoch/val/acc": 1}.items():
         steps = [event.step for event in events.Scalars(tag)]
         assert len(steps) == count, tag
         assert min(steps) > 0, tag
     assert tags["images"] == ["augmented_batch"]
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_tensorboards_scores_of_the_tested_epoch_are_named_so_and_lie_where_its_curves_have_them(cifar_train, run_dirs):
+    """A schedule that ruins the network at the end: the best epoch is not the last."""
+    overrides = ["trainer.max_epochs=3", "scheduler=one_cycle", "scheduler.peak_fraction=1.0", "optimizer.lr=30"]
+    assert cifar_train(*overrides, "scheduler.start_factor=0.001", "trainer.log_every_n_steps=1", "page=true") == 0
+    (run_dir,) = run_dirs()
+    record = record_of(run_dir)
+    assert record["epoch"] < 3
+    assert record["step"] == record["epoch"] * 5
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0}).Reload()
+    scalars = events.Tags()["scalars"]
+    assert not [tag for tag in scalars if tag.startswith("final/")]
+    for name, value in record["metrics"].items():
+        (shown,) = events.Scalars(f"tested_epoch/{name}")
+        assert shown.value == pytest.approx(value)
+        if not name.startswith("test/"):
+            assert (shown.step, shown.value) in [(point.step, point.value) for point in events.Scalars(name)]
+    (last,) = [point.step for point in events.Images("curves")]
+    for figure in ("confusion", "reliability", "mistakes"):
+        assert [point.step for point in events.Images(figure)] == [record["step"] - 1] != [last]
 
 
 @pytest.mark.slow

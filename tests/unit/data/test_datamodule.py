@@ -188,7 +188,7 @@ def test_without_a_trainer_or_a_device_images_stay_on_the_cpu():
 # validation and test
 
 
-def test_validation_and_test_images_come_unaugmented_in_order_and_complete():
+def test_validation_and_test_images_come_unaugmented_and_complete_in_the_order_that_the_loader_says():
     data = ready(augment=Augment(), eval_batch_size=32)
     data.setup("test")
     images, labels = data.read(train=True)
@@ -201,8 +201,32 @@ def test_validation_and_test_images_come_unaugmented_in_order_and_complete():
     ):
         found = list(loader)
         assert len(found) == len(loader)
-        assert torch.equal(torch.cat([batch[1] for batch in found]), expected_labels)
-        assert torch.equal(torch.cat([batch[0] for batch in found]), normalise(expected_images, *stats))
+        assert loader.order.sort().values.tolist() == list(range(len(expected_labels)))
+        assert torch.equal(torch.cat([batch[1] for batch in found]), expected_labels[loader.order])
+        pixels = normalise(expected_images[loader.order], *stats)
+        assert torch.equal(torch.cat([batch[0] for batch in found]), pixels)
+        assert found[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_every_part_of_the_evaluation_batches_shows_the_classes_in_proportion(split):
+    data = ready(num_train=600, num_test=200, num_val=200, eval_batch_size=20)
+    data.setup("test")
+    held = getattr(data, split)
+    by_class = held.labels.sort(stable=True).indices  # as a folder of classes is read
+    held.images, held.labels = held.images[by_class], held.labels[by_class]
+    shares = torch.bincount(held.labels, minlength=10) / 200
+    for _, labels in getattr(data, f"{split}_dataloader")():
+        assert (torch.bincount(labels, minlength=10) - 20 * shares).abs().max() < 1.5
+
+
+def test_the_order_of_evaluation_is_always_the_same():
+    first, again = (ready(seed=seed, batch_size=size).val_dataloader().order for seed, size in ((0, 32), (5, 16)))
+    assert torch.equal(first, again)
+
+
+def test_without_validation_images_there_is_no_batch_of_them():
+    assert list(ready(num_val=0).val_dataloader()) == []
 
 
 def test_training_never_sees_a_validation_image():

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from cifar_resnet.data.samplers import ShuffledBatchSampler, stratified_split
+from cifar_resnet.data.samplers import ShuffledBatchSampler, spread_order, stratified_split
 
 
 def test_split_is_disjoint_complete_and_stratified():
@@ -28,6 +28,23 @@ def test_split_is_the_same_in_every_release():
     """Somebody's validation images must not become training images by an update."""
     _, val = stratified_split(torch.arange(1000) % 10, 100, seed=0)
     assert hashlib.sha256(val.numpy().tobytes()).hexdigest()[:16] == "55479a2a2d999980"
+
+
+def test_every_beginning_of_the_order_of_evaluation_has_each_class_in_proportion():
+    labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 100)
+    order = spread_order(labels)
+    assert torch.equal(order.sort().values, torch.arange(1000))
+    for count in range(1, 1001):
+        seen = labels[order[:count]].bincount(minlength=3).float()
+        assert (seen - count * torch.tensor([0.7, 0.2, 0.1])).abs().max() < 2
+    within = order[labels[order] == 0]
+    assert not torch.equal(within, within.sort().values)  # nor do the files' neighbours come together
+
+
+def test_the_order_of_evaluation_is_the_same_in_every_release():
+    """Or scores of a part would not be those of the same part."""
+    order = spread_order(torch.arange(1000) % 10)
+    assert hashlib.sha256(order.numpy().tobytes()).hexdigest()[:16] == "210c69a12734dda2"
 
 
 def test_ranks_share_out_one_order_and_augment_differently():

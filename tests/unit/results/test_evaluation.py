@@ -1,5 +1,7 @@
 """What a page shows of an evaluation."""
 
+import numpy as np
+import pytest
 import torch
 
 from cifar_resnet.data import Synthetic
@@ -30,3 +32,24 @@ def test_a_perfect_network_has_no_mistakes_to_show():
     images, labels = Synthetic(num_test=40).read(train=False)
     log_probs = (torch.nn.functional.one_hot(labels, 10) * 9.0).log_softmax(1)
     assert "mistakes" not in sections_of(log_probs, labels, images)
+
+
+@pytest.mark.parametrize("has_temperature", [False, True])
+def test_the_page_says_the_calibration_error_that_its_diagram_shows(has_temperature):
+    images, labels = Synthetic(num_test=40).read(train=False)
+    log_probs = (torch.nn.functional.one_hot((labels + (torch.arange(40) % 4 == 0)) % 10, 10) * 120.0).log_softmax(1)
+    assert log_probs.exp().max() == 1
+    val = (log_probs[None], labels) if has_temperature else None
+    result = evaluate_predictions(log_probs[None], labels, val)
+    (section,) = [
+        each
+        for each in sections(result, Predictions.of(images, log_probs, labels), images, Synthetic.classes)
+        if each.name == "reliability"
+    ]
+    shown = section.figure.axes[0].collections  # dots: as trained, with temperature
+    for dots, key in zip(shown, ("scores", "calibrated"), strict=False):
+        points, areas = np.asarray(dots.get_offsets()) / 100, np.asarray(dots.get_sizes()) - 8
+        error = float((np.abs(points[:, 1] - points[:, 0]) * areas).sum() / areas.sum())
+        assert result[key]["calibration_error"] == pytest.approx(error)
+        assert f"{error:.2%}" in section.text
+    assert len(shown) == 1 + has_temperature
