@@ -1,6 +1,5 @@
 """What a network, or an ensemble, predicted for a labelled set: kept with a run, to be looked into and compared."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cifar_resnet.errors import refuse_if
+from cifar_resnet.images import content_hash
 from cifar_resnet.runs import replacing
 
 FILE = "predictions.npz"
@@ -31,8 +31,7 @@ class Predictions:
     @classmethod
     def of(cls, images: Tensor, log_probs: Tensor, labels: Tensor) -> "Predictions":
         """images: (N, C, H, W) uint8."""
-        pixels = images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
-        return cls(log_probs, labels, hashlib.sha256(pixels).hexdigest()[:16])
+        return cls(log_probs, labels, content_hash(images))
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from cifar_resnet import checkpoints, hardware, runs, sweep
 from cifar_resnet.data import DataModule
+from cifar_resnet.images import content_hash
 from cifar_resnet.models.summary import num_macs, num_parameters
 from cifar_resnet.results import evaluation, inference, page
 from cifar_resnet.results.predictions import FILE, Predictions
@@ -60,8 +61,10 @@ def test_and_record(
     if cfg.test:
         log_probs = torch.cat(model.test_log_probs)
         count = len(log_probs)
-        predictions = Predictions.of(data.test.images[:count], log_probs, data.test.labels[:count])
+        images, labels = data.test.images[:count], data.test.labels[:count]
+        predictions = Predictions.of(images, log_probs, labels)
         predictions.save(run_dir / FILE)
+        record |= {"num_tested": count, "test_hash": content_hash(images, labels)}
     runs.write_json(run_dir / runs.RECORD, record)
     log_final_scores(cfg, record, trainer)
     if cfg.page:
