@@ -52,6 +52,7 @@ TOP_LEVEL: dict[str, object] = {
     "format": Literal["csv", "json", "ids"] | None,
     "formats": Sequence[Literal["safetensors", "torch", "onnx"]],
     "tolerance": Positive,
+    "opset": Annotated[int, Interval(ge=11, le=23)],
     "resamples": Count,
     "by": Sequence[str] | None,
     "pivot": Sequence[str] | None,

@@ -251,7 +251,8 @@ def last_checkpoint(run_dir: str | Path) -> Path:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint itself, or of a run folder the one that validation chose, or else the last."""
     path = Path(path)
-    for candidate in [path] if path.suffix == ".ckpt" else [path / "checkpoints" / "best.ckpt", last_checkpoint(path)]:
+    is_file = path.suffix == ".ckpt" and not path.is_dir()  # a run's folder may be called after its teacher's file
+    for candidate in [path] if is_file else [path / "checkpoints" / "best.ckpt", last_checkpoint(path)]:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(f"no checkpoint. Got {path}; give a .ckpt file, or a run folder with checkpoints/ in it")
@@ -267,6 +268,8 @@ def find_checkpoints(paths: object) -> list[Path]:
         is_one = not path.is_dir() or (path / "checkpoints").is_dir()
         found += map(find_checkpoint, [path] if is_one else finished_in(path))
     refuse_if(not found, "no checkpoint given. Give a .ckpt file, a run folder, or several of them")
+    twice = next((path for place, path in enumerate(found) if path.resolve() in map(Path.resolve, found[:place])), None)
+    refuse_if(twice, f"a network counts once in an ensemble. Got {twice} twice; name it once")
     return found
 
 

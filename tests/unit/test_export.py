@@ -89,5 +89,5 @@ def test_what_predicts_differently_is_not_left(trained, capsys, monkeypatch):
 
     monkeypatch.setattr(export, "write_safetensors", wrong)
     assert exported(trained, "formats=[safetensors]") == 2
-    assert "predicts differently. Got logits 0.1 apart" in capsys.readouterr().err
+    assert "predicts differently. Got answers 0.1 apart" in capsys.readouterr().err
     assert not list(Path("exported").glob("*.safetensors"))
