@@ -11,6 +11,8 @@ import contextlib
 import io
 import json
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -29,7 +31,7 @@ from torch.nn.functional import interpolate
 from cifar_resnet import checkpoints, preflight, runs, terminal
 from cifar_resnet.compose import Job
 from cifar_resnet.data import Synthetic
-from cifar_resnet.errors import UsageError, first_sentence, refuse_if
+from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.images import normalise
 from cifar_resnet.models import Classifier
 from cifar_resnet.results import card, inference, restored
@@ -54,9 +56,9 @@ def run(jobs: list[Job]) -> int:
     networks = inference.Ensemble(paths, accelerator="cpu").networks
     networks = [network.to(memory_format=torch.contiguous_format) for network in networks]
     folder = Path(cfg.output) if cfg.output else own_folder(preflight.plain(cfg.checkpoint), paths)
-    images, source = sample(cfg, networks[0].data_state["image_size"])
     weights = card.hash_of(networks)
     kept = other_formats(folder, cfg.formats, weights)
+    images, source = sample(cfg, networks[0].data_state["image_size"])
     model_card = card.card(networks, paths, scores_of(networks, paths), [*cfg.formats, *kept], weights)
     writers = {"safetensors": write_safetensors, "torch": write_torch, "onnx": partial(write_onnx, opset=cfg.opset)}
     portable, expected, facts = inference.portable(networks), answers(networks, images), {}
@@ -211,8 +213,9 @@ def write_onnx(portable: nn.Module, images: Tensor, path: Path, opset: int) -> E
                 axes = {name: {0: "batch"} for name in (*names["input_names"], *names["output_names"])}
                 torch.onnx.export(portable, (images,), path, dynamo=False, dynamic_axes=axes, **names)
     except Exception as error:  # of an operation that it has no translation for, of many kinds
+        remedy = "leave onnx out of formats" if opset == FIRST_OPSET else f"give opset={FIRST_OPSET}"
         raise UsageError(
-            f"this network cannot be written so. Got opset={opset} ({first_sentence(error)}); give opset={FIRST_OPSET}"
+            f"this network cannot be written so. Got opset={opset} ({one_line(error).partition('. ')[0]}); {remedy}"
         ) from error
     model = onnx.load(path)
     found = {each.domain: each.version for each in model.opset_import}
@@ -248,11 +251,19 @@ def metadata(portable: nn.Module) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch's exporters say about themselves."""
+    """Without what torch's exporters say about themselves, the older one from C++."""
+    sys.stdout.flush()
+    kept = os.dup(1)
     logging.disable()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Path(os.devnull).open("wb") as nowhere,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            os.dup2(nowhere.fileno(), 1)
             yield
     finally:
+        os.dup2(kept, 1)
+        os.close(kept)
         logging.disable(logging.NOTSET)

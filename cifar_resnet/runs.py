@@ -27,6 +27,7 @@ IN_A_RECORD = (
 )  # fmt: skip
 MENDING = "take it away, and resume=<run folder> tests the run again"
 RECORD, CONFIG, METRICS = "result.json", "config.yaml", "metrics.csv"
+OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", "train.log")
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
 RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
