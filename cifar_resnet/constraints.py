@@ -62,6 +62,7 @@ TOP_LEVEL: dict[str, object] = {
     "max_megapixels": Count,
     "formats": Sequence[Literal["safetensors", "torch", "onnx"]],
     "tolerance": Positive,
+    "opset": Annotated[int, Interval(ge=11, le=23)],
     "resamples": Count,
     "by": Sequence[str] | None,
     "pivot": Sequence[str] | None,

@@ -1,14 +1,23 @@
-"""cifar-export: a trained network for use without this package, checked against the original on real images.
+"""cifar-export: trained networks for use without this package, checked against the originals on real images.
 
     cifar-export checkpoint=outputs/train/<run folder>
     cifar-export checkpoint=outputs/train/<run folder> formats=[onnx] output=handed_in
+    cifar-export checkpoint=outputs/train/<sweep folder>                                 an ensemble, as one
 
 Leaves model.safetensors, model.pt2, model.onnx, as asked for, and a model card, README.md.
 """
 
+import contextlib
+import io
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,110 +25,133 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from cifar_resnet import checkpoints, preflight, runs, terminal
 from cifar_resnet.compose import Job
 from cifar_resnet.data import Synthetic
-from cifar_resnet.errors import refuse_if
-from cifar_resnet.models import Classifier, summary
-from cifar_resnet.results import inference, restored
+from cifar_resnet.errors import UsageError, one_line, refuse_if
+from cifar_resnet.images import normalise
+from cifar_resnet.models import Classifier
+from cifar_resnet.results import card, inference, restored
 
-FORMATS = {"safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
-USES = {
-    "safetensors": "the weights; its header holds the architecture, its arguments and the whole configuration",
-    "torch": '`torch.export.load("model.pt2").module()(images)`',
-    "onnx": '`onnxruntime.InferenceSession("model.onnx").run(None, {"images": images})`',
-}
+CARD = "README.md"
 NUM_IMAGES = 64
 BATCH = ({0: torch.export.Dim("batch")},)  # the one dimension of the images that may have any size
+FIRST_OPSET = 18  # of torch's exporter; older ones are left to the one that it replaced
+Exported = Callable[[Tensor], Tensor]  # from images to what the network gives
 
 
 def run(jobs: list[Job]) -> int:
-    """Write each format, and say how far its logits are from the network's own."""
+    """Write each format, and say how far its answers are from the network's own."""
     (job,) = jobs
-    path = runs.find_checkpoint(preflight.plain(job.cfg.checkpoint))
-    cfg = restored.restored_config(job, path)
+    paths = runs.find_checkpoints(preflight.plain(job.cfg.checkpoint))
+    cfg = restored.restored_config(job, paths[0])
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     refuse_if(
         "onnx" in cfg.formats and lacking,
         f"formats=[onnx] needs {', '.join(lacking)}. Give: pip install 'cifar-resnet[onnx]'",
     )
-    network = checkpoints.load(path).to(memory_format=torch.contiguous_format)
-    run_dir = runs.run_dir_of(path)
-    folder = Path(cfg.output) if cfg.output else (run_dir or path.parent) / "export"
-    images, source = sample(cfg, network.data_state["image_size"])
-    portable = inference.Portable(network)
-    expected = torch.no_grad()(portable)(images)
-    model_card = card(network, path, record_of(path, run_dir), cfg.formats)
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = {"safetensors": write_safetensors, "torch": write_torch, "onnx": write_onnx}
-    facts: dict[str, object] = {}
-    for name in cfg.formats:
-        target = folder / FORMATS[name]
-        part = target.with_name(f"part-{target.name}")
-        exported = writers[name](portable, images, part)
-        difference = (exported(images) - expected).abs().max().item()
-        if not difference <= cfg.tolerance:
-            part.unlink()
-            raise ValueError(
-                f"the exported network predicts differently. Got logits {difference:.2g} apart in {name}, and "
-                f"tolerance={cfg.tolerance}; nothing was left"
+    networks = inference.Ensemble(paths, accelerator="cpu").networks
+    networks = [network.to(memory_format=torch.contiguous_format) for network in networks]
+    folder = Path(cfg.output) if cfg.output else own_folder(preflight.plain(cfg.checkpoint), paths)
+    weights = card.hash_of(networks)
+    kept = other_formats(folder, cfg.formats, weights)
+    images, source = sample(cfg, networks[0].data_state["image_size"])
+    model_card = card.card(networks, paths, scores_of(networks, paths), [*cfg.formats, *kept], weights)
+    writers = {"safetensors": write_safetensors, "torch": write_torch, "onnx": partial(write_onnx, opset=cfg.opset)}
+    portable, expected, facts = inference.portable(networks), answers(networks, images), {}
+    with all_or_none(folder, [card.FILES[name] for name in cfg.formats]) as parts:
+        for name, part in zip(cfg.formats, parts, strict=True):
+            exported = writers[name](portable, images / 255, part)
+            difference = (exported(images / 255) - expected).abs().max().item()
+            refuse_if(
+                not difference <= cfg.tolerance,
+                f"the exported network predicts differently. Got answers {difference:.2g} apart in {name}, and "
+                f"tolerance={cfg.tolerance}; nothing was left",
             )
-        part.replace(target)
-        facts[name] = f"{target}, logits within {difference:.1g} of the network's on {len(images)} {source}"
-    runs.write_atomically(folder / "README.md", model_card)
-    terminal.log.info(terminal.listed(facts | {"model card": folder / "README.md"}))
+            target = folder / card.FILES[name]
+            facts[name] = f"{target}, within {difference:.1g} of the network's answers to {len(images)} {source}"
+    runs.write_atomically(folder / CARD, model_card)
+    terminal.log.info(terminal.listed(facts | {"model card": folder / CARD}))
     return 0
 
 
+def own_folder(asked: str | list[str], paths: Sequence[Path]) -> Path:
+    """export/ in the run's or the sweep's folder; beside it for another checkpoint than the one a run stands for."""
+    if not isinstance(asked, str):
+        return Path("outputs", "export", f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{len(asked)}-members")
+    if Path(asked).is_dir():
+        return Path(asked) / "export"
+    run_dir = runs.run_dir_of(paths[0])
+    is_runs_choice = run_dir and runs.find_checkpoint(run_dir).resolve() == paths[0].resolve()
+    return (run_dir or paths[0].parent) / ("export" if is_runs_choice else f"export-{paths[0].stem}")
+
+
+def other_formats(folder: Path, formats: Sequence[str], weights: str) -> list[str]:
+    """Those that an earlier export of the same weights has left in this folder; UsageError where it is of others, or
+    no export at all."""
+    path = folder / CARD
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    refuse_if(
+        text and "trained by cifar_resnet" not in text,
+        f"output is a folder of its own. Got {folder}, whose {CARD} is no model card; give another one",
+    )
+    found = [name for name, file in card.FILES.items() if name not in formats and (folder / file).exists()]
+    refuse_if(
+        found and f"{card.WEIGHTS}{weights}" not in text,
+        f"output holds another network. Got {folder} with {', '.join(card.FILES[name] for name in found)}; give "
+        f"another one, or take that away",
+    )
+    return found
+
+
+@contextlib.contextmanager
+def all_or_none(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """Files to write, which get these names once all of them are whole; nothing is left otherwise."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [folder / f"part-{name}" for name in names]
+    try:
+        yield parts
+        for part, name in zip(parts, names, strict=True):
+            part.replace(folder / name)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # not empty: all went well
+                folder.rmdir()
+
+
 def sample(cfg: DictConfig, size: int) -> tuple[Tensor, str]:
-    """Some images to check with, (64, 3, H, W) in [0, 1], and what they are: test images where those are at hand."""
+    """Some images to check with, (64, 3, size, size) uint8, and what they are: test images where those are at hand."""
     try:
         images, source = restored.local_data(cfg).read(train=False)[0][:NUM_IMAGES], "test images"
     except (OSError, ValueError, InstantiationException):
         images, source = Synthetic(num_test=NUM_IMAGES).read(train=False)[0], "synthetic images"
-    pixels = images.contiguous() / 255
-    if pixels.shape[2:] != (size, size):
-        pixels = interpolate(pixels, size=(size, size), mode="bilinear")
-    return pixels, source
+    if images.shape[2:] != (size, size):
+        images = interpolate(images.float(), size=(size, size), mode="bilinear").round().to(torch.uint8)
+    return images.contiguous(), source
 
 
-def write_safetensors(portable: inference.Portable, images: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
-    """The weights under their names, with what it takes to rebuild the network as JSON in the header."""
-    network = portable.network
-    about = {
-        "architecture": network.architecture(),
-        "hyper_parameters": dict(network.hparams),
-        "data": network.data_state,
-        "config": network.config,
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in about.items()})
-    with safe_open(path, "pt") as file:
-        found = {key: json.loads(value) for key, value in file.metadata().items()}
-    rebuilt = type(network)(**found["hyper_parameters"])
-    rebuilt.load_state_dict(load_file(path))
-    rebuilt.data_state = found["data"]
-    return torch.no_grad()(inference.Portable(rebuilt.eval()))
+@torch.no_grad()
+def answers(networks: Sequence[Classifier], images: Tensor) -> Tensor:
+    """The logits of a network, the log-probabilities of an ensemble. images: uint8."""
+    stats = [network.pixel_stats(torch.device("cpu")) for network in networks]
+    each = [network(normalise(images, *own)) for network, own in zip(networks, stats, strict=True)]
+    return each[0] if len(each) == 1 else inference.mean_probability(torch.stack(each).log_softmax(2))
 
 
-def write_torch(portable: inference.Portable, images: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
-    torch.export.save(torch.export.export(portable, (images,), dynamic_shapes=BATCH), path)
-    return torch.no_grad()(torch.export.load(path).module())
-
-
-def write_onnx(portable: inference.Portable, images: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime  # of an extra, and slow to import
-
-    torch.onnx.export(
-        portable, (images,), path, dynamo=True, dynamic_shapes=BATCH, verbose=False, external_data=False,
-        input_names=["images"], output_names=["logits"],
-    )  # fmt: skip
-    session = onnxruntime.InferenceSession(path)
-    return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
+def scores_of(networks: Sequence[Classifier], paths: Sequence[Path]) -> list[str]:
+    """The card's lines about how good they are."""
+    run_dirs = list(map(runs.run_dir_of, paths))
+    records = [record_of(path, run_dir) for path, run_dir in zip(paths, run_dirs, strict=True)]
+    if len(paths) > 1:
+        return card.ensemble_scores(records, run_dirs[0] and run_dirs[0].parent, paths)
+    return card.scores_of(records[0], networks[0].config["seed"], networks[0].tta) if records[0] else []
 
 
 def record_of(path: Path, run_dir: Path | None) -> dict | None:
@@ -128,48 +160,111 @@ def record_of(path: Path, run_dir: Path | None) -> dict | None:
     return record if record and math.ceil(record["epoch"]) == checkpoints.read(path)["epoch"] + 1 else None
 
 
-def card(network: Classifier, path: Path, record: dict | None, formats: Sequence[str]) -> str:
-    """The model card, in Markdown."""
-    data, config = network.data_state, network.config
-    size, classes = data["image_size"], data["classes"]
-    return "\n".join(
-        [
-            f"# {config['choices']['model']} trained on {config['choices']['data']}",
-            "",
-            f"{type(network).__name__} with {summary.num_parameters(network):,} parameters and "
-            f"{summary.num_macs(network, (3, size, size)):,} multiply-adds an image, trained by cifar_resnet on "
-            f"{data['num_train']:,} images; {data['num_val']:,} more were held out to choose with.",
-            "",
-            f"* **Takes** images of (N, 3, {size}, {size}), red, green, blue, float32 in [0, 1]; normalises them "
-            f"itself.",
-            f"* **Gives** logits, (N, {len(classes)}), of {', '.join(classes[:20])}"
-            + (" and more." if len(classes) > 20 else "."),
-            "* **Is for** images like those it was trained on. What it predicts for others means nothing: it names one "
-            "of its classes all the same.",
-            *(scores_of(record, config["seed"], network.tta) if record else []),
-            "",
-            *(f"* `{FORMATS[name]}`: {USES[name]}" for name in formats),
-            "",
-            f"Exported from `{path}`.",
-            "",
-        ]
-    )
+def write_safetensors(portable: nn.Module, images: Tensor, path: Path) -> Exported:
+    """The weights under their names, with what it takes to rebuild the network as JSON in the header.
 
-
-def scores_of(record: dict, seed: int, tta: str) -> list[str]:
-    """The card's lines about how good the network is."""
-    metrics = record["metrics"]
-    with_tta = f" These scores are with test-time augmentation ({tta}); what was exported takes one view."
-    return [
-        "",
-        "| images | accuracy | loss |",
-        "|---|---:|---:|",
-        *(
-            f"| {name} | {metrics[f'{split}/acc']:.2%} | {metrics[f'{split}/loss']:.4f} |"
-            for name, split in (("validation", "val"), ("test", "test"))
-            if f"{split}/acc" in metrics
-        ),
-        "",
-        f"Epoch {record['epoch']} of {record['epochs']}, {record['selected']}; one run, seed {seed}, on "
-        f"{record['device']} in {record['precision']}." + ("" if tta == "none" else with_tta),
+    Those of an ensemble are called members.0.…, members.1.…, and the header's `members` is a list.
+    """
+    networks = [each.network for each in inference.members_of(portable)]
+    prefixes = [""] if len(networks) == 1 else [f"members.{place}." for place in range(len(networks))]
+    tensors = {
+        f"{prefix}{name}": tensor.contiguous()
+        for prefix, network in zip(prefixes, networks, strict=True)
+        for name, tensor in network.state_dict().items()
+    }
+    about = [
+        {
+            "architecture": network.architecture(),
+            "hyper_parameters": dict(network.hparams),
+            "data": network.data_state,
+            "config": network.config,
+        }
+        for network in networks
     ]
+    header = about[0] if len(networks) == 1 else {"members": about}
+    path.write_bytes(save(tensors, {key: json.dumps(value) for key, value in header.items()}))  # save_file's is 0600
+    with safe_open(path, "pt") as file:
+        found = {key: json.loads(value) for key, value in file.metadata().items()}
+    rebuilt, tensors = [], load_file(path)
+    for prefix, each, network in zip(prefixes, found.get("members", [found]), networks, strict=True):
+        own = type(network)(**each["hyper_parameters"])
+        own.load_state_dict({n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)})
+        own.data_state = each["data"]
+        rebuilt.append(own.eval())
+    return torch.no_grad()(inference.portable(rebuilt))
+
+
+def write_torch(portable: nn.Module, images: Tensor, path: Path) -> Exported:
+    torch.export.save(torch.export.export(portable, (images,), dynamic_shapes=BATCH), path)
+    return torch.export.load(path).module()
+
+
+def write_onnx(portable: nn.Module, images: Tensor, path: Path, opset: int) -> Exported:
+    import onnx  # of an extra, and slow to import
+    import onnxruntime
+
+    names = {"input_names": ["images"], "output_names": [output_of(portable)], "opset_version": opset}
+    try:
+        with quiet():
+            if opset >= FIRST_OPSET:
+                torch.onnx.export(
+                    portable, (images,), path, dynamo=True, dynamic_shapes=BATCH, external_data=False, **names
+                )
+            else:
+                axes = {name: {0: "batch"} for name in (*names["input_names"], *names["output_names"])}
+                torch.onnx.export(portable, (images,), path, dynamo=False, dynamic_axes=axes, **names)
+    except Exception as error:  # of an operation that it has no translation for, of many kinds
+        remedy = "leave onnx out of formats" if opset == FIRST_OPSET else f"give opset={FIRST_OPSET}"
+        raise UsageError(
+            f"this network cannot be written so. Got opset={opset} ({one_line(error).partition('. ')[0]}); {remedy}"
+        ) from error
+    model = onnx.load(path)
+    found = {each.domain: each.version for each in model.opset_import}
+    refuse_if(found != {"": opset}, f"this network cannot be written so. Got opset={opset}, and found {found}")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)  # or an older runtime would not try
+    graph = model.graph
+    for each in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del each.metadata_props[:]  # where on this machine it was defined
+    onnx.helper.set_model_props(model, metadata(portable))
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(path)
+    return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
+
+
+def output_of(portable: nn.Module) -> str:
+    return "logits" if len(inference.members_of(portable)) == 1 else "log_probabilities"
+
+
+def metadata(portable: nn.Module) -> dict[str, str]:
+    """What somebody needs to know who has nothing but the file; what is no text, as JSON."""
+    states = [each.network.data_state for each in inference.members_of(portable)]
+    own = {key: [state[key] for state in states] for key in ("mean", "std")}
+    about = {key: each if len(states) > 1 else each[0] for key, each in own.items()}
+    about |= {"classes": states[0]["classes"], "image_size": states[0]["image_size"]}
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()} | {
+        "input": "images: (N, 3, image_size, image_size), red, green, blue, float32 in [0, 1], not normalised",
+        "normalisation": "(images - mean) / std, channel by channel, is done inside"
+        + (", for each member with its own" if len(states) > 1 else ""),
+        "output": f"{output_of(portable)}: (N, number of classes), in the order of classes",
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's exporters say about themselves, the older one from C++."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    logging.disable()
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Path(os.devnull).open("wb") as nowhere,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            os.dup2(nowhere.fileno(), 1)
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        logging.disable(logging.NOTSET)

@@ -36,7 +36,9 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
         runs.find_checkpoints(plain(cfg.checkpoint))
     if command == "predict":
         constraints.check_value(cfg, "input", constraints.TOP_LEVEL["input"])
-        check_ids(cfg, check_output(cfg), input_files(plain(cfg.input)).files)
+        files = input_files(plain(cfg.input)).files
+        check_ids(cfg, check_output(cfg), files)
+        check_replaces(cfg.output, [*files, *runs.find_checkpoints(plain(cfg.checkpoint))])
     is_new = len(jobs) == 1 and not cfg.get("resume") and not cfg.get("dry_run")
     if is_new and command not in ("design", "predict", "report"):
         check_data(cfg.get("data"))
@@ -123,6 +125,16 @@ def check_output(cfg: DictConfig) -> str:
         refuse_if(output.is_dir(), f"output must be a file. Got the folder {cfg.output}")
         runs.check_writable(output)
     return cfg.format or FORMAT_OF[output.suffix.lower()]
+
+
+def check_replaces(output: str | None, used: Sequence[Path]) -> None:
+    """UsageError where predictions would take the place of what they are made from, or of a run's own file."""
+    if output and (path := Path(output)).exists():
+        is_runs_own = path.name in runs.OWN_FILES and (path.parent / runs.CONFIG).is_file()
+        refuse_if(
+            is_runs_own or any(path.samefile(each) for each in used if each.exists()),
+            f"output would take the place of a file that is needed. Got {output}; give another name",
+        )
 
 
 def shown(path: Path) -> str:

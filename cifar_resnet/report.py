@@ -11,46 +11,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from omegaconf import DictConfig
-from scipy import stats
 
-from cifar_resnet import constraints, runs, terminal
+from cifar_resnet import runs, terminal
 from cifar_resnet.compose import Job
-from cifar_resnet.errors import refuse_if
-from cifar_resnet.results import plots
-from cifar_resnet.results.predictions import FILE, Predictions
+from cifar_resnet.errors import UsageError, one_line, refuse_if
+from cifar_resnet.results import found, plots
+from cifar_resnet.results.comparison import comparison
+from cifar_resnet.results.found import Groups, Run
+from cifar_resnet.results.intervals import Summary, summary
 
 NOTE = (
-    "Accuracies: mean ± standard deviation over n runs; 95% interval of the mean by Student's t. Tested was the epoch "
+    "Accuracies: mean ± standard deviation over n runs. 95% interval: of their mean, by Student's t; where there is "
+    "one run, or all scored the same, Wilson's of a share of the test images; within 0 and 100%. Tested was the epoch "
     "that did best on validation images, or the last one. Ensembles predict by their members' mean probability; their "
     "loss and expected calibration error (ECE) stand as they are and at a temperature fitted on validation images."
 )
-IN_A_RECORD: dict[str, object] = {
-    **dict.fromkeys(("parameters", "train_seconds", "epoch", "epochs"), float),
-    **dict.fromkeys(("network", "selected", "device"), str),
-    "config.overrides": list[str],
-    "config.choices": dict,
-}
 EVALUATION = "evaluation.json"  # what cifar-evaluate leaves
-PICTURE = "curves.png"
-NOT_A_DIFFERENCE = ("seed", "name", "run_dir", "output_dir", "resume", "page", "data.root", "trainer.accelerator")
+PAGE, PICTURE, TITLE = "report.md", "curves.png", "# Runs\n"
+TABLES = ("Pivot", "Groups", "Runs", "Ensembles")
+# what a setting's column may not be called as well
+TITLES = (
+    "n", "repeats", "validation", "test", "95% interval", "parameters", "time", "tested epoch", "run", "seed", "epoch",
+    "device", "seconds", "tested_epoch", "epochs", "images",
+)  # fmt: skip
 
 
 @dataclass
-class Run:
-    folder: Path
-    record: dict
+class Column:
+    """title, cells: for people. plain: the same for programs, by its name in the CSV, numbers as such."""
 
-    def setting(self, key: str) -> str:
-        """Its value of a setting, such as optimizer.lr, or of a group, such as model; empty where it has none."""
-        config = self.record["config"]
-        return str(config["choices"].get(key, constraints.value_at(config, key, default="")))
+    title: str
+    cells: list[str]
+    plain: dict[str, Sequence[object]]
 
 
-Rows = list[list[str]]  # of a table, its head first
+@dataclass
+class Table:
+    """rows: for people, the head first; plain: of the CSV."""
+
+    rows: list[list[str]]
+    plain: list[list[object]]
+
+
 Curves = dict[str, list[list[dict[str, str]]]]  # by the group's name, for each of its runs the rows of its metrics.csv
-Groups = dict[tuple[str, ...], list[Run]]  # by the values of the settings that tell them apart
 
 
 def run(jobs: list[Job]) -> int:
@@ -63,273 +67,251 @@ def run(jobs: list[Job]) -> int:
 
 
 def report(folders: Sequence[Path], cfg: DictConfig) -> None:
-    found = find(folders)
-    check_settings(cfg, found)
-    keys = cfg.by or differences(found)
-    groups = group(found, keys)
-    tables = {
-        "Pivot": pivot_rows(found, cfg),
-        "Groups": group_rows(groups, keys),
-        "Runs": run_rows(found, keys),
-        "Ensembles": ensemble_rows(folders),
-    }
-    curves = curves_of(groups, short(keys))
+    everything, skipped = found.find(folders)
     folder = Path(cfg.output)
-    remark = parts_in(found)
-    write(folder, tables, curves, remark)
-    for name, rows in tables.items():
-        if rows and (name != "Runs" or len(found) != len(groups)):
-            terminal.print_table(rows)
-    if remark:
-        terminal.log.warning(f"warning: {remark}\n")
-    terminal.log.info(
-        terminal.listed({"report": folder / "report.md"} | ({"pictures": folder / PICTURE} if curves else {}))
-    )
+    check_output(folder)
+    check_settings(cfg, everything)
+    counted = [member for member in everything if not member.repeats]
+    keys = found.on_one_data_set(counted, cfg.by) if cfg.by else found.differences(counted)
+    groups = found.group(counted, keys)
+    ensembles, no_ensembles = ensemble_table(folders)
+    curves, no_curves = curves_of(groups, short(keys))
+    tables = {
+        "Pivot": pivot_table(counted, cfg),
+        "Groups": group_table(groups, keys, everything),
+        "Runs": run_table(everything, keys),
+        "Ensembles": ensembles,
+    }
+    notes = [f"skipped: {reason}" for reason in (*skipped, *no_ensembles, *no_curves)]
+    notes += parts_in(everything)
+    if repeats := len(everything) - len(counted):
+        notes.append(f"{repeats} of {len(everything)} runs repeat another's settings, seed and data, and count once")
+    write(folder, tables, curves, notes)
+    for name, table in tables.items():
+        if table and (name != "Runs" or len(everything) != len(groups)):
+            terminal.print_table(table.rows)
+    for note in notes:
+        terminal.log.warning(f"  {note}\n")
+    terminal.log.info(terminal.listed({"report": folder / PAGE} | ({"pictures": folder / PICTURE} if curves else {})))
 
 
-def find(folders: Sequence[Path]) -> list[Run]:
-    """Every finished run in these folders, by name."""
-    for folder in folders:
-        refuse_if(not folder.is_dir(), f"runs are looked for in folders. Got {folder}, which is none")
-    found = [Run(path.parent, read(path)) for path in files_in(folders, runs.RECORD)]
-    refuse_if(not found, f"no finished run. Got {', '.join(map(str, folders))}; train one with cifar-train")
-    return found
-
-
-def files_in(folders: Sequence[Path], name: str) -> list[Path]:
-    """Every file of this name, each once, folder by folder in the order of their names."""
-    found = [path for folder in folders for path in sorted(folder.rglob(name), key=runs.natural)]
-    return list({path.parent.resolve(): path for path in found}.values())
-
-
-def read(path: Path) -> dict:
-    """A run's record, whose values are of the kinds that the tables rely on."""
-    record = runs.read_record(path.parent)
-    hints = IN_A_RECORD | {f"metrics.{name}": float for name in record["metrics"] if name.endswith("/acc")}
-    for key, hint in hints.items():
-        refuse_if(
-            complaint := constraints.complaint_about(key, constraints.value_at(record, key), hint),
-            f"not the record of a run. Got {path}, in which {complaint}",
-        )
-    return record
-
-
-def check_settings(cfg: DictConfig, found: Sequence[Run]) -> None:
+def check_settings(cfg: DictConfig, members: Sequence[Run]) -> None:
     for name in ("by", "pivot"):
         for key in cfg[name] or ():
             refuse_if(
-                not any(member.setting(key) for member in found),
+                not any(member.setting(key) for member in members),
                 f"no run has the setting {key}. Got {name}={list(cfg[name])}",
             )
 
 
-def differences(found: Sequence[Run]) -> list[str]:
-    """Settings that commands gave and that tell these runs apart, leaving out what those before already tell."""
-    given = [text.lstrip("+~").partition("=")[0] for run in found for text in run.record["config"]["overrides"]]
-    keys: list[str] = []
-    for key in dict.fromkeys(["data", "model", *given]):
-        if key not in NOT_A_DIFFERENCE and len(group(found, [*keys, key])) > len(group(found, keys)):
-            keys.append(key)
-    return keys
-
-
-def group(found: Sequence[Run], keys: Sequence[str]) -> Groups:
-    """Runs that differ in nothing but what does not count, such as the seed; numbers in their order."""
-    groups: Groups = {}
-    for member in found:
-        groups.setdefault(tuple(member.setting(key) for key in keys), []).append(member)
-    return dict(sorted(groups.items(), key=lambda item: [in_order(value) for value in item[0]]))
-
-
 def short(keys: Sequence[str]) -> list[str]:
-    """Their last names, where those tell them apart."""
+    """Their last names, where those tell them apart from each other and from other columns."""
     last_names = [key.rpartition(".")[2] for key in keys]
-    return last_names if len(set(last_names)) == len(keys) else list(keys)
-
-
-def in_order(value: str) -> tuple[float, str]:
-    try:
-        return float(value), ""
-    except ValueError:
-        return math.inf, value
+    names = last_names if len(set(last_names)) == len(keys) else keys
+    return [
+        name if name not in TITLES else key if key not in TITLES else f"setting {key}"
+        for name, key in zip(names, keys, strict=True)
+    ]
 
 
 def values_of(metric: str, members: Sequence[Run]) -> list[float]:
-    """Of the runs that have this metric."""
-    return [value for member in members if (value := member.record["metrics"].get(metric)) is not None]
+    """Of the runs that have this metric, and a number for it."""
+    values = [member.record["metrics"].get(metric) for member in members]
+    return [value for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
 
 
-def summarised(values: Sequence[float]) -> tuple[str, str]:
-    """Mean with standard deviation, and the mean's 95% interval by Student's t; for accuracies in [0, 1]."""
-    if len(values) < 2:
-        return "".join(f"{value:.2%}" for value in values), ""
-    mean, deviation = statistics.mean(values), statistics.stdev(values)
-    reach = stats.t.ppf(0.975, len(values) - 1) * deviation / len(values) ** 0.5
-    return f"{mean:.2%} ± {deviation:.2%}", f"{mean - reach:.2%} … {mean + reach:.2%}"
+def summary_of(metric: str, members: Sequence[Run]) -> Summary:
+    tested = {member.record.get("num_tested") for member in members}
+    num_images = tested.pop() if metric == "test/acc" and len(tested) == 1 else None
+    return summary(values_of(metric, members), num_images, is_share=metric.endswith("/acc"))
 
 
-def group_rows(groups: Groups, keys: Sequence[str]) -> Rows:
-    """A head, and a row for each group."""
-    rows = [
-        [
-            *(values or [members[0].record["network"]]),
-            str(len(members)),
-            summarised(values_of("val/acc", members))[0],
-            *summarised(values_of("test/acc", members)),
-            span([member.record["parameters"] for member in members]),
-            terminal.duration(statistics.mean(member.record["train_seconds"] for member in members)),
-            ", ".join(sorted({member.record["selected"].partition(" ")[0] for member in members})),  # best, or last
-        ]
-        for values, members in groups.items()
+def same(title: str, cells: Sequence[object]) -> Column:
+    """For people and programs alike."""
+    return Column(title, list(map(str, cells)), {title: cells})
+
+
+def accuracy(title: str, metric: str, groups: Sequence[Sequence[Run]]) -> Column:
+    """A metric's mean and deviation over the runs of each group that have it."""
+    each = [summary_of(metric, members) for members in groups]
+    cells = [
+        one.spread() + (f" ({one.n} of {len(members)})" if 0 < one.n < len(members) else "")
+        for one, members in zip(each, groups, strict=True)
     ]
-    titles = ["n", "validation", "test", "95% of the mean", "parameters", "time", "tested epoch"]
-    return [[*(short(keys) or ["network"]), *titles], *rows]
+    names = [f"{metric.replace('/', '_')}_{name}" for name in Summary.NAMES]
+    return Column(title, cells, dict(zip(names, zip(*(one.plain() for one in each), strict=True), strict=True)))
 
 
-def span(sizes: Sequence[int]) -> str:
-    """The least and the greatest, or the one that all are."""
-    return " … ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)}))
+def group_table(groups: Groups, keys: Sequence[str], everything: Sequence[Run]) -> Table:
+    """A row for each group."""
+    each = list(groups.values())
+    records = [[member.record for member in members] for members in each]
+    repeats = [sum(run.repeats is member for run in everything for member in members) for members in each]
+    sizes = [sorted(record["parameters"] for record in found) for found in records]
+    seconds = [statistics.fmean(record["train_seconds"] for record in found) for found in records]
+    tested = [", ".join(sorted({record["selected"].partition(" ")[0] for record in found})) for found in records]
+    settings = [same(*column) for column in zip(short(keys), zip(*groups, strict=True), strict=True)]
+    return as_table(
+        *(settings or [same("network", [found[0]["network"] for found in records])]),
+        same("n", [len(members) for members in each]),
+        Column("repeats", list(map(str, repeats)) if any(repeats) else [], {"repeats": repeats}),
+        accuracy("validation", "val/acc", each),
+        accuracy("test", "test/acc", each),
+        Column("95% interval", [summary_of("test/acc", members).ends() for members in each], {}),
+        Column(
+            "parameters",
+            [" … ".join(f"{size:,}" for size in sorted({found[0], found[-1]})) for found in sizes],
+            {"parameters_min": [found[0] for found in sizes], "parameters_max": [found[-1] for found in sizes]},
+        ),
+        Column("time", list(map(terminal.duration, seconds)), {"seconds": seconds}),
+        Column("tested epoch", tested, {"tested_epoch": tested}),  # best, or last
+    )
 
 
-def run_rows(found: Sequence[Run], keys: Sequence[str]) -> Rows:
-    """A head, and a row for each run."""
-    rows = [
-        [
-            str(member.folder),
-            *(member.setting(key) for key in (*keys, "seed")),
-            *(summarised(values_of(metric, [member]))[0] for metric in ("val/acc", "test/acc")),
-            *(str(member.record[key]) for key in ("epoch", "epochs")),
-            terminal.duration(member.record["train_seconds"]),
-            member.record["device"],
-        ]
-        for member in found
-    ]
-    return [["run", *short(keys), "seed", "validation", "test", "epoch", "of", "time", "device"], *rows]
+def run_table(members: Sequence[Run], keys: Sequence[str]) -> Table:
+    """A row for each run, those as well that do not count."""
+    records = [member.record for member in members]
+    validation, test = ([summary_of(name, [member]) for member in members] for name in ("val/acc", "test/acc"))
+    ends = {"test_acc_low": [one.low for one in test], "test_acc_high": [one.high for one in test]}
+    epochs, seconds = [record["epoch"] for record in records], [record["train_seconds"] for record in records]
+    originals = [str(member.repeats.folder) if member.repeats else "" for member in members]
+    return as_table(
+        same("run", [str(member.folder) for member in members]),
+        *(same(name, [member.setting(key) for member in members]) for key, name in zip(keys, short(keys), strict=True)),
+        same("seed", [member.setting("seed") for member in members]),
+        Column("validation", [one.spread() for one in validation], {"val_acc": [one.mean for one in validation]}),
+        Column("test", [one.spread() for one in test], {"test_acc": [one.mean for one in test]} | ends),
+        Column("", [], {"num_tested": [record.get("num_tested") for record in records]}),
+        Column(
+            "epoch",
+            [f"{record['epoch']} of {record['epochs']}" for record in records],
+            {"epoch": epochs, "epochs": [record["epochs"] for record in records]},
+        ),
+        Column("time", list(map(terminal.duration, seconds)), {"seconds": seconds}),
+        same("device", [record["device"] for record in records]),
+        Column("repeats", originals if any(originals) else [], {"repeats": originals}),
+    )
 
 
-def ensemble_rows(folders: Sequence[Path]) -> Rows:
-    """A head, and a row for each ensemble that cifar-evaluate has evaluated; nothing where there is none."""
-    rows = []
-    for path in files_in(folders, EVALUATION):
+def ensemble_table(folders: Sequence[Path]) -> tuple[Table | None, list[str]]:
+    """A row for each ensemble that cifar-evaluate has evaluated, None where there is none; and what was no evaluation,
+    and why."""
+    rows, plain, skipped = [], [], []
+    for path in found.files_in(folders, EVALUATION):
         try:
             result = json.loads(path.read_text())
-            members, scores, calibrated = result["members"], result["scores"], result["calibrated"]
-            row = [
-                str(path.parent),
-                result["data"],
-                str(len(members)),
-                f"{max(member['acc'] for member in members):.2%}",
-                f"{scores['acc']:.2%}",
-                *(f"{each['loss']:.4f}" if each else "" for each in (scores, calibrated)),
-                *(f"{each['calibration_error']:.2%}" if each else "" for each in (scores, calibrated)),
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"not what cifar-evaluate leaves. Got {path} ({type(error).__name__}: {error})") from error
-        if len(members) > 1:
-            rows.append(row)
-    head = ["ensemble", "data", "members", "best member", "test", "loss", "calibrated", "ECE", "calibrated"]
-    return [head, *rows] if rows else []
+            members, scores, calibrated = result["members"], result["scores"], result["calibrated"] or {}
+            best = max(member["acc"] for member in members)
+            values = [best, scores["acc"]]
+            values += [each.get(key) for key in ("loss", "calibration_error") for each in (scores, calibrated)]
+            forms = (".2%", ".2%", ".4f", ".4f", ".2%", ".2%")
+            cells = ["" if each is None else f"{each:{form}}" for each, form in zip(values, forms, strict=True)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            skipped.append(f"not what cifar-evaluate leaves. Got {path} ({type(error).__name__}: {one_line(error)})")
+        else:
+            about = [str(path.parent), str(result.get("data")), str(len(members))]
+            if len(members) > 1:
+                rows.append([*about, *cells])
+                plain.append([*about, *values])
+    head = ["ensemble", "data", "members", "best member", "test", "loss", "calibrated loss", "ECE", "calibrated ECE"]
+    names = [
+        "ensemble",
+        "data",
+        "members",
+        "best_member_acc",
+        "test_acc",
+        "loss",
+        "calibrated_loss",
+        "ece",
+        "calibrated_ece",
+    ]
+    return Table([head, *rows], [names, *plain]) if rows else None, skipped
 
 
-def pivot_rows(found: Sequence[Run], cfg: DictConfig) -> Rows:
-    """A head with one setting's values, and for each value of the other a row of means; nothing without `pivot`."""
+def pivot_table(members: Sequence[Run], cfg: DictConfig) -> Table | None:
+    """Means by one setting's values, a row for each, and by the other's, a column for each; None without `pivot`.
+
+    For programs a row for each of these.
+    """
     if not cfg.pivot:
-        return []
+        return None
     refuse_if(len(cfg.pivot) != 2, f"a pivot has rows and columns. Got pivot={list(cfg.pivot)}; give two settings")
-    metric = cfg.metric or ("test/acc" if len(values_of("test/acc", found)) == len(found) else "val/acc")
-    known = ", ".join(sorted({name for member in found for name in member.record["metrics"]}))
-    refuse_if(not values_of(metric, found), f"no run has the metric {metric}. Got metric={metric}; give {known}")
-    cells = {key: values_of(metric, members) for key, members in group(found, cfg.pivot).items()}
-    down, across = (sorted({key[axis] for key in cells}, key=in_order) for axis in (0, 1))
-
-    def cell(values: Sequence[float]) -> str:
-        mean = f"{statistics.mean(values):.4g}" if values else ""
-        return summarised(values)[0] if metric.endswith("acc") else mean
-
-    rows = [[row, *(cell(cells.get((row, column), [])) for column in across)] for row in down]
-    return [[f"{metric}, {' by '.join(short(cfg.pivot))}", *across], *rows]
-
-
-def curves_of(groups: Groups, keys: Sequence[str]) -> Curves:
-    """Of the groups in which an epoch has ended, named by their settings."""
-    curves = {
-        ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value) or "runs": [
-            rows for member in members if (rows := runs.read_metrics(member.folder / runs.METRICS))
-        ]
-        for values, members in groups.items()
-    }
-    return {name: members for name, members in curves.items() if members}
+    metric = cfg.metric or ("test/acc" if len(values_of("test/acc", members)) == len(members) else "val/acc")
+    known = ", ".join(sorted({name for member in members for name in member.record["metrics"]}))
+    refuse_if(not values_of(metric, members), f"no run has the metric {metric}. Got metric={metric}; give {known}")
+    keys = found.on_one_data_set(members, cfg.pivot)  # the two, or the data set before them
+    form = ".2%" if metric.endswith("/acc") else ".4g"
+    groups = {values: summary_of(metric, each) for values, each in found.group(members, keys).items()}
+    down = dict.fromkeys(values[:-1] for values in groups)
+    across = sorted({values[-1] for values in groups}, key=found.in_order)
+    *of_rows, of_columns = short(keys)
+    rows = [
+        [", ".join(row), *(groups[*row, column].spread(form) if (*row, column) in groups else "" for column in across)]
+        for row in down
+    ]
+    return Table(
+        [[f"{metric}, {', '.join(of_rows)} by {of_columns}", *across], *rows],
+        [[*short(keys), *Summary.NAMES], *([*values, *each.plain()] for values, each in groups.items())],
+    )
 
 
-def parts_in(found: Sequence[Run]) -> str:
-    """Which of these runs were validated or tested on a part of the images; empty where none was."""
+def curves_of(groups: Groups, keys: Sequence[str]) -> tuple[Curves, list[str]]:
+    """Of the groups in which an epoch has ended, named by their settings; and why a run has none that can be read."""
+    curves, damaged = {}, []
+    for values, members in groups.items():
+        name = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value) or "runs"
+        for member in members:
+            try:
+                if rows := runs.read_metrics(member.folder / runs.METRICS):
+                    curves.setdefault(name, []).append(rows)
+            except UsageError as error:
+                damaged.append(str(error))
+    refuse_if(damaged and not curves, damaged[:1] and damaged[0])
+    return curves, damaged
+
+
+def parts_in(found: Sequence[Run]) -> list[str]:
+    """Which of these runs were validated or tested on a part of the images."""
     seen = {
         member.folder: [text for split in ("val", "test") if (text := terminal.part(member.record, split))]
         for member in found
     }
-    return "; ".join(f"{folder}: scores of {' and '.join(texts)}" for folder, texts in seen.items() if texts)
+    return [f"{folder}: scores of {' and '.join(texts)}" for folder, texts in seen.items() if texts]
 
 
-def write(folder: Path, tables: dict[str, Rows], curves: Curves, remark: str) -> None:
+def check_output(folder: Path) -> None:
+    """UsageError where a report would take the place of what is none."""
+    page = folder / PAGE
+    is_report = page.is_file() and page.read_bytes().startswith(TITLE.encode())
+    others = [name for name in (PAGE, PICTURE, *map(csv_name, TABLES)) if (folder / name).exists()]
+    refuse_if(
+        others and not is_report,
+        f"output is a folder of its own. Got {folder}, where {', '.join(others)} is not of a report; give another one",
+    )
+
+
+def csv_name(table: str) -> str:
+    return f"{table.lower()}.csv"
+
+
+def write(folder: Path, tables: dict[str, Table | None], curves: Curves, notes: Sequence[str]) -> None:
     """All tables on one page and each by itself, and a picture; what is empty leaves none, not even an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"## {name}\n\n{markdown(rows)}" for name, rows in tables.items() if rows]
-    picture = f"\n![curves]({PICTURE})\n" if curves else ""
-    runs.write_atomically(folder / "report.md", f"# Runs\n\n{NOTE} {remark}\n\n" + "\n".join(parts) + picture)
-    for name, rows in tables.items():
-        (folder / f"{name.lower()}.csv").unlink(missing_ok=True)
-        if rows:
-            runs.write_table(folder / f"{name.lower()}.csv", rows)
+    parts = [NOTE, *(f"* {terminal.in_markdown(note)}" for note in notes)]
+    parts += [f"## {name}\n\n{terminal.markdown_table(table.rows)}" for name, table in tables.items() if table]
+    parts += [f"![curves]({PICTURE})"] * bool(curves)
+    runs.write_atomically(folder / PAGE, "\n".join([TITLE, *(f"{part.rstrip()}\n" for part in parts)]))
+    for name, table in tables.items():
+        (folder / csv_name(name)).unlink(missing_ok=True)
+        if table:
+            runs.write_table(folder / csv_name(name), table.plain)
     (folder / PICTURE).unlink(missing_ok=True)
     if curves:
         plots.save_figure(folder / PICTURE, plots.runs_figure(curves))
 
 
-def markdown(rows: Rows) -> str:
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def comparison(pair: Sequence[str], resamples: int, seed: int) -> dict[str, str]:
-    """Whether one of two runs is better, on the same test images.
-
-    McNemar's exact test on those that only one of them predicts rightly: how likely so unequal a share is, if either
-    were as likely to be that one. The bootstrap draws the images anew.
-    """
-    refuse_if(len(pair) != 2, f"compare needs two run folders. Got {len(pair)}; give cifar-report compare A B")
-    first, second = map(Path, pair)
-    a, b = predictions_of(first), predictions_of(second)
-    is_part = any(len(each.labels) < each.num_images for each in (a, b))
-    got = f"Got {a.share} in {first} and {b.share} in {second}" if is_part else f"Got {first} and {second}"
-    refuse_if(
-        a.images_hash != b.images_hash or not np.array_equal(a.labels, b.labels),
-        f"a comparison needs the same test images. {got}, which differ in them"
-        + "; cifar-evaluate checkpoint=… predicts all" * is_part,
-    )
-    right_a, right_b = ((each.log_probs.argmax(1) == each.labels).numpy() for each in (a, b))
-    only_a, only_b, count = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(right_a)
-    # drawing images anew is drawing how many of the three kinds there are
-    kinds = np.array([only_a, only_b, count - only_a - only_b])
-    draws = np.random.default_rng(seed).multinomial(count, kinds / count, size=resamples)
-    low, high = np.quantile((draws[:, 1] - draws[:, 0]) / count, [0.025, 0.975])
-    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    difference = right_b.mean() - right_a.mean()
-    verdict = "no difference shown" if p >= 0.05 else f"{second if difference > 0 else first} is better"
-    return ({"test images": a.share} if is_part else {}) | {
-        "A": f"{right_a.mean():.2%} right: {first}",
-        "B": f"{right_b.mean():.2%} right: {second}",
-        "B - A": f"{100 * difference:+.2f} points, 95% interval {100 * low:+.2f} … {100 * high:+.2f} (bootstrap)",
-        "only A right": f"{only_a:,} of {count:,} images",
-        "only B right": f"{only_b:,}",
-        "McNemar": f"p = {p:.2g}, exact: {verdict}",
-    }
-
-
-def predictions_of(folder: Path) -> Predictions:
-    path = folder if folder.suffix == ".npz" else folder / FILE
-    refuse_if(not path.is_file(), f"no {FILE} in {folder}; cifar-evaluate checkpoint={folder} leaves one")
-    try:
-        return Predictions.load(path)
-    except Exception as error:  # a damaged archive may raise anything
-        raise ValueError(f"not readable: {path} ({type(error).__name__}); cifar-evaluate makes a new one") from error
+def as_table(*columns: Column) -> Table:
+    """A column without cells is for programs alone."""
+    for_people = [[column.title, *column.cells] for column in columns if column.cells]
+    plain = [[name, *values] for column in columns for name, values in column.plain.items()]
+    return Table(*(list(map(list, zip(*each, strict=True))) for each in (for_people, plain)))

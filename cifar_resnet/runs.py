@@ -29,6 +29,7 @@ IN_A_RECORD = (
 )  # fmt: skip
 MENDING = "take it away, and resume=<run folder> tests the run again"
 RECORD, CONFIG, METRICS = "result.json", "config.yaml", "metrics.csv"
+OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", "train.log")
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
 RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
@@ -261,7 +262,8 @@ def last_checkpoint(run_dir: str | Path) -> Path:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint itself, or of a run folder the one that validation chose, or else the last."""
     path = Path(path)
-    for candidate in [path] if path.suffix == ".ckpt" else [path / "checkpoints" / "best.ckpt", last_checkpoint(path)]:
+    is_file = path.suffix == ".ckpt" and not path.is_dir()  # a run's folder may be called after its teacher's file
+    for candidate in [path] if is_file else [path / "checkpoints" / "best.ckpt", last_checkpoint(path)]:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(f"no checkpoint. Got {path}; give a .ckpt file, or a run folder with checkpoints/ in it")
@@ -277,6 +279,8 @@ def find_checkpoints(paths: object) -> list[Path]:
         is_one = not path.is_dir() or (path / "checkpoints").is_dir()
         found += map(find_checkpoint, [path] if is_one else finished_in(path))
     refuse_if(not found, "no checkpoint given. Give a .ckpt file, a run folder, or several of them")
+    twice = next((path for place, path in enumerate(found) if path.resolve() in map(Path.resolve, found[:place])), None)
+    refuse_if(twice, f"a network counts once in an ensemble. Got {twice} twice; name it once")
     return found
 
 

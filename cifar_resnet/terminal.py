@@ -1,23 +1,28 @@
-"""What a person reads: in the terminal, and again in the run folder's train.log."""
+"""What a person reads: in the terminal, and again in the run folder's train.log; and in Markdown."""
 
 import contextlib
+import itertools
 import logging
+import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box, console, get_console, table
+from rich.cells import cell_len
+from rich.text import Text
 
 log = logging.getLogger("cifar_resnet")
+LEAST = 12  # what is left of a text that is shortened
 
 
 class ConsoleHandler(logging.Handler):
     """Prints through rich's console, which keeps a progress bar below what it prints."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        get_console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        get_console().print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def set_up_logging() -> None:
@@ -119,15 +124,107 @@ def summary_facts(record: dict) -> dict[str, str]:
 
 
 def print_table(rows: Sequence[Sequence[str]], footer: Sequence[str] = ()) -> None:
-    """The first row is the head; columns of numbers, shares and times are set to the right."""
-    grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=bool(footer))
-    for index, title in enumerate(rows[0]):
-        is_number = index > 0 and any(re.match(r"[-+]?\d", row[index]) for row in rows[1:])
-        grid.add_column(title, footer[index] if footer else "", justify="right" if is_number else "left", no_wrap=True)
-    for row in rows[1:]:
-        grid.add_row(*row)
-    # a file has no right edge
-    (get_console() if get_console().is_terminal else console.Console(width=200)).print(grid)
+    """The first row is the head; columns of numbers, shares and times are set to the right.
+
+    Where the terminal is too narrow, titles are broken, then paths shortened, then the rest broken at its blanks, and
+    columns set closer. No number is cut: rather than that, the table is wider than the terminal.
+    """
+    columns = [list(map(printable, column)) for column in zip(*rows, *[footer] * bool(footer), strict=True)]
+    screen = get_console().width if get_console().is_terminal else math.inf  # a file has no right edge
+    for gap in (3, 2, 1):
+        edges = gap * (len(columns) - 1) + 2
+        found, widths = zip(*map(fitted, columns, fitted_widths(columns, screen - edges)), strict=True)
+        if sum(widths) + edges <= screen:
+            break
+    padding = (0, int(gap > 1), 0, int(gap > 2))  # beside the border, which is a blank
+    grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=bool(footer), padding=padding)
+    grid.width = sum(widths) + edges
+    for place, (column, width) in enumerate(zip(found, widths, strict=True)):
+        is_right = place > 0 and any(re.match(r"[-+]?\d", cell) for cell in column[1 : len(rows)])
+        foot = Text(column[-1]) if footer else ""
+        grid.add_column(Text(column[0]), foot, justify="right" if is_right else "left", width=width, overflow="fold")
+    for row in itertools.islice(zip(*found, strict=True), 1, len(rows)):
+        grid.add_row(*map(Text, row))  # a mere str is rich's markup, and :cat: in it a picture
+    get_console().print(grid, crop=False)
+
+
+def printable(text: str) -> str:
+    """On one line, without what would move the cursor or is no character at all."""
+    return "".join(
+        each if each.isprintable() else " " if each.isspace() else "\N{REPLACEMENT CHARACTER}" for each in text
+    )
+
+
+def fitted_widths(columns: Sequence[Sequence[str]], screen: float) -> list[int]:
+    """What each column, its title first, needs, or where all need more than the screen has, what it can do with."""
+    titles = [widest(column[0].split()) for column in columns]
+    cells = [widest(column[1:]) for column in columns]
+    least = [fitted(column, LEAST)[1] for column in columns]
+    paths = [few if is_text(column) and "/" in "".join(column[1:]) else many
+             for column, few, many in zip(columns, least, cells, strict=True)]  # fmt: skip
+    widths = list(map(widest, columns))
+    for floors in (cells, paths, least):
+        floors = list(map(max, titles, map(min, cells, floors)))
+        while sum(widths) > screen and (wide := [place for place, width in enumerate(widths) if width > floors[place]]):
+            widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def widest(texts: Iterable[str]) -> int:
+    return max((cell_len(line) for text in texts for line in text.split("\n")), default=0)
+
+
+def is_text(column: Sequence[str]) -> bool:
+    """Whether none of its cells is a number, or begins with one: 83.57%, 1:05, 83.57% ± 0.22%."""
+    return not any(re.match(r"[-+]?\d[\d.,:%]*(e[-+]?\d+)?( |$)", cell) for cell in column[1:])
+
+
+def words_of(cell: str) -> list[str]:
+    """What is not broken over lines: of a mean ± deviation, or of the ends of an interval, two parts."""
+    return [cell] if "/" in cell else re.split(r" (?![\d.,]+%?$)", cell)
+
+
+def fitted(column: Sequence[str], width: int) -> tuple[list[str], int]:
+    """Its numbers that are too wide broken at their blanks, its texts shortened where that would not be enough.
+
+    These no more than they can still be told apart: then its width is more than that.
+    """
+    title, *cells = column
+    if widest(cells) <= width:
+        return list(column), width
+    if not is_text(column):
+        cells = ["\n".join(words_of(cell)) if cell_len(cell) > width else cell for cell in cells]
+    elif widest(word for cell in cells for word in words_of(cell)) > width:
+        folder = os.path.commonpath(map(os.path.dirname, cells)) if all("/" in cell for cell in cells) else ""
+        shorter = [f"…{cell.removeprefix(folder)}" if folder.strip("/") else cell for cell in cells]
+        shares = (1 / 3, 1 / 2, 2 / 3, 0)  # of what is kept, before the cut
+        tries = ([cut_in(text, size, share) for text in shorter] for size in itertools.count(width) for share in shares)
+        cells = next(each for each in tries if len(set(each)) == len(set(cells)))
+    else:
+        return list(column), width
+    return [title, *cells], max(widest(cells), widest(title.split()))
+
+
+def cut_in(text: str, width: int, share: float) -> str:
+    """With its middle left out, or rather what is at this share of its length."""
+    head = int((width - 1) * share)
+    return text if cell_len(text) <= width else f"{cut(text, head)}…{cut(text[::-1], width - 1 - head)[::-1]}"
+
+
+def cut(text: str, width: int) -> str:
+    """Its beginning, of at most so many columns of a terminal."""
+    return next(text[:end] for end in range(len(text), -1, -1) if cell_len(text[:end]) <= width)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """The first row is the head; all columns but the first are set to the right."""
+    head, *body = [list(map(in_markdown, row)) for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] + ["---:"] * (len(head) - 1), *body])
+
+
+def in_markdown(text: str) -> str:
+    """A name as it is, in a table as well: what Markdown, or mathematics in it, would take for a sign of its own."""
+    return re.sub(r"[\\`*~<>&$|]|\](?=[(\[:])|\b_|_\b", lambda found: f"&#{ord(found[0])};", printable(text))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from cifar_resnet.data.augment import Augment, random_mask
 from cifar_resnet.data.loaders import EvalLoader, LabelledImages, StackedLoader, TrainLoader, limited
 from cifar_resnet.data.samplers import ShuffledBatchSampler, stratified_split
 from cifar_resnet.errors import refuse_if
-from cifar_resnet.images import normalise
+from cifar_resnet.images import content_hash, normalise
 from cifar_resnet.seeds import seed_for
 
 
@@ -60,7 +60,8 @@ class DataModule(LightningDataModule, ABC):
         self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
         if hasattr(self, "image_size"):
             self.augment.check_image_size(self.image_size)
-        self.train = self.val = self.test = self.split_hash = None  # LabelledImages, and the split's hash, once read
+        self.train = self.val = self.test = None  # LabelledImages, once read
+        self.split_hash = self.train_hash = None  # of which images are held out, and of all of them, likewise
 
     def known_num_images(self, train: bool) -> int | None:
         """How many `read` would give; None where only reading them tells."""
@@ -87,6 +88,7 @@ class DataModule(LightningDataModule, ABC):
                 f"data.batch_size={self.batch_size}; lower data.batch_size or data.num_val",
             )
             train, val = stratified_split(labels, num_val, self.split_seed)
+            self.train_hash = content_hash(images, labels)
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
             self.measure(images[train])
             self.train, self.val = (LabelledImages(images[part], labels[part]) for part in (train, val))
@@ -112,7 +114,7 @@ class DataModule(LightningDataModule, ABC):
 
     def adopt(self, other: "DataModule") -> None:
         """Take over what another module of the same images and the same split has read."""
-        for name in ("train", "val", "test", "mean", "std", "split_hash", "classes"):
+        for name in ("train", "val", "test", "mean", "std", "split_hash", "train_hash", "classes"):
             setattr(self, name, getattr(other, name))
 
     def sample(self, num_images: int = 5000) -> Tensor:
@@ -193,6 +195,7 @@ class DataModule(LightningDataModule, ABC):
             "std": list(self.std),
             "image_size": self.image_size,
             "split_hash": self.split_hash,
+            "train_hash": self.train_hash,
             "num_train": len(self.train),
             "num_val": len(self.val),
         }

@@ -87,3 +87,25 @@ class Portable(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - self.mean) / self.std)
+
+
+class PortableEnsemble(nn.Module):
+    """Several of them as one: the same images to log-probabilities, the logarithm of the members' mean probability."""
+
+    def __init__(self, members: Sequence[Portable]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.train(members[0].training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return mean_probability(torch.stack([member(images).log_softmax(1) for member in self.members]))
+
+
+def portable(networks: Sequence[Classifier]) -> Portable | PortableEnsemble:
+    """One network, or several as an ensemble, for use without anything else; nothing in it asks for a gradient."""
+    members = list(map(Portable, networks))
+    return (members[0] if len(members) == 1 else PortableEnsemble(members)).requires_grad_(False)
+
+
+def members_of(module: Portable | PortableEnsemble) -> list[Portable]:
+    return list(module.members) if isinstance(module, PortableEnsemble) else [module]

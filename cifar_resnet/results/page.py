@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import yaml
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from cifar_resnet import runs
 from cifar_resnet.results.plots import curves_figure
@@ -39,8 +39,8 @@ class Section:
 def write(path: Path, title: str, facts: dict[str, str], sections: Sequence[Section], config: dict | None) -> None:
     """facts: what is said first, by name. config: shown as YAML at the end."""
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    yaml = OmegaConf.to_yaml(OmegaConf.create(config)) if config else ""
-    runs.write_atomically(path, template.render(title=title, facts=facts, sections=sections, yaml=yaml))
+    settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
+    runs.write_atomically(path, template.render(title=title, facts=facts, sections=sections, yaml=settings))
 
 
 def curves(run_dir: Path) -> list[Section]:

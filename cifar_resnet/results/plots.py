@@ -21,6 +21,11 @@ Rows = Sequence[Mapping[str, str]]  # of a run's metrics.csv
 LONG_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
+def literal(text: str) -> str:
+    """A name as it is: between two $ matplotlib reads mathematics, and it leaves what begins with _ out of a legend."""
+    return " " * text.startswith("_") + text.replace("$", r"\$")
+
+
 def save_figure(path: Path, figure: Figure) -> None:
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix("."))
@@ -38,7 +43,7 @@ def new_figure(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tup
 def label(figure: Figure, xlabel: str, *ylabels: str, legend: str | None = "best", whole: bool = False) -> Figure:
     """Say what the axes mean. legend: where that of each lies; whole: x counts something, such as epochs."""
     for axes, ylabel in zip(figure.axes, ylabels, strict=True):
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlabel=literal(xlabel), ylabel=literal(ylabel))
         if legend and axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, loc=legend)
         if whole:
@@ -137,7 +142,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
             colour = "white" if is_dark[row, column] else "black"
             axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=8, color=colour)
     ticks = range(0, count, max(1, count // 50))
-    names = [classes[index] for index in ticks]
+    names = [literal(classes[index]) for index in ticks]
     axes.set_xticks(ticks, names, rotation=90 if is_large else 45, ha="center" if is_large else "right")
     axes.set_yticks(ticks, names)
     axes.tick_params(length=0, labelsize=6 if is_large else 9)
@@ -158,7 +163,7 @@ def reliability_figure(lines: Mapping[str, Sequence[tuple[float, float, int]]]) 
         confidence, right, sizes = np.array(list(bins)).T
         axes.plot(100 * confidence, 100 * right, color=colour, linewidth=1, alpha=0.5)
         areas = 8 + 200 * sizes / sizes.sum()
-        axes.scatter(100 * confidence, 100 * right, s=areas, color=colour, alpha=0.7, label=name)
+        axes.scatter(100 * confidence, 100 * right, s=areas, color=colour, alpha=0.7, label=literal(name))
     axes.set(xlim=(0, 102), ylim=(0, 102))
     return label(figure, "confidence, %", "accuracy, %", legend="upper left")
 
@@ -172,7 +177,7 @@ def mistakes_figure(images: np.ndarray, captions: Sequence[str]) -> Figure:
         axes.set_axis_off()
         if index < len(images):
             axes.imshow(images[index], interpolation="nearest")
-            axes.set_title(captions[index], fontsize=7.5)
+            axes.set_title(literal(captions[index]), fontsize=7.5)
     return figure
 
 
@@ -203,7 +208,7 @@ def runs_figure(curves: Mapping[str, Sequence[Rows]]) -> Figure:
             split = "val" if any(row.get("val/acc") for row in rows) else "train"
             splits.add(LONG_NAMES[split])
             for axes, column, scale in zip(panels, (f"{split}/loss", f"{split}/acc", "lr"), (1, 100, 1), strict=True):
-                plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else name)
+                plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else literal(name))
     by_ratio(panels[0])
     handles, names = panels[1].get_legend_handles_labels()
     if 1 < len(names) <= 24:

@@ -1,6 +1,5 @@
 """What a network, or an ensemble, predicted for a labelled set: kept with a run, to be looked into and compared."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cifar_resnet.errors import refuse_if
+from cifar_resnet.images import content_hash
 from cifar_resnet.runs import replacing
 
 FILE = "predictions.npz"
@@ -46,9 +46,7 @@ class Predictions:
         else:
             indices, rows = order.cpu().sort()
             log_probs = log_probs[rows.to(log_probs.device)]
-        pixels = images.cpu()[indices].permute(0, 2, 3, 1).contiguous().numpy()
-        digest = hashlib.sha256(pixels).hexdigest()[:16]
-        return cls(log_probs, labels.cpu()[indices], digest, indices, len(labels))
+        return cls(log_probs, labels.cpu()[indices], content_hash(images.cpu()[indices]), indices, len(labels))
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":

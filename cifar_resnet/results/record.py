@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from cifar_resnet import checkpoints, hardware, runs, sweep
 from cifar_resnet.data import DataModule
+from cifar_resnet.images import content_hash
 from cifar_resnet.models.summary import num_macs, num_parameters
 from cifar_resnet.results import evaluation, inference, page
 from cifar_resnet.results.predictions import FILE, Predictions
@@ -64,6 +65,7 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
         predictions = Predictions.of(data.test.images, log_probs, data.test.labels, order)
         predictions.save(run_dir / FILE)
         record |= {"num_test": predictions.num_images, "num_tested": len(log_probs)}
+        record["test_hash"] = content_hash(data.test.images, data.test.labels)
     runs.write_json(run_dir / runs.RECORD, record)
     log_scores(cfg, record, trainer)
     if cfg.page:

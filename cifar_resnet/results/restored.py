@@ -1,5 +1,6 @@
 """The data of a network's training, as its checkpoint notes them, in the configuration of another command."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -32,3 +33,9 @@ def local_data(cfg: DictConfig) -> DataModule:
     if hasattr(data, "is_complete") and not data.is_complete():
         raise FileNotFoundError(f"{cfg.choices.data} is not in {data.root}")
     return data
+
+
+def places_of_images(data: Mapping[str, object]) -> list[str]:
+    """The folders and archives that settings of `data` name: of a test set by itself that one. Empty for none."""
+    named = data.get("test") or data.get("root") or data.get("train") or []
+    return [named] if isinstance(named, str) else list(map(str, named))

@@ -96,6 +96,7 @@ WITHOUT_TORCH = [
     ("predict", "checkpoint=run input=picture.png tta=thrice", "tta must be none, flip or flip_shift", "Got 'thrice'"),
     ("export", "checkpoint=run formats=[tflite]", "formats[0] must be safetensors, torch or onnx.", "Got 'tflite'"),
     ("export", "checkpoint=run tolerance=0", "tolerance must be a number above 0.", "Got 0"),
+    ("export", "checkpoint=run opset=10", "opset must be a whole number from 11 to 23.", "Got 10"),
     ("report", "compare run run resamples=0", "resamples must be a whole number, 1 or more.", "Got 0"),
     # grammar
     ("train", "optimizer.lr=0.1,0.2", "Got optimizer.lr=0.1,0.2;", "put -m in front, or", "optimizer.lr=[0.1,0.2]"),
@@ -160,6 +161,9 @@ WITHOUT_TORCH = [
         "leave that",
     ),
     ("predict", "checkpoint=run input=picture.png format=ids ids.first=1", "ids.first is for archives", "=1;", "leave"),
+    ("evaluate", "checkpoint=[run,run]", "counts once in an ensemble.", "run/checkpoints/best.ckpt twice;", "once"),
+    ("predict", "checkpoint=run input=few.npz output=few.npz format=csv", "take the place of a file", "Got few.npz;"),
+    ("predict", "checkpoint=run input=few.npz output=run/metrics.csv", "take the place of a file", "give another name"),
     ("export", "", "checkpoint has no default.", "Give it: checkpoint=…"),
     ("export", "checkpoint=nowhere", "no checkpoint.", "Got nowhere;", "give a .ckpt file, or a run folder"),
 ]
@@ -409,6 +413,14 @@ BEFORE_DATA_IS_READ = [
     ("report", "run output=/dev/null/x", "Not a directory.", "Got /dev/null/x;", "give another place"),
     ("report", "compare run", "compare needs two run folders.", "Got 1;", "give cifar-report compare A B"),
     ("report", "compare run void", "no predictions.npz in void;", "cifar-evaluate checkpoint=void"),
+    ("report", "run output=notes", "output is a folder of its own.", "Got notes, where report.md", "give another one"),
+    (
+        "export",
+        "checkpoint=run output=notes",
+        "output is a folder of its own.",
+        "Got notes, whose README.md",
+        "another",
+    ),
 ]
 
 # What only the images, the trainer or a training can tell; by then there may have been a folder, and it has gone again
@@ -447,4 +459,5 @@ LATER = [
     ("train", "data=image_folder data.root=pets data.max_megapixels=1", "large.png", "more than max_megapixels=1)"),
     ("find_lr", "range_test.steps=20 range_test.max_lr=2e-5", "brought the loss down.", "Give range_test.min_lr"),
     ("export", "checkpoint=run output=/dev/null", "File exists.", "Got /dev/null;", "give another place"),
+    ("evaluate", "checkpoint=run tta=flip output_dir=run", "keeps what its own test left.", "Got output_dir=run;"),
 ]

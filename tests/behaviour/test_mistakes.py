@@ -40,7 +40,15 @@ def things(trained, tmp_path_factory) -> Path:
     """A folder with what the commands name: a finished run, and damaged files."""
     folder = tmp_path_factory.mktemp("things")
     shutil.copytree(trained, folder / "run")
-    for name in ("void", "void.csv", "broken", "half/train/cat", "cifar/cifar-10-batches-py", "mine/experiment"):
+    for name in (
+        "void",
+        "void.csv",
+        "broken",
+        "notes",
+        "half/train/cat",
+        "cifar/cifar-10-batches-py",
+        "mine/experiment",
+    ):
         (folder / name).mkdir(parents=True)
     (folder / "mine" / "optimizer").mkdir()
     pixels = np.zeros((12, 32, 32, 3), np.uint8)
@@ -66,6 +74,7 @@ def things(trained, tmp_path_factory) -> Path:
         "cut.ckpt": (trained / "checkpoints" / "best.ckpt").read_bytes()[:5000], "empty.ckpt": b"",
         "broken.npz": b"PK\x03\x04broken", "broken.png": b"no picture", "broken/result.json": b"{}",
         "broken_pets/train/cat/1.png": b"no picture", "broken_pets/train/dog/2.png": b"no picture",
+        "notes/README.md": b"# Mine", "notes/report.md": b"# Mine",
         "trap.pkl": f"cposix\nmkdir\n(S'{EXECUTED}'\ntR.".encode(),
         "cifar/cifar-10-batches-py/test_batch": b"damaged",
         "mine/experiment/typo.yaml": b"# @package _global_\ntrainr: {max_epochs: 1}\n",

@@ -1,16 +1,16 @@
-"""cifar-report: its statistics against NumPy and closed forms, its tables, and two runs compared."""
+"""cifar-report: its statistics against NumPy and closed forms, its tables and files, and two runs compared."""
 
 import csv
 import itertools
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cifar_resnet import cli, report
+from cifar_resnet import cli
+from cifar_resnet.results.comparison import comparison
 from cifar_resnet.results.predictions import Predictions
 
 
@@ -21,9 +21,10 @@ def a_run(folder: str, overrides: list[str], acc: float | None, seed: int = 0, *
     settings = dict(text.split("=") for text in overrides)
     config = {
         "seed": seed,
+        "data": {"root": str(more.pop("root", "data"))},
         "optimizer": {"lr": float(settings.get("optimizer.lr", 0.1))},
         "model": {"depth": int(settings.get("model.depth", 20))},
-        "choices": {"model": "resnet_cifar", "data": "cifar10"},
+        "choices": {"model": "resnet_cifar", "data": more.get("data", "cifar10")},
         "overrides": [*overrides, f"seed={seed}"],
     }
     record = {
@@ -68,6 +69,20 @@ def rows_of(path: str) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+def table_in(path: str) -> list[dict[str, str]]:
+    head, *rows = rows_of(path)
+    assert len(set(head)) == len(head)  # no two columns of one name
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def section(name: str, path: str = "outputs/report/report.md") -> list[list[str]]:
+    """The cells of a table in Markdown, its head first."""
+    lines = Path(path).read_text().partition(f"## {name}\n")[2].partition("\n## ")[0].splitlines()
+    return [
+        [cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|") and "---" not in line
+    ]
+
+
 def test_ensembles_that_were_evaluated_are_listed_with_their_best_member(sweep, capsys):
     scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
     members = [scores | {"acc": acc} for acc in (0.90, 0.911)]
@@ -76,13 +91,13 @@ def test_ensembles_that_were_evaluated_are_listed_with_their_best_member(sweep, 
     alone = evaluation | {"members": members[:1]}
     Path("sweep/20-0.05-0/evaluation.json").write_text(json.dumps(alone))
     assert cli.report(["sweep"]) == 0
-    head, *rows = rows_of("outputs/report/ensembles.csv")
-    assert head[5:] == ["loss", "calibrated", "ECE", "calibrated"]
-    assert rows == [["sweep", "cifar10", "2", "91.10%", "92.30%", "0.2500", "0.2400", "3.10%", "3.10%"]]
-    assert "best member" in capsys.readouterr().out
-    Path("sweep/evaluation.json").write_text("{}")
-    assert cli.report(["sweep"]) == 2
-    assert "not what cifar-evaluate leaves. Got sweep/evaluation.json" in capsys.readouterr().err
+    (row,) = table_in("outputs/report/ensembles.csv")
+    assert row == {
+        "ensemble": "sweep", "data": "cifar10", "members": "2", "best_member_acc": "0.911", "test_acc": "0.923",
+        "loss": "0.25", "calibrated_loss": "0.24", "ece": "0.031", "calibrated_ece": "0.031",
+    }  # fmt: skip
+    assert section("Ensembles")[0][5:] == ["loss", "calibrated loss", "ECE", "calibrated ECE"]
+    assert "best member" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_report_leaves_nothing_of_the_one_before(sweep, capsys):
@@ -98,23 +113,24 @@ def test_a_report_leaves_nothing_of_the_one_before(sweep, capsys):
 
 def test_groups_over_seeds_with_mean_deviation_and_interval(sweep, capsys):
     assert cli.report(["sweep"]) == 0
-    head, *rows = rows_of("outputs/report/groups.csv")
+    rows, (head, *shown) = table_in("outputs/report/groups.csv"), section("Groups")
     assert head[:3] == ["depth", "lr", "n"]
-    assert [(row[0], row[1], row[2]) for row in rows] == [
-        ("20", "0.05", "3"), ("20", "0.1", "3"), ("110", "0.05", "3"), ("110", "0.1", "1"),
+    assert [row[:3] for row in shown] == [
+        ["20", "0.05", "3"], ["20", "0.1", "3"], ["110", "0.05", "3"], ["110", "0.1", "1"],
     ]  # fmt: skip
-    for row in rows:
-        values = sweep[int(row[0]), float(row[1])]
+    for row, cells in zip(rows, shown, strict=True):
+        values = sweep[int(row["depth"]), float(row["lr"])]
+        assert float(row["test_acc_mean"]) == pytest.approx(np.mean(values))
         if len(values) == 1:
-            assert row[4:6] == [f"{values[0]:.2%}", ""]
+            assert cells[4:6] == [f"{values[0]:.2%}", ""]
             continue
-        assert row[4] == f"{np.mean(values):.2%} ± {np.std(values, ddof=1):.2%}"
+        assert float(row["test_acc_sd"]) == pytest.approx(np.std(values, ddof=1))
         # two degrees of freedom have a closed form: the quantile of 0.975 is 0.95 * sqrt(2 / (1 - 0.95²))
         reach = 0.95 * np.sqrt(2 / (1 - 0.95**2)) * np.std(values, ddof=1) / np.sqrt(3)
         low, high = np.mean(values) - reach, np.mean(values) + reach
-        ends = [float(end.rstrip("%")) for end in row[5].split(" … ")]
-        assert ends == pytest.approx([100 * low, 100 * high], abs=0.006)
-    assert all(row[-1] == "best" for row in rows)
+        assert [float(row[f"test_acc_{end}"]) for end in ("low", "high")] == pytest.approx([low, high])
+        assert cells[4:6] == [f"{np.mean(values):.2%} ± {np.std(values, ddof=1):.2%}", f"{low:.2%} … {high:.2%}"]
+    assert all(row["tested_epoch"] == "best" for row in rows)
     out = capsys.readouterr().out
     assert "depth" in out
     assert "outputs/report/report.md" in out
@@ -123,12 +139,16 @@ def test_groups_over_seeds_with_mean_deviation_and_interval(sweep, capsys):
 
 def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
     assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]"]) == 0
-    head, *rows = rows_of("outputs/report/pivot.csv")
+    head, *rows = section("Pivot")
     assert head == ["test/acc, depth by lr", "0.05", "0.1"]
     assert [row[0] for row in rows] == ["20", "110"]
     values = sweep[20, 0.1]
     assert rows[0][2] == f"{np.mean(values):.2%} ± {np.std(values, ddof=1):.2%}"
     assert rows[1][2] == f"{sweep[110, 0.1][0]:.2%}"
+    for row in table_in("outputs/report/pivot.csv"):
+        values = sweep[int(row["depth"]), float(row["lr"])]
+        assert (float(row["mean"]), int(row["n"])) == (pytest.approx(np.mean(values)), len(values))
+        assert float(row["sd"] or 0) == pytest.approx(np.std(values, ddof=1) if len(values) > 1 else 0)
     text = Path("outputs/report/report.md").read_text()
     assert "| 20 |" in text
     assert Path("outputs/report/curves.png").stat().st_size > 5000
@@ -137,7 +157,7 @@ def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
 def test_a_pivot_falls_back_to_validation_where_the_test_set_was_left_alone(sweep):
     a_run("sweep/untested", ["model.depth=20", "optimizer.lr=0.05"], None, seed=9)
     assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]", "output=out"]) == 0
-    assert rows_of("out/pivot.csv")[0][0].startswith("val/acc")
+    assert section("Pivot", "out/report.md")[0][0].startswith("val/acc")
 
 
 def test_by_chooses_the_groups(sweep):
@@ -200,25 +220,13 @@ def test_two_runs_compared_image_by_image(capsys):
     assert f"{100 * difference.mean():+.2f} points" in found
 
 
-@pytest.mark.parametrize(("freedom", "points"), [(1, 400_000), (4, 40_000), (20, 40_000)])
-def test_intervals_leave_two_and_a_half_percent_on_each_side(freedom, points):
-    """Student's density, integrated by a plain sum."""
-    values = 1e4 * np.random.default_rng(0).random(freedom + 1)
-    ends = [float(end.rstrip("%")) / 100 for end in report.summarised(values.tolist())[1].split(" … ")]
-    reach = (ends[1] - ends[0]) / 2 * math.sqrt(freedom + 1) / np.std(values, ddof=1)
-    x = np.linspace(-reach, reach, points)
-    density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
-    assert np.trapezoid(density, x) * scale == pytest.approx(0.95, abs=1e-5)
-
-
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (3, 3), (1, 6), (9, 2)])
 def test_mcnemar_by_counting_every_outcome(only_a, only_b):
     outcomes = list(itertools.product((0, 1), repeat=only_a + only_b))
     extreme = sum(abs(2 * sum(each) - len(each)) >= abs(only_a - only_b) for each in outcomes)
     predictions("a", np.repeat([True, False, True], [only_a, only_b, 20]))
     predictions("b", np.repeat([False, True, True], [only_a, only_b, 20]))
-    found = report.comparison(["a", "b"], resamples=10, seed=0)["McNemar"]
+    found = comparison(["a", "b"], resamples=10, seed=0)["McNemar"]
     assert found.startswith(f"p = {extreme / len(outcomes):.2g}, exact: no difference shown")
 
 
