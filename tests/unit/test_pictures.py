@@ -191,7 +191,7 @@ def test_pictures_are_decoded_in_threads_and_in_their_order(tmp_path, monkeypatc
     paths = [tmp_path / f"{level}.png" for level in range(8)]
     for level, path in enumerate(paths):
         Image.new("L", (32, 32), level).save(path)
-    together = threading.Barrier(2, timeout=20)  # each waits for another that is being decoded at the same time
+    together = threading.Barrier(2, timeout=5)  # each waits for another that is being decoded at the same time
     opened = Image.open
     monkeypatch.setattr(Image, "open", lambda *args, **named: together.wait() is None or opened(*args, **named))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
