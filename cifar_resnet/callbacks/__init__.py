@@ -4,7 +4,7 @@ from cifar_resnet.callbacks.averaging import EMA
 from cifar_resnet.callbacks.finite import FiniteLoss
 from cifar_resnet.callbacks.interruption import Interruption, as_interrupted
 from cifar_resnet.callbacks.machine import Machine
-from cifar_resnet.callbacks.metrics import MetricsCSV, Throughput
+from cifar_resnet.callbacks.metrics import MemberMetricsCSV, MetricsCSV, Throughput
 from cifar_resnet.callbacks.mid_epoch import MidEpochState
 from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoints
 from cifar_resnet.callbacks.pictures import AugmentedBatch, ScheduleCurve
@@ -18,6 +18,7 @@ __all__ = [
     "Interruption",
     "Machine",
     "MemberCheckpoints",
+    "MemberMetricsCSV",
     "MetricsCSV",
     "MidEpochState",
     "Progress",

@@ -99,7 +99,26 @@ class MetricsCSV(Callback):
         if trainer.is_global_zero:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows.append(
-                {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": rate, **metrics_of(trainer)}
+                {
+                    "epoch": trainer.current_epoch + 1,
+                    "step": trainer.global_step,
+                    "lr": rate,
+                    **self.metrics(trainer, pl_module),
+                }
             )
             names = list(dict.fromkeys(name for row in self.rows for name in row))
             write_table(self.path, [names, *([row.get(name, "") for name in names] for row in self.rows)])
+
+    def metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        return metrics_of(trainer)
+
+
+class MemberMetricsCSV(MetricsCSV):
+    """Of networks that are trained side by side one's own table. number: which of them, from 0."""
+
+    def __init__(self, path: str, number: int):
+        super().__init__(path)
+        self.number = number
+
+    def metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        return pl_module.member_metrics(metrics_of(trainer), self.number)

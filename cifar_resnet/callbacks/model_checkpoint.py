@@ -56,17 +56,22 @@ class MemberCheckpoints(LightningCheckpoint):
     monitor: of each member, which chooses its best; None keeps none. mode: whether better is "max" or "min".
     """
 
-    def __init__(self, whole: Path, run_dirs: Iterable[Path], monitor: str | None, mode: str):
+    def __init__(self, whole: Path, run_dirs: Iterable[Path], monitor: str | None = None, mode: str = "max"):
         self.whole, self.io = whole, AtomicCheckpointIO()
         self.monitor, self.sign = monitor, {"max": 1, "min": -1}[mode]
         self.folders = [run_dir / "checkpoints" for run_dir in run_dirs]
-        self.best = [
-            self.sign * contents(path)["metrics"][monitor] if monitor and path.exists() else -math.inf
-            for path in (folder / "best.ckpt" for folder in self.folders)
-        ]
+        self.best = [self.score_of(folder / "best.ckpt") if monitor else -math.inf for folder in self.folders]
+
+    def score_of(self, path: Path) -> float:
+        """The more, the better; that of a checkpoint that is not there is less than any other."""
+        try:
+            return self.sign * contents(path)["metrics"][self.monitor] if path.exists() else -math.inf
+        except ValueError as error:
+            raise ValueError(f"{error}; take it away, and the best of the epochs to come is kept") from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step:  # stopped perhaps before it could be taken apart
+        # stopped perhaps before it could be taken apart; within an epoch its scores are those of the epoch before
+        if trainer.global_step and not trainer.fit_loop.restarted_mid_epoch:
             self.keep_best(pl_module, contents(self.whole))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,8 +91,7 @@ class MemberCheckpoints(LightningCheckpoint):
         return key in scores and self.sign * scores[key] > self.best[number]
 
     def keep_best(self, pl_module: LightningModule, whole: dict) -> None:
-        is_within_an_epoch = any(whole["mid_epoch_state"][0]["sampler"])  # its scores are those of the epoch before
         for number, folder in enumerate(self.folders):
-            if not is_within_an_epoch and self.is_better(number, whole["metrics"]):
+            if self.is_better(number, whole["metrics"]):
                 self.io.save_checkpoint(pl_module.member_checkpoint(whole, number), folder / "best.ckpt")
                 self.best[number] = self.sign * whole["metrics"][f"{self.monitor}_{number}"]
