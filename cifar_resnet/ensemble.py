@@ -1,6 +1,7 @@
 """ensemble.size: networks that differ in nothing but their seed, trained side by side on one device.
 
-What is left is what a sweep over the seed would leave: a folder for each member, as if it had been trained alone.
+What is left is what a sweep over the seed would leave: a folder for each member, as if it had been trained alone. What
+they have in common, such as the log, TensorBoard's curves and the checkpoint that all go on from, is in `together`.
 """
 
 import time
@@ -8,10 +9,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_resnet import callbacks, range_test, runs, sweep, train
-from cifar_resnet.build import QUIET, build_data_and_model, build_trainer, kept_images, new_trainer
+from cifar_resnet import callbacks, resume, runs, sweep, train
+from cifar_resnet.build import (
+    MONITORED,
+    QUIET,
+    build_callbacks,
+    build_data_and_model,
+    build_trainer,
+    kept_images,
+    new_trainer,
+)
 from cifar_resnet.compose import Job
-from cifar_resnet.data import StackedData
+from cifar_resnet.data import DataModule, StackedData
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import StackedEnsemble
 from cifar_resnet.results.record import begin_record, test_and_record
@@ -59,8 +68,14 @@ def refuse(cfg: DictConfig) -> None:
             "networks side by side go on from callbacks.last. Got ~callbacks.last; leave that out",
         ),
         (
-            "best" in cfg.callbacks and monitor not in ("val/acc", "val/loss"),
-            f"a member is chosen by val/acc or val/loss. Got callbacks.best.monitor={monitor}",
+            "best" in cfg.callbacks and monitor not in MONITORED,
+            f"a member has nothing to be chosen by. Got callbacks.best.monitor={monitor}; "
+            f"give {', '.join(MONITORED[:-1])} or {MONITORED[-1]}",
+        ),
+        (
+            OmegaConf.select(cfg, "scheduler.max_lr") == resume.AUTO,
+            "each network would find a peak of its own. Got scheduler.max_lr=auto; give the learning rate that "
+            "cifar-find-lr suggests, or ensemble.size=1",
         ),
     ):
         refuse_if(holds, text)
@@ -72,7 +87,6 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     folder: of the ensemble. run_dirs: by seed. asked: the overrides, but for the seed.
     """
     start = time.perf_counter()
-    found = range_test.resolve_max_lr(cfg)
     members = [  # the configuration of each, as if it were to be trained alone
         OmegaConf.merge(
             cfg,
@@ -83,22 +97,33 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     ]
     modules, models = zip(*map(build_data_and_model, members), strict=True)
     data, everyone, shared = modules[0], StackedEnsemble(models), folder / runs.TOGETHER
-    together = OmegaConf.merge(members[0], {"run_dir": str(shared)})
+    together = OmegaConf.merge(members[0], {"run_dir": str(shared), "resume": str(shared) if shared.is_dir() else None})
     with open_dict(together):
-        best = together.callbacks.pop("best", None)  # each member has its own
-    monitor = best.monitor if best and data.has_val else None
-    splitting = callbacks.MemberCheckpoints(runs.last_checkpoint(shared), run_dirs.values(), monitor)
-    trainer = build_trainer(together, data, everyone, [splitting])
+        together.callbacks.pop("best", None)  # each member has its own
     with as_usage_error():
+        splitting = member_checkpoints(members[0], data, runs.last_checkpoint(shared), list(run_dirs.values()))
+        tables = [
+            callbacks.MemberMetricsCSV(run_dir / runs.METRICS, number)
+            for number, run_dir in enumerate(run_dirs.values())
+            if "metrics" in cfg.callbacks
+        ]
+        trainer = build_trainer(together, data, everyone, [*tables, splitting])
         everyone.check_trainer(trainer)
+        everyone.config = OmegaConf.to_container(together, resolve=True)
         for member, model, run_dir in zip(members, models, run_dirs.values(), strict=True):
+            member.trainer.limit_val_batches = together.trainer.limit_val_batches
             model.config = OmegaConf.to_container(member, resolve=True)
             run_dir.mkdir(parents=True, exist_ok=True)
             runs.save_config(run_dir, member)
         shared.mkdir(exist_ok=True)
     records = [begin_record(*each, trainer) for each in zip(members, modules, models, strict=True)]
     whole = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
-    with train.narrated(together, whole, shared, found, how_to_go_on="the same command again goes on"):
+    with train.narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"):
+        if getattr(trainer.precision_plugin, "scaler", None):
+            log.warning(
+                "warning: in 16-mixed, a step whose gradients overflow in one network is left out by all of them; "
+                "precision=bf16-mixed has no such steps\n"
+            )
         trained = train.fit(trainer, everyone, StackedData(modules), shared, start) | {"side_by_side": len(members)}
         splitting.complete(everyone)
         trained |= {key: trained[key] / len(members) for key in ("images", "images_per_second")}
@@ -106,3 +131,12 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
             record |= trained
             test_and_record(member, record, new_trainer(member, model, **QUIET), model, data)
     return records
+
+
+def member_checkpoints(
+    cfg: DictConfig, data: DataModule, whole: Path, run_dirs: list[Path]
+) -> callbacks.MemberCheckpoints:
+    """What keeps each member's best epoch, as `callbacks.best` says of one that is trained alone. cfg: of a member."""
+    alone = build_callbacks(cfg, data.has_val)  # refuses what a run of its own could not have
+    best = next((callback for callback in alone if getattr(callback, "filename", None) == "best"), None)
+    return callbacks.MemberCheckpoints(whole, run_dirs, best.monitor if best else None)

@@ -6,7 +6,7 @@ from cifar_resnet.callbacks.ending import Ending, TimeLimit, epochs_trained
 from cifar_resnet.callbacks.finite import FiniteLoss
 from cifar_resnet.callbacks.interruption import Interruption, as_interrupted
 from cifar_resnet.callbacks.machine import Machine
-from cifar_resnet.callbacks.metrics import MetricsCSV, Throughput
+from cifar_resnet.callbacks.metrics import MemberMetricsCSV, MetricsCSV, Throughput
 from cifar_resnet.callbacks.mid_epoch import MidEpochState
 from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoints
 from cifar_resnet.callbacks.monitored import mode_of
@@ -23,6 +23,7 @@ __all__ = [
     "Interruption",
     "Machine",
     "MemberCheckpoints",
+    "MemberMetricsCSV",
     "MetricsCSV",
     "MidEpochState",
     "Progress",

@@ -34,8 +34,9 @@ class FiniteLoss(Callback):
         is_last = trainer.is_last_batch or trainer.should_stop
         is_asked = is_last or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
         if is_asked and not self.is_finite:
+            whose = f" with seed {', '.join(map(str, pl_module.diverged()))}" if hasattr(pl_module, "diverged") else ""
             raise Diverged(
-                f"the loss is no longer finite. Got {outputs['loss'].item()} by step {trainer.global_step} "
+                f"the loss is no longer finite. Got {outputs['loss'].item()}{whose} by step {trainer.global_step} "
                 f"(epoch {trainer.current_epoch + 1}) at a learning rate of "
                 f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}; give a lower optimizer.lr, "
                 f"scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"

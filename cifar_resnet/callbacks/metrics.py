@@ -104,7 +104,7 @@ class MetricsCSV(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             epoch, rate = trainer.current_epoch + 1, trainer.optimizers[0].param_groups[0]["lr"]
-            row = {"epoch": epoch, "step": trainer.global_step, "lr": rate, **metrics_of(trainer)}
+            row = {"epoch": epoch, "step": trainer.global_step, "lr": rate, **self.metrics(trainer, pl_module)}
             self.rows = [*self.rows[: -1 if self.has_row(epoch) else None], row]
             names = list(dict.fromkeys(name for row in self.rows for name in row))
             write_table(self.path, [names, *([row.get(name, "") for name in names] for row in self.rows)])
@@ -115,3 +115,17 @@ class MetricsCSV(Callback):
 
     def has_row(self, epoch: int) -> bool:
         return bool(self.rows) and int(self.rows[-1]["epoch"]) == epoch
+
+    def metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        return metrics_of(trainer)
+
+
+class MemberMetricsCSV(MetricsCSV):
+    """Of networks that are trained side by side one's own table. number: which of them, from 0."""
+
+    def __init__(self, path: str, number: int):
+        super().__init__(path)
+        self.number = number
+
+    def metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        return pl_module.member_metrics(metrics_of(trainer), self.number)

@@ -60,17 +60,22 @@ class MemberCheckpoints(LightningCheckpoint):
     monitor: of each member, which chooses its best; None keeps none.
     """
 
-    def __init__(self, whole: Path, run_dirs: Iterable[Path], monitor: str | None):
+    def __init__(self, whole: Path, run_dirs: Iterable[Path], monitor: str | None = None):
         self.whole, self.io = whole, AtomicCheckpointIO()
         self.monitor, self.sign = monitor, -1 if monitor and mode_of(monitor) == "min" else 1
         self.folders = [run_dir / "checkpoints" for run_dir in run_dirs]
-        self.best = [
-            self.sign * contents(path)["metrics"][monitor] if monitor and path.exists() else -math.inf
-            for path in (folder / "best.ckpt" for folder in self.folders)
-        ]
+        self.best = [self.score_of(folder / "best.ckpt") if monitor else -math.inf for folder in self.folders]
+
+    def score_of(self, path: Path) -> float:
+        """The more, the better; that of a checkpoint that is not there is less than any other."""
+        try:
+            return self.sign * contents(path)["metrics"][self.monitor] if path.exists() else -math.inf
+        except ValueError as error:
+            raise ValueError(f"{error}; take it away, and the best of the epochs to come is kept") from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step:  # stopped perhaps before it could be taken apart
+        # stopped perhaps before it could be taken apart; within an epoch its scores are those of the epoch before
+        if trainer.global_step and not trainer.fit_loop.restarted_mid_epoch:
             self.keep_best(pl_module, contents(self.whole))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -157,8 +157,11 @@ class Classifier(LightningModule):
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What training minimises, and the logits."""
         logits = self(images)
+        return self.loss_of(images, logits, labels), logits
+
+    def loss_of(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return self.distillation(images, logits, loss) if self.distillation else loss, logits
+        return self.distillation(images, logits, loss) if self.distillation else loss
 
     @property
     def batches_in_step(self) -> int:

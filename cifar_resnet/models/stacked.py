@@ -1,18 +1,22 @@
 """Several networks of one architecture, trained at once as one module."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchvision.ops import StochasticDepth
 
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.regularisers import ShakeDrop
+from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.optim import SAM
+
+SPEED = "train/images_per_second"  # of all members, as `callbacks.Throughput` logs it
 
 
 class MixedPrecision(torch.overrides.TorchFunctionMode):
@@ -31,7 +35,8 @@ class MixedPrecision(torch.overrides.TorchFunctionMode):
 
 
 class StackedEnsemble(Classifier):
-    """Stacks its members' weights and runs each layer for all of them at once; every member learns as if it were alone.
+    """Stacks its members' weights and runs each layer for all of them at once; every member learns as if it were alone,
+    but that dropout and its like draw other masks.
 
     A batch holds the members' batches, one behind the other, and so do the logits.
 
@@ -67,11 +72,6 @@ class StackedEnsemble(Classifier):
             f"out, or give ensemble.size=1",
         )
         refuse_if(
-            trainer.gradient_clip_val,
-            f"gradients are clipped by one norm, which networks side by side would share. Got "
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val}; leave it out, or give ensemble.size=1",
-        )
-        refuse_if(
             trainer.world_size > 1,
             f"networks are trained side by side on one device. Got {trainer.world_size}; give trainer.devices=1",
         )
@@ -97,44 +97,80 @@ class StackedEnsemble(Classifier):
                     torch._foreach_copy_([own[name] for own in buffers], list(tensor.unbind()))
         return logits.flatten(0, 1)
 
+    def shares(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Each member's own part of these."""
+        return zip(*(each.chunk(len(self.members)) for each in tensors), strict=True)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        # the mean over all members' images would give each a gradient too small
-        return super().training_step(batch, batch_idx) * len(self.members)
+        self.losses = super().training_step(batch, batch_idx)
+        return self.losses.sum()  # whose gradient is to each member that of its own loss
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What each member minimises, (members,), and the logits."""
+        logits = self(images)
+        return torch.stack([self.loss_of(*own) for own in self.shares(images, logits, labels)]), logits
 
     def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
-        return super().evaluation_step(
-            split, (images.repeat(len(self.members), 1, 1, 1), labels.repeat(len(self.members)))
-        )
+        count = len(self.members)
+        images, labels = batch[0].repeat(count, 1, 1, 1), batch[1].repeat(count)
+        log_probs = log_probabilities(self, images, self.tta)
+        losses = torch.stack([F.nll_loss(*own) for own in self.shares(log_probs, labels)])
+        self.log_metrics(split, losses, log_probs, labels)
+        return log_probs
 
-    def log_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """The members' mean, and each member's own under its number."""
-        super().log_metrics(split, loss, logits, labels)
-        found, shares = {}, (logits.chunk(len(self.members)), labels.chunk(len(self.members)))
-        for number, (member, own_logits, own) in enumerate(zip(self.members, *shares, strict=True)):
-            accuracy = found[f"{split}/acc_{number}"] = getattr(member, f"{split}_acc")
+    def log_metrics(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """The members' mean, and each member's own under its number. losses: (members,)."""
+        super().log_metrics(split, losses.mean(), logits, labels)
+        found = {}
+        for number, (loss, own_logits, own) in enumerate(self.shares(losses.detach(), logits, labels)):
+            mean, accuracy = (getattr(self.members[number], f"{split}_{name}") for name in ("loss", "acc"))
+            mean.update(loss, torch.full_like(loss, len(own)))
             accuracy.update(own_logits, own)
-            if split != "train":
-                mean = found[f"{split}/loss_{number}"] = getattr(member, f"{split}_loss")
-                own_loss = F.cross_entropy(own_logits, own)
-                mean.update(own_loss, torch.full_like(own_loss, len(own)))
+            found |= {f"{split}/loss_{number}": mean, f"{split}/acc_{number}": accuracy}
         self.log_dict(found, on_step=False, on_epoch=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Each member by the norm of its own gradients."""
+        if not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for member in self.members:
+            nn.utils.clip_grad_norm_(member.parameters(), gradient_clip_val)
+
+    def diverged(self) -> list[int]:
+        """The seeds of those whose latest loss is not finite."""
+        finite = self.losses.isfinite().tolist()
+        return [member.config["seed"] for member, is_finite in zip(self.members, finite, strict=True) if not is_finite]
+
+    def member_metrics(self, metrics: dict[str, float], number: int) -> dict[str, float]:
+        """Of this module's metrics those that one member would have had alone."""
+        suffixes = [f"_{other}" for other in range(len(self.members))]
+        owned = {name for name in metrics if all(f"{name}{suffix}" in metrics for suffix in suffixes)}
+        each = {f"{name}{suffix}" for name in owned for suffix in suffixes}
+        found = {
+            name: metrics[f"{name}{suffixes[number]}"] if name in owned else value
+            for name, value in metrics.items()
+            if name not in each
+        }
+        if SPEED in found:
+            found[SPEED] /= len(self.members)
+        return found
 
     def member_checkpoint(self, checkpoint: dict, number: int) -> dict:
         """Of this module's checkpoint what one member trained alone would have left, without the optimizer's state."""
-        member, prefix, suffix = self.members[number], f"members.{number}.", f"_{number}"
-        state, metrics = checkpoint["state_dict"], checkpoint["metrics"]
+        member, prefix, state = self.members[number], f"members.{number}.", checkpoint["state_dict"]
         return {
             key: checkpoint[key] for key in ("format", "epoch", "global_step", "pytorch-lightning_version", "data")
         } | {
             "state_dict": {
                 name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
             },
-            "metrics": {
-                name.removesuffix(suffix): value
-                for name, value in metrics.items()
-                if name.endswith(suffix) and name.removesuffix(suffix) in metrics
-            },
+            "metrics": self.member_metrics(checkpoint["metrics"], number),
             "hyper_parameters": dict(member.hparams),
             "architecture": member.architecture(),
             "config": member.config,

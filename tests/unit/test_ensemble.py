@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, assert_equal, last_of, record_of
+from helpers import TINY, assert_equal, last_of, record_of, rows_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cifar_resnet import cli
 from cifar_resnet.callbacks import MemberCheckpoints
 from cifar_resnet.errors import UsageError
-from cifar_resnet.models import ResNet, SpeedNet, StackedEnsemble
+from cifar_resnet.models import Classifier, ResNet, SpeedNet, StackedEnsemble
 from cifar_resnet.runs import find_checkpoints
 from cifar_resnet.train import train
 
@@ -57,6 +57,72 @@ def test_members_equal_networks_trained_alone(cifar_train, recipe):
             assert record["metrics"][key] == pytest.approx(other["metrics"][key], rel=1e-3), key
     first, second = (weights_of(folder_of() / f"seed-{seed}") for seed in (3, 4))
     assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
+
+
+TWO = ["ensemble.size=2", "optimizer.lr=1e-3", "trainer.max_epochs=2", "seed=3"]
+OPTIONS = {
+    "limited batches": ["trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "data.eval_batch_size=20"],
+    "clipped by norm": ["trainer.gradient_clip_val=0.1", "optimizer=adamw", "scheduler=one_cycle"],
+    "clipped by value": ["trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=value"],
+    "by the least loss": [
+        "callbacks.best.monitor=val/loss", "callbacks.best.mode=min", "augment=cutmix", "model.label_smoothing=0.1",
+    ],
+    "by the training": ["callbacks.best.monitor=train/loss", "callbacks.best.mode=min", "model.squeeze_excitation=4"],
+    "every second epoch": ["trainer.check_val_every_n_epoch=2", "optimizer=muon", "test=false"],
+    "all at once": [
+        "averaging=ema", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=4", "augment=mixup",
+        "model.tta=flip", "trainer.limit_test_batches=1", "data.eval_batch_size=20",
+    ],
+    "with a teacher, without validation": ["distill.weight=0.5", "augment=ricap", "data.num_val=0"],
+}  # fmt: skip
+OF_ITS_OWN = ("train_seconds", "seconds", "images_per_second", "finished", "run_dir", "name", "config", "metrics")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_members_leave_what_they_would_have_left_alone(cifar_train, trained, option):
+    teacher = [f"distill.teacher={trained}"] if "teacher" in option else []
+    command = [*OPTIONS[option], *teacher, *TWO[1:]]
+    assert cifar_train(*command, TWO[0]) == 0
+    for seed in (3, 4):
+        assert cifar_train(*command, f"seed={seed}", f"run_dir=alone-{seed}") == 0
+        ours, theirs = folder_of() / f"seed-{seed}", Path(f"alone-{seed}")
+        left, expected = ({file.name for file in path.rglob("*") if file.is_file()} for path in (ours, theirs))
+        shared = {"train.log", "augmented_batch.png", "schedule.png", "hparams.yaml"}
+        assert left == {name for name in expected - shared if "tfevents" not in name}
+        for path in theirs.glob("checkpoints/*.ckpt"):
+            found, wanted = (torch.load(file, weights_only=True) for file in (ours / path.relative_to(theirs), path))
+            assert (found["epoch"], found["global_step"]) == (wanted["epoch"], wanted["global_step"])
+            torch.testing.assert_close(found["state_dict"], wanted["state_dict"], rtol=1e-3, atol=1e-3)
+            assert_alike(found["metrics"], wanted["metrics"])
+        record, other = record_of(ours), record_of(theirs)
+        assert record.keys() - {"side_by_side"} == other.keys()
+        assert {key: record[key] for key in other if key not in OF_ITS_OWN} == {
+            key: other[key] for key in other if key not in OF_ITS_OWN
+        }
+        assert_alike(record["metrics"], other["metrics"])
+        for row, wanted in zip(rows_of(ours), rows_of(theirs), strict=True):
+            assert_alike(*({key: float(value or "nan") for key, value in each.items()} for each in (row, wanted)))
+
+
+def assert_alike(found: dict[str, float], expected: dict[str, float]) -> None:
+    """But for rounding, and for speed."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if not name.endswith("per_second"):
+            assert found[name] == pytest.approx(value, rel=2e-3, abs=1e-3, nan_ok=True), name
+
+
+def test_the_speed_of_a_member_is_its_share(cifar_train):
+    assert cifar_train(*TWO) == 0
+    (row, *_), (whole, *_) = rows_of(folder_of() / "seed-3"), rows_of(folder_of() / "together")
+    assert float(row["train/images_per_second"]) == pytest.approx(float(whole["train/images_per_second"]) / 2)
+
+
+def test_members_of_a_dozen_have_their_own_metrics():
+    members = [ResNet(depth=8, widths=[2, 2, 2]) for _ in range(12)]
+    whole = {f"val/acc_{number}": float(number) for number in range(12)} | {"val/acc": 5.5, "lr_1": 0.1}
+    for number in range(12):
+        assert StackedEnsemble(members).member_metrics(whole, number) == {"val/acc": float(number), "lr_1": 0.1}
 
 
 class Dtypes(TorchDispatchMode):
@@ -126,6 +192,60 @@ def test_a_training_stopped_between_its_end_and_its_members_checkpoints(cifar_tr
     (whole,) = Path("whole/train").glob("ensemble-*")
     for seed in (0, 1):
         assert_equal(weights_of(folder_of() / f"seed-{seed}"), weights_of(whole / f"seed-{seed}"))
+
+
+def test_stopped_within_an_epoch_of_limited_batches_it_goes_on_and_keeps_each_members_best(cifar_train, send):
+    command = [*TWO, "trainer.limit_train_batches=4", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
+    assert cifar_train(*command, "output_dir=whole") == 0
+    for step in (4, 7):  # after the first epoch, and within the second
+        send(step)
+        assert cifar_train(*command) == 143
+    send(None)
+    assert cifar_train(*command) == 0
+    (whole,) = Path("whole/train").glob("ensemble-*")
+    for seed in (3, 4):
+        for name in ("best", "last"):
+            resumed, expected = (weights_of(parent / f"seed-{seed}", name) for parent in (folder_of(), whole))
+            assert_equal(resumed, expected, f"{seed} {name}")
+        rows, expected = (rows_of(parent / f"seed-{seed}") for parent in (folder_of(), whole))
+        for row, other in zip(rows, expected, strict=True):
+            assert row | {"train/images_per_second": ""} == other | {"train/images_per_second": ""}
+
+
+def test_a_configuration_changed_below_an_ensemble_is_refused(cifar_train, crash, capsys):
+    crash(1)
+    with pytest.raises(RuntimeError):
+        cifar_train(*TWO)
+    crash(None)
+    path = folder_of() / "seed-3" / "config.yaml"
+    text = path.read_text()
+    assert "batch_size: 40" in text
+    path.write_text(text.replace("batch_size: 40", "batch_size: 20"))
+    assert cifar_train(*TWO) == 2
+    assert "Got another data.batch_size" in capsys.readouterr().err
+    path.write_text(text)
+    best = folder_of() / "seed-4" / "checkpoints" / "best.ckpt"
+    best.write_bytes(b"PK")
+    assert cifar_train(*TWO) == 2
+    assert "seed-4/checkpoints/best.ckpt, which is damaged" in (line := capsys.readouterr().err)
+    assert "take it away" in line
+    best.unlink()
+    assert cifar_train(*TWO) == 0
+
+
+def test_a_network_that_diverges_is_named(cifar_train, monkeypatch, capsys):
+    init_whitening = Classifier.init_whitening
+
+    def spoil(self, images):
+        init_whitening(self, images)
+        seeds.append(len(seeds))
+        if len(seeds) == 2:
+            torch.nn.init.constant_(self.fc.bias, torch.nan)
+
+    seeds: list[int] = []
+    monkeypatch.setattr(Classifier, "init_whitening", spoil)
+    assert cifar_train(*TWO) == 1
+    assert "the loss is no longer finite. Got nan with seed 4 by step 1" in capsys.readouterr().err
 
 
 def test_its_folder_is_an_ensemble_to_the_other_commands(cifar_train):
