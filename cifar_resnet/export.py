@@ -57,14 +57,14 @@ def run(jobs: list[Job]) -> int:
     networks = inference.Ensemble(paths, accelerator="cpu").networks
     networks = [network.to(memory_format=torch.contiguous_format) for network in networks]
     folder = Path(cfg.output) if cfg.output else own_folder(preflight.plain(cfg.checkpoint), paths)
-    weights = card.hash_of(networks)
-    kept = other_formats(folder, cfg.formats, weights)
+    formats, weights = list(dict.fromkeys(cfg.formats)), card.hash_of(networks)
+    kept = other_formats(folder, formats, weights)
     images, source = sample(cfg, networks[0].data_state["image_size"])
-    model_card = card.card(networks, paths, scores_of(networks, paths), [*cfg.formats, *kept], weights)
+    model_card = card.card(networks, paths, scores_of(networks, paths), [*formats, *kept], weights)
     writers = {"safetensors": write_safetensors, "torch": write_torch, "onnx": partial(write_onnx, opset=cfg.opset)}
     portable, expected, facts = inference.portable(networks), answers(networks, images), {}
-    with all_or_none(folder, [card.FILES[name] for name in cfg.formats]) as parts:
-        for name, part in zip(cfg.formats, parts, strict=True):
+    with all_or_none(folder, [card.FILES[name] for name in formats]) as parts:
+        for name, part in zip(formats, parts, strict=True):
             exported = writers[name](portable, images / 255, part)
             difference = (exported(images / 255) - expected).abs().max().item()
             refuse_if(
@@ -111,7 +111,7 @@ def other_formats(folder: Path, formats: Sequence[str], weights: str) -> list[st
 @contextlib.contextmanager
 def all_or_none(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
     """Files to write, which get these names once all of them are whole; nothing is left otherwise."""
-    is_new = not folder.exists()
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     parts = [folder / f"part-{name}" for name in names]
     try:
@@ -121,9 +121,9 @@ def all_or_none(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
-        if is_new:
-            with contextlib.suppress(OSError):  # not empty: all went well
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # not empty: all went well
+            for each in new:
+                each.rmdir()
 
 
 def sample(cfg: DictConfig, size: int) -> tuple[Tensor, str]:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box, console, get_console, table
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 log = logging.getLogger("cifar_resnet")
-LEAST = 12  # what is left of a text that is shortened
+LEAST = 8  # columns of the terminal that a text gets, however narrow that is
 
 
 class ConsoleHandler(logging.Handler):
@@ -198,22 +198,17 @@ def fitted(column: Sequence[str], width: int) -> tuple[list[str], int]:
         folder = os.path.commonpath(map(os.path.dirname, cells)) if all("/" in cell for cell in cells) else ""
         shorter = [f"…{cell.removeprefix(folder)}" if folder.strip("/") else cell for cell in cells]
         shares = (1 / 3, 1 / 2, 2 / 3, 0)  # of what is kept, before the cut
-        tries = ([cut_in(text, size, share) for text in shorter] for size in itertools.count(width) for share in shares)
+        tries = ([cut(text, size, share) for text in shorter] for size in itertools.count(width) for share in shares)
         cells = next(each for each in tries if len(set(each)) == len(set(cells)))
     else:
         return list(column), width
     return [title, *cells], max(widest(cells), widest(title.split()))
 
 
-def cut_in(text: str, width: int, share: float) -> str:
-    """With its middle left out, or rather what is at this share of its length."""
-    head = int((width - 1) * share)
-    return text if cell_len(text) <= width else f"{cut(text, head)}…{cut(text[::-1], width - 1 - head)[::-1]}"
-
-
-def cut(text: str, width: int) -> str:
-    """Its beginning, of at most so many columns of a terminal."""
-    return next(text[:end] for end in range(len(text), -1, -1) if cell_len(text[:end]) <= width)
+def cut(text: str, width: int, share: float) -> str:
+    """With its middle left out, or rather what is at this share of its length, where it is too wide."""
+    head, tail = int((width - 1) * share), width - 1 - int((width - 1) * share)
+    return text if cell_len(text) <= width else f"{set_cell_size(text, head)}…{set_cell_size(text[::-1], tail)[::-1]}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -100,7 +100,7 @@ def mistakes(predictions: Predictions, images: Tensor, classes: Sequence[str]) -
 
 def member_rows(result: dict) -> list[list[str]]:
     """A head, and for each member its own scores and those of the ensemble up to it."""
-    rows = [["member", "accuracy", "loss", "ensemble so far", "loss", "calibrated"]]
+    rows = [["member", "accuracy", "loss", "ensemble so far", "its loss", "calibrated loss"]]
     for path, own, grown, calibrated in itertools.zip_longest(result["checkpoints"], *(result[key] for key in GROWTH)):
         name = Path(path).parent.parent.name if Path(path).parent.name == "checkpoints" else Path(path).name
         scores = [f"{own['acc']:.2%}", f"{own['loss']:.4f}", f"{grown['acc']:.2%}", f"{grown['loss']:.4f}"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from helpers import TINY, record_of
 from PIL import Image
 
-from cifar_resnet import cli, load
+from cifar_resnet import cli, load, runs
 from cifar_resnet.data import ImageFolder, Synthetic
 from cifar_resnet.results import metrics
 from cifar_resnet.results.predictions import Predictions
@@ -58,6 +58,136 @@ def test_a_plain_evaluation_lies_in_the_run_folder(own_run):
     assert cli.evaluate([f"checkpoint={own_run}"]) == 0
     assert (own_run / "evaluation.json").exists()
     assert (own_run / "page.html").exists()
+
+
+@pytest.fixture(scope="module")
+def of_pictures(tmp_path_factory) -> Path:
+    """A run on pictures in `data`, beside another set of the same classes in `other`; only read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed, name in enumerate(("data", "other")):
+        draw_pictures(folder / name, seed)
+    tiny = [text for text in TINY if not text.startswith("data")]
+    data = ["data=image_folder", f"data.root={folder}/data", "data.num_val=9", "data.batch_size=9"]
+    assert cli.train([*tiny, *data, "page=true", f"run_dir={folder}/run"]) == 0
+    os.environ.pop(runs.RUN_DIR_VARIABLE)
+    return folder
+
+
+def draw_pictures(root: Path, seed: int, count: int = 18) -> None:
+    random = np.random.default_rng(seed)
+    for half in ("train", "test"):
+        for place in range(count):
+            folder = root / half / ("cat", "dog", "owl")[place % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{place:02d}.png")
+
+
+@pytest.fixture
+def pictures(of_pictures, tmp_path, monkeypatch) -> Path:
+    """A copy of the run, in the working folder as `run`, and what it left; the data stays where it is."""
+    shutil.copytree(of_pictures / "run", "run")
+    return of_pictures
+
+
+def left_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_another_data_set_leaves_the_runs_own_files_alone_and_the_page_names_it(pictures):
+    before = left_in(Path("run"))
+    assert cli.evaluate(["checkpoint=run", f"data.root={pictures}/other"]) == 0
+    assert left_in(Path("run")) == before
+    (folder,) = Path("run").glob("evaluation-*")
+    text = (folder / "page.html").read_text()
+    assert f"image_folder {pictures}/other</h1>" in text
+    assert "not the images of the run&#39;s own test" in text
+    assert result_in(folder)["own_test_images"] is False
+    # its held-out images are as many of the same classes, and still not those of the training
+    assert "others than in training" in result_in(folder)["temperature_from"]
+
+
+def test_a_copy_of_its_own_data_is_its_own_test(pictures):
+    shutil.copytree(pictures / "data", "copy")
+    own = Predictions.load(Path("run/predictions.npz"))
+    assert cli.evaluate(["checkpoint=run", "data.root=copy"]) == 0
+    assert not list(Path("run").glob("evaluation-*"))
+    again = Predictions.load(Path("run/predictions.npz"))
+    assert torch.allclose(again.log_probs, own.log_probs, atol=1e-5)
+    text = Path("run/page.html").read_text()
+    assert "own test" not in text
+    assert "<dt>trained</dt>" in text  # as on the page that the training left
+    assert result_in(Path("run"))["temperature"] is not None
+
+
+def test_data_that_has_changed_in_its_place_is_another(pictures):
+    before = left_in(Path("run"))
+    shutil.copytree(pictures / "data", "moving")
+    checkpoint = torch.load("run/checkpoints/best.ckpt", weights_only=True)
+    checkpoint["config"]["data"]["root"] = "moving"
+    torch.save(checkpoint, "run/checkpoints/best.ckpt")
+    draw_pictures(Path("moving"), seed=5)
+    assert cli.evaluate(["checkpoint=run"]) == 0
+    assert left_in(Path("run")) == before
+    (folder,) = Path("run").glob("evaluation-images-*")
+    assert result_in(folder)["own_test_images"] is False
+
+
+def test_a_run_that_noted_no_hash_knows_its_own_test_by_its_predictions(pictures):
+    record = json.loads(Path("run/result.json").read_text())
+    del record["test_hash"]
+    Path("run/result.json").write_text(json.dumps(record))
+    assert cli.evaluate(["checkpoint=run", f"data.root={pictures}/other"]) == 0
+    assert cli.evaluate(["checkpoint=run"]) == 0
+    assert result_in(Path("run"))["own_test_images"] is True
+    assert len(list(Path("run").glob("evaluation-*"))) == 1
+
+
+def test_two_archives_of_almost_one_name_do_not_overwrite_each_other(own_run):
+    for seed, name in enumerate(("a/b.npz", "a-b.npz")):
+        Path(name).parent.mkdir(exist_ok=True)
+        images, labels = Synthetic(num_test=20, image_seed=seed).read(train=False)
+        np.savez(name, images=images.numpy(), labels=labels.numpy(), classes=np.array(Synthetic.classes))
+        assert cli.evaluate([f"checkpoint={own_run}", "data=files", f"data.test={name}"]) == 0
+    assert len(list(own_run.glob("evaluation-*"))) == 2
+
+
+def test_the_runs_own_precision_is_the_default_and_another_has_a_folder_of_its_own(own_run):
+    assert cli.evaluate([f"checkpoint={own_run}"]) == 0
+    assert result_in(own_run)["precision"] == record_of(own_run)["precision"] == "32-true"
+    before = left_in(own_run)
+    assert cli.evaluate([f"checkpoint={own_run}", "precision=bf16-mixed"]) == 0
+    assert left_in(own_run) == before
+    assert result_in(own_run / "evaluation-precision-bf16-mixed")["precision"] == "bf16-mixed"
+    (own_run / "result.json").write_text(
+        json.dumps(record_of(own_run) | {"precision": "16-mixed"})  # of a GPU, which is not here
+    )
+    before = left_in(own_run)
+    assert cli.evaluate([f"checkpoint={own_run}", "accelerator=cpu"]) == 0
+    assert left_in(own_run) == before
+
+
+def test_a_run_that_has_not_finished_is_left_as_it_is(own_run):
+    (own_run / "result.json").unlink()
+    before = left_in(own_run)
+    assert cli.evaluate([f"checkpoint={own_run}"]) == 0
+    assert left_in(own_run) == before
+    assert (own_run / "evaluation-best" / "page.html").exists()
+
+
+def test_an_ensembles_folder_keeps_the_evaluation_of_its_own_test(own_sweep):
+    assert cli.evaluate([f"checkpoint={own_sweep}"]) == 0
+    before = left_in(own_sweep)
+    assert cli.evaluate([f"checkpoint={own_sweep}", "data.image_seed=5"]) == 0
+    assert left_in(own_sweep) == before
+    (folder,) = own_sweep.glob("evaluation-image_seed-5-*")
+    assert result_in(folder)["own_test_images"] is False
+
+
+def test_a_run_folder_that_is_called_like_a_file_is_one(own_run, tmp_path):
+    shutil.move(own_run, "teacher-best.ckpt")
+    assert cli.evaluate(["checkpoint=teacher-best.ckpt"]) == 0
+    assert Path("teacher-best.ckpt/evaluation.json").exists()
 
 
 def test_temperature_is_fitted_on_validation_images_alone(own_run):

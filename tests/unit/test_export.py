@@ -239,6 +239,6 @@ def test_what_predicts_differently_is_not_left(trained, capsys, monkeypatch):
         return lambda batch: exported(batch) + 0.1
 
     monkeypatch.setattr(export, "write_safetensors", wrong)
-    assert exported(trained, "formats=[torch,safetensors]") == 2
+    assert cli.export([f"checkpoint={trained}", "output=exported/to/here", "formats=[torch,safetensors]"]) == 2
     assert "predicts differently. Got answers 0.1 apart" in capsys.readouterr().err
     assert not Path("exported").exists()

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from cifar_resnet import cli
+from cifar_resnet.data import Synthetic
 from cifar_resnet.results.comparison import comparison
 from cifar_resnet.results.predictions import Predictions
 
@@ -182,6 +184,150 @@ def test_several_folders_and_none_twice(sweep):
     assert len(rows_of("outputs/report/runs.csv")) == 12
 
 
+TEN, FIVE = [f"class {place}" for place in range(10)], [f"class {place}" for place in range(5)]
+ONE_SET = {"classes": TEN, "split_hash": "s", "train_hash": "a", "test_hash": "t", "num_tested": 100}
+
+
+def groups_of(*arguments: str) -> list[dict[str, str]]:
+    for path in Path("runs").rglob("metrics.csv"):
+        path.unlink()  # no picture is needed
+    assert cli.report(["runs", *arguments]) == 0
+    return table_in("outputs/report/groups.csv")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"classes": FIVE}, {"split_hash": "other"}, {"train_hash": "other"}, {"test_hash": "other"}],
+    ids=["classes", "held out", "training images", "test images"],
+)
+def test_two_data_sets_are_not_two_seeds(other):
+    a_run("runs/a", [], 0.3, 0, data="image_folder", root="here/animals", **ONE_SET)
+    a_run("runs/b", [], 0.9, 1, data="image_folder", root="here/plants", **(ONE_SET | other))
+    rows = groups_of()
+    assert {row["data"]: row["n"] for row in rows} == {"image_folder animals": "1", "image_folder plants": "1"}
+    assert all(0 <= float(row["test_acc_low"]) < float(row["test_acc_high"]) <= 1 for row in rows)
+    # nor where somebody asks for other groups
+    assert [row["n"] for row in groups_of("by=[model.depth]")] == ["1", "1"]
+    assert cli.report(["runs", "pivot=[model.depth,optimizer.lr]"]) == 0
+    assert [row[0] for row in section("Pivot")[1:]] == ["image_folder animals, 20", "image_folder plants, 20"]
+    assert {row["n"] for row in table_in("outputs/report/pivot.csv")} == {"1"}
+
+
+def test_copies_of_the_same_images_in_two_places_are_one_data_set():
+    for seed, (root, overrides) in enumerate([("here", []), ("there/copy", ["data.root=there/copy"])]):
+        a_run(f"runs/{seed}", overrides, 0.8 + seed / 10, seed, data="image_folder", root=root, **ONE_SET)
+    (row,) = groups_of()
+    assert row["n"] == "2"
+    assert "data" not in row
+
+
+def test_records_from_before_there_were_hashes_are_of_the_one_set_that_they_can_be():
+    a_run("runs/new", [], 0.8, 0, **ONE_SET)
+    a_run("runs/old", [], 0.9, 1, **{key: ONE_SET[key] for key in ("classes", "split_hash")})
+    assert [row["n"] for row in groups_of()] == ["2"]
+    a_run("runs/other", [], 0.9, 2, **(ONE_SET | {"train_hash": "other"}))
+    assert [row["n"] for row in groups_of()] == ["1", "1", "1"]  # now it could be of either
+
+
+def test_the_same_seed_again_is_no_second_run_and_the_table_says_so(capsys):
+    for place in range(3):
+        a_run(f"runs/{place}", [], 0.2, 0, **ONE_SET)
+    (row,) = groups_of()
+    assert (row["n"], row["repeats"], row["test_acc_sd"]) == ("1", "2", "")
+    assert float(row["test_acc_high"]) - float(row["test_acc_low"]) > 0.1  # of 100 images, and not 20% … 20%
+    assert [run["repeats"] for run in table_in("outputs/report/runs.csv")] == ["", "runs/0", "runs/0"]
+    said = "2 of 3 runs repeat another's settings, seed and data, and count once"
+    assert said in capsys.readouterr().out
+    assert said in Path("outputs/report/report.md").read_text()
+    assert section("Groups")[0][2] == "repeats"
+    a_run("runs/3", [], 0.3, 1, **ONE_SET)
+    (row,) = groups_of()
+    assert (row["n"], row["repeats"], float(row["test_acc_mean"])) == ("2", "2", pytest.approx(0.25))
+
+
+def test_of_the_same_run_twice_the_one_that_was_tested_counts():
+    a_run("runs/0", [], None, 0)
+    a_run("runs/1", [], 0.9, 0)
+    (row,) = groups_of()
+    assert (row["n"], float(row["test_acc_mean"])) == ("1", 0.9)
+
+
+def test_a_default_that_has_changed_since_tells_runs_apart():
+    for seed, lr in enumerate((0.1, 0.1, 0.2)):
+        path = a_run(f"runs/{seed}", [], 0.9, seed) / "result.json"
+        record = json.loads(path.read_text())
+        record["config"]["optimizer"]["lr"] = lr
+        record["config"]["callbacks"] = {"best": {"dirpath": f"runs/{seed}/checkpoints"}}
+        path.write_text(json.dumps(record))
+    assert {row["lr"]: row["n"] for row in groups_of()} == {"0.1": "2", "0.2": "1"}
+
+
+def test_a_mean_over_fewer_runs_than_the_group_has_says_so():
+    a_run("runs/0", [], 0.8, 0)
+    a_run("runs/1", [], None, 1)
+    (row,) = groups_of()
+    assert (row["n"], row["val_acc_n"], row["test_acc_n"]) == ("2", "2", "1")
+    head, cells = section("Groups")
+    assert cells[head.index("test")] == "80.00% (1 of 2)"
+
+
+def test_what_is_no_record_is_skipped_and_said(sweep, capsys):
+    for name, text in {
+        "result.json": '{"accuracy": 0.9}', "cut/result.json": '{"name": ', "evaluation.json": "[]",
+        "percent/result.json": Path("sweep/20-0.1-0/result.json").read_text().replace('/acc": 0.9', '/acc": 90'),
+    }.items():  # fmt: skip
+        path = Path("foreign", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    Path("sweep/20-0.1-1/metrics.csv").write_text("epoch,train/loss\nx,y\n")
+    assert cli.report(["sweep", "foreign"]) == 0
+    out = capsys.readouterr().out
+    for name in ("result.json", "cut/result.json", "percent/result.json", "evaluation.json"):
+        assert f"foreign/{name}" in out
+        assert f"foreign/{name}" in Path("outputs/report/report.md").read_text()
+    assert "skipped: not the metrics of a run. Got sweep/20-0.1-1/metrics.csv" in out
+    assert len(table_in("outputs/report/runs.csv")) == 10
+
+
+def test_files_that_no_report_left_are_kept(sweep, capsys):
+    Path("mine").mkdir()
+    Path("mine/runs.csv").write_text("my own")
+    assert cli.report(["sweep", "output=mine"]) == 2
+    assert "Got mine, where runs.csv is not of a report; give another one" in capsys.readouterr().err
+    assert [path.read_text() for path in Path("mine").iterdir()] == ["my own"]
+
+
+def test_csvs_hold_plain_numbers(sweep):
+    assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]"]) == 0
+    texts = {"run", "device", "repeats", "tested_epoch", "val_acc_interval", "test_acc_interval", "interval"}
+    for name in ("groups", "runs", "pivot"):
+        for row in table_in(f"outputs/report/{name}.csv"):
+            for key, value in row.items():
+                assert key in texts or value == "" or float(value) >= 0, (name, key, value)
+    assert {float(row["seconds"]) for row in table_in("outputs/report/runs.csv")} == {60.0}
+    assert {float(row["parameters_min"]) for row in table_in("outputs/report/groups.csv")} == {272_474}
+
+
+def test_settings_called_like_other_columns_have_names_of_their_own():
+    for seed in (0, 1):
+        a_run(f"runs/{seed}", [], 0.9, seed)
+    assert [row["setting seed"] for row in groups_of("by=[seed]")] == ["0", "1"]
+    assert len(set(rows_of("outputs/report/runs.csv")[0])) == len(rows_of("outputs/report/runs.csv")[0])
+
+
+def test_names_stand_in_markdown_and_csv_as_they_are():
+    name = "a|b $x_1$ <i> [red] \\"
+    path = a_run(f"runs/{name}", [], 0.9) / "result.json"
+    a_run("runs/other", [], 0.8, 1)
+    record = json.loads(path.read_text())
+    record["config"]["name"] = name
+    path.write_text(json.dumps(record))
+    assert name in {row["name"] for row in groups_of("by=[name]")}
+    shown = "a&#124;b &#36;x_1&#36; &#60;i&#62; [red] &#92;"
+    assert shown in [row[0] for row in section("Groups")]
+    assert f"runs/{shown}" in [row[0] for row in section("Runs")]
+
+
 def test_real_runs_are_reported(sweep_dir, capsys):
     assert cli.report([str(sweep_dir)]) == 0
     assert rows_of("outputs/report/groups.csv")[1][1] == "2"  # two seeds of one network
@@ -235,6 +381,21 @@ def test_another_run_is_better_where_chance_would_rarely_have_it_so(capsys):
     predictions("b", np.arange(100) < 58)
     assert cli.report(["compare", "a", "b"]) == 0
     assert "p = 0.0078, exact: b is better" in capsys.readouterr().out  # 2 of 2**8 outcomes
+
+
+def test_a_folder_that_an_evaluation_made_is_compared(trained, capsys, tmp_path):
+    images, labels = Synthetic(num_test=30).read(train=False)
+    np.savez("x.npz", images=images.numpy(), labels=labels.numpy(), classes=Synthetic.classes)
+    for seed in (0, 1):
+        checkpoint = trained.parent / f"seed-{seed}"
+        own = shutil.copytree(checkpoint, f"run-{seed}")
+        assert cli.evaluate([f"checkpoint={own}", "data=files", "data.test=x.npz"]) == 0
+    first, second = sorted(map(str, Path().glob("run-*/evaluation-*")))
+    capsys.readouterr()
+    assert cli.report(["compare", first, f"{second}/predictions.npz"]) == 0
+    assert "of 30 images" in capsys.readouterr().out
+    shutil.move(first, "x-test.npz")  # a folder all the same
+    assert cli.report(["compare", "x-test.npz", second]) == 0
 
 
 def test_runs_on_other_images_are_not_compared(capsys):

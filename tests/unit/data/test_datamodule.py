@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY, assert_equal
@@ -9,7 +10,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback
 
 from cifar_resnet.compose import Composer
-from cifar_resnet.data import Augment, Synthetic
+from cifar_resnet.data import Augment, Files, Synthetic
 from cifar_resnet.data.loaders import TrainLoader
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import UsageError
@@ -51,6 +52,24 @@ def test_split_follows_split_seed_alone():
     torch.manual_seed(6)
     assert hash_of(seed=2, batch_size=16) == first
     assert hash_of(split_seed=1) != first
+
+
+def test_images_and_labels_and_nothing_else_tell_training_sets_apart(tmp_path):
+    images, labels = (each.numpy() for each in Synthetic(num_test=60).read(train=False))
+
+    def hash_of(name: str, images=images, labels=labels, **options) -> str:
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
+        path = str(tmp_path / f"{name}.npz")
+        data = Files(path, path, **({"num_val": 10, "batch_size": 8} | options))
+        data.load()
+        assert data.state()["train_hash"] == data.train_hash
+        return data.train_hash
+
+    first = hash_of("a")
+    assert hash_of("b", seed=3, batch_size=4, num_val=20, split_seed=2) == first
+    assert hash_of("c", images=np.where(np.arange(32) == 5, 255 - images, images)) != first
+    assert hash_of("d", labels=np.roll(labels, 1)) != first
+    assert hash_of("e", images=images.transpose(0, 2, 3, 1)) == first  # the same, written otherwise
 
 
 # without a trainer
