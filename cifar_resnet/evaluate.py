@@ -21,6 +21,7 @@ from cifar_resnet import checkpoints, hardware, preflight, runs, terminal
 from cifar_resnet.compose import Composer, Job
 from cifar_resnet.data import DataModule
 from cifar_resnet.errors import one_line, refuse_if
+from cifar_resnet.files import class_name, named
 from cifar_resnet.results import evaluation, inference, metrics, page, restored
 from cifar_resnet.results.predictions import FILE, Predictions
 
@@ -100,12 +101,17 @@ def evaluate(cfg: DictConfig, paths: list[Path], folder: Path, composer: Compose
 
 def places_of(classes: list[str], known: list[str]) -> Tensor:
     """For each class of a data set, in its order, the number of the network's class of that name."""
+    classes, known = ([class_name(name) for name in names] for names in (classes, known))
     if all(name in known for name in classes):
         return torch.tensor([known.index(name) for name in classes])
-    if list(classes) == [str(label) for label in range(len(classes))] and len(classes) <= len(known):
-        return torch.arange(len(classes))  # an archive that numbers its classes without naming them
-    unknown = ", ".join([name for name in classes if name not in known][:5])
-    raise ValueError(f"classes that the network does not know. Got {unknown}; it knows {', '.join(known[:20])}")
+    if classes == [str(label) for label in range(len(classes))]:  # an archive that numbers them without naming them
+        refuse_if(
+            len(classes) > len(known),
+            f"labels count the classes from 0. Got one of {len(classes) - 1}, for {len(known)} classes",
+        )
+        return torch.arange(len(classes))
+    unknown = named([name for name in classes if name not in known])
+    raise ValueError(f"classes that the network does not know. Got {unknown}; it knows {named(known)}")
 
 
 def validation_predictions(

@@ -7,8 +7,9 @@ import functools
 import hashlib
 import pickle
 import socket
+import unicodedata
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +156,7 @@ class Halves:
                     f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
                 )
         self.archives = {half: read_archive(path, image_size) for half, path in self.paths.items() if path.is_file()}
+        self.folders = {half: class_folders(path, half) for half, path in self.paths.items() if path.is_dir()}
         half = "train" if train else "test"
         self.classes = self.names(half)
         refuse_if(
@@ -164,32 +166,60 @@ class Halves:
         unknown = sorted(set(self.names("test")) - set(self.classes)) if train else []
         refuse_if(
             unknown,
-            f"test has classes that train lacks. Got {', '.join(unknown)} in {self.paths['test']}",
+            f"test has classes that train lacks. Got {named(unknown)} in {self.paths['test']}; train has "
+            f"{named(self.classes)}",
         )
 
     def names(self, half: str) -> list[str]:
         path, archive = self.paths[half], self.archives.get(half)
         if archive is None:
-            return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
+            return sorted(self.folders[half])
         refuse_if(
             archive.labels is None,
             f"images without labels. Got {path}; for those there is cifar-predict",
         )
+        low, high = int(archive.labels.min()), int(archive.labels.max())
+        # of a test half without names some classes may be missing, of a train half hardly just the first
+        known = len(archive.classes) if archive.classes else len(self.classes) if hasattr(self, "classes") else None
+        limit = MAX_CLASSES if known is None else known
+        from_one = low == 1 and (high == known or (half == "train" and archive.classes is None))
         refuse_if(
-            archive.classes is None and archive.labels.max() >= MAX_CLASSES,
-            f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}",
+            from_one or (high >= limit and (archive.classes or known is None)),
+            f"labels count the classes from 0. Got {low} to {high} in {path}"
+            + (f", for {known} classes" if known else "")
+            + "; take 1 from each" * from_one,
         )
         if archive.classes is None:
-            return [str(label) for label in range(int(archive.labels.max()) + 1)]
-        refuse_if(
-            archive.labels.max() >= len(archive.classes),
-            f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}",
-        )
+            return [str(label) for label in range(high + 1)]
         refuse_if(
             len(set(archive.classes)) < len(archive.classes),
-            f"two classes of one name. Got {', '.join(archive.classes[:10])} in {path}",
+            f"two classes of one name. Got {named(archive.classes)} in {path}",
         )
         return archive.classes
+
+
+def class_folders(path: Path, half: str) -> dict[str, Path]:
+    """The folder of each class, by the class's name."""
+    found = [folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != "."]
+    refuse_if(
+        not found,
+        f"data.{half} must hold a folder of pictures for each class, <class>/…. Got {path}, which holds no folder; "
+        f"for pictures without classes there is cifar-predict",
+    )
+    folders = {class_name(folder.name): folder for folder in found}
+    refuse_if(len(folders) < len(found), f"two classes of one name. Got {named(f.name for f in found)} in {path}")
+    return folders
+
+
+def class_name(name: str) -> str:
+    """In one form, for file systems and archives write an accent as a letter of its own or not (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def named(names: Iterable[str]) -> str:
+    """The first of these names, in quotes, so that blanks show."""
+    names = list(names)
+    return ", ".join(map(repr, names[:10])) + ", …" * (len(names) > 10)
 
 
 def folders_of(root: str) -> dict[str, str]:
@@ -266,6 +296,7 @@ def read_archive(path: Path, image_size: int) -> Images:
     pixels, num_resized = as_images(np.asarray(images), image_size, path)
     labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
     classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
+    classes = classes and list(map(class_name, classes))
     ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
     refuse_if(
         ids is not None and len(ids) != len(pixels),

@@ -18,6 +18,7 @@ from scipy import stats
 from cifar_resnet import constraints, runs, terminal
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import refuse_if
+from cifar_resnet.quoting import command_line
 from cifar_resnet.results import plots
 from cifar_resnet.results.predictions import FILE, Predictions
 
@@ -313,7 +314,10 @@ def comparison(pair: Sequence[str], resamples: int, seed: int) -> dict[str, str]
 
 def predictions_of(folder: Path) -> Predictions:
     path = folder if folder.suffix == ".npz" else folder / FILE
-    refuse_if(not path.is_file(), f"no {FILE} in {folder}; cifar-evaluate checkpoint={folder} leaves one")
+    refuse_if(
+        not path.is_file(),
+        f"no {FILE} in {folder}; {command_line('cifar-evaluate', f'checkpoint={folder}')} leaves one",
+    )
     try:
         return Predictions.load(path)
     except Exception as error:  # a damaged archive may raise anything

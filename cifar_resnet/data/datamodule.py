@@ -71,15 +71,18 @@ class DataModule(LightningDataModule, ABC):
         if self.train is None:
             images, labels = self.read(train=True)
             num_val = self.num_val if isinstance(self.num_val, int) else round(self.num_val * len(labels))
-            refuse_if(
-                len(labels) - num_val < self.batch_size,
-                f"too few training images for one batch. Got {len(labels)} less {num_val} for validation, and "
-                f"data.batch_size={self.batch_size}; lower data.batch_size or data.num_val",
-            )
+            self.check_batch_size(len(labels), num_val)
             train, val = stratified_split(labels, num_val, self.split_seed)
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
             self.measure(images[train])
             self.train, self.val = (LabelledImages(images[part], labels[part]) for part in (train, val))
+
+    def check_batch_size(self, num_images: int, num_val: int) -> None:
+        refuse_if(
+            num_images - num_val < self.batch_size,
+            f"too few training images for one batch. Got {num_images} less {num_val} for validation, and "
+            f"data.batch_size={self.batch_size}; lower data.batch_size or data.num_val",
+        )
 
     def measure(self, images: Tensor) -> None:
         """Fill in the mean and standard deviation that the configuration leaves open."""
@@ -93,6 +96,7 @@ class DataModule(LightningDataModule, ABC):
 
     def adopt(self, other: "DataModule") -> None:
         """Take over what another module of the same images and the same split has read."""
+        self.check_batch_size(len(other.train) + len(other.val), len(other.val))
         for name in ("train", "val", "test", "mean", "std", "split_hash", "classes"):
             setattr(self, name, getattr(other, name))
 

@@ -142,7 +142,8 @@ class Files(DataModule):
         files = [
             (path, label)
             for label, name in enumerate(self.classes)
-            for path in sorted((folder / name).rglob("*"))
+            if name in self.halves.folders[half]
+            for path in sorted(self.halves.folders[half][name].rglob("*"))
             if path.is_file() and not path.name.startswith(".")
         ]
         if not files:

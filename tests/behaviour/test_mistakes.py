@@ -28,6 +28,7 @@ from cifar_resnet import cli
 from cifar_resnet.compose import COLLECTIONS, CONF, MAY_BE_LEFT_OUT, Composer, kind
 from cifar_resnet.constraints import leaves, select
 from cifar_resnet.data import DataModule
+from cifar_resnet.quoting import plain_path
 
 COUNT = int(os.environ.get("BAD_COMMANDS", "20"))
 COLD = "COLD" in os.environ
@@ -42,14 +43,18 @@ def things(trained, tmp_path_factory) -> Path:
     shutil.copytree(trained, folder / "run")
     for name in ("void", "void.csv", "broken", "half/train/cat", "cifar/cifar-10-batches-py", "mine/experiment"):
         (folder / name).mkdir(parents=True)
-    (folder / "mine" / "optimizer").mkdir()
+    for name in ("mine/optimizer", "flat"):
+        (folder / name).mkdir()
     pixels = np.zeros((12, 32, 32, 3), np.uint8)
     labels = np.arange(12) % 3
     np.savez(folder / "floats.npz", images=pixels / 255, labels=labels)
     np.savez(folder / "twice.npz", images=pixels, labels=labels, classes=["disk", "disk", "ring"])
     np.savez(folder / "few.npz", images=pixels, labels=labels, classes=["cat", "dog", "fox"])
     np.savez(folder / "more.npz", images=pixels, labels=labels, classes=["cat", "dog", "bird"])
-    Image.new("RGB", (32, 32)).save(folder / "picture.png")
+    np.savez(folder / "one.npz", images=pixels, labels=labels + 1)
+    np.savez(folder / "ten.npz", images=pixels, labels=np.arange(12) % 10 + 1)
+    for name in ("picture.png", "flat/picture.png"):
+        Image.new("RGB", (32, 32)).save(folder / name)
     torch.save({"net": torch.zeros(3)}, folder / "other.ckpt")
     for name, content in {
         "cut.ckpt": (trained / "checkpoints" / "best.ckpt").read_bytes()[:5000], "empty.ckpt": b"",
@@ -243,7 +248,9 @@ def generated(count: int) -> Iterator[tuple[str, str]]:
         typo = ".".join(filter(None, [parent, misspelt(name, dice)]))
         lines = {
             "key": f"{typo}=1" if typo not in settings[command] else None,
-            "grammar": dice.choice(["{0}=[1", "{0}=a(b", "{0}=c=d", "={0}", "{0}={{1"]).format(key),
+            "grammar": dice.choice(["{0}=[1", "{0}=a(b", "{0}=c=d", "={0}", "{0}={{1"]).format(key)
+            if plain_path(key, "[1", swept=False) == f"{key}=[1"  # not a path, which is plain text
+            else None,
             "kind": f"{key}=several" if kind(value) in ("a number", "true or false") else None,
             "taken away": f"~{key}" if parent not in COLLECTIONS and key not in MAY_BE_LEFT_OUT else None,
             "null": f"{key}=null" if value is not None and (parent in COLLECTIONS or not parent) else None,
