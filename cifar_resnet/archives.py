@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_resnet.errors import one_line, refuse_if
+from cifar_resnet.folders import class_name
 
 MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
 SUFFIXES = (".npz", ".pkl", ".pickle", ".p")
@@ -62,6 +63,7 @@ def read_archive(path: Path, image_size: int) -> Images:
     pixels, num_resized = as_images(np.asarray(images), image_size, path)
     labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
     classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
+    classes = classes and list(map(class_name, classes))
     ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
     refuse_if(
         ids is not None and len(ids) != len(pixels),

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_resnet import constraints, preflight, terminal
 from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer, program
 from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, one_line, refuse_if
+from cifar_resnet.quoting import with_plain_paths, without_paths
 
 HYDRA_FLAGS = {
     "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version",
@@ -67,6 +68,7 @@ def run(command: str, argv: list[str]) -> int:
         f"unknown option {unknown}. See {program(command)} --help",
     )
     refuse_if(options.multirun and command in NO_SWEEPS, NO_SWEEPS.get(command))
+    overrides = with_plain_paths(overrides, swept=options.multirun or command == "search")
     composer = Composer(command, options.config_dir)
     jobs = composer.examples(overrides) if command == "search" else composer.jobs(overrides, options.multirun)
     preflight.check_files(command, jobs)
@@ -83,8 +85,11 @@ def run(command: str, argv: list[str]) -> int:
 
 def delegate_to_hydra(command: str, argv: list[str]) -> int:
     """Help, printing of the configuration and tab completion."""
+    argv = with_plain_paths(argv, swept=command == "search" or not {"-m", "--multirun"}.isdisjoint(argv))
+    line = {"COMP_LINE": without_paths(os.environ["COMP_LINE"])} if "COMP_LINE" in os.environ else {}
     with (
-        mock.patch.dict(os.environ, HYDRA_FULL_ERROR="1"),  # raises what Hydra would otherwise print, and exit
+        # raises what Hydra would otherwise print, and exit
+        mock.patch.dict(os.environ, HYDRA_FULL_ERROR="1", **line),
         mock.patch.object(sys, "argv", [program(command), *options_first(argv)]),
     ):
         complaints = io.StringIO()

@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cifar_resnet.constraints import RESERVED, did_you_mean, leaves, select
+from cifar_resnet.constraints import INSTEAD, RESERVED, did_you_mean, leaves, select
 from cifar_resnet.errors import UsageError, one_line, refuse_if
+from cifar_resnet.quoting import in_quotes, in_shell
 
 CONF = next(path for folder in Path(__file__).resolve().parents[:2] if (path := folder / "conf").is_dir())
 MAY_BE_LEFT_OUT = ("scheduler", "averaging")
@@ -99,7 +100,8 @@ class Composer:
         """One job, or with `multirun` one for each combination of the comma-separated values."""
         with self.explained(overrides):
             # the folders that cifar-report is given
-            words = [text for text in overrides if self.config_name == "report" and not re.search("[=~]", text)]
+            is_report = self.config_name == "report"
+            words = [text for text in overrides if is_report and (not re.search("[=~]", text) or Path(text).exists())]
             parsed = parse([text for text in overrides if text not in words])
             swept = [override for override in parsed if multirun and override.is_sweep_override()]
             fixed = [override.input_line for override in parsed if override not in swept]
@@ -166,7 +168,7 @@ class Composer:
     def compose(self, overrides: list[str]) -> DictConfig:
         for override in parse(overrides):
             self.refuse_what_hydra_would_misread(override)
-        search = [f"hydra.searchpath=[file://{folder}]" for folder in self.folders[1:]]
+        search = [f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]" for folder in self.folders[1:]]
         return hydra.compose(self.config_name, [*search, *overrides], return_hydra_config=True)
 
     def defaults(self, choices: tuple[str, ...]) -> DictConfig:
@@ -184,6 +186,11 @@ class Composer:
             f"run folders and sweeps are not Hydra's here. Got {override.input_line}; "
             f"see output_dir, name and run_dir, and -m, which runs its jobs one after the other",
         )
+        is_added = (override.is_add() or override.is_force_add()) and override.package is None
+        refuse_if(
+            is_added and (CONF / group).is_dir(),
+            f"+ is for what is not there yet. Got {override.input_line}; give {override.input_line.lstrip('+')}",
+        )
         is_choice = self.is_group(override) and not override.is_delete()
         refuse_if(
             is_choice and value is None and group in MAY_BE_LEFT_OUT,
@@ -200,7 +207,7 @@ class Composer:
         parsed = parse(overrides)
         values = [override for override in parsed if override.is_delete() or not self.is_group(override)]
         default = self.defaults(tuple(each.input_line for each in parsed if each not in values)) if values else cfg
-        for override in values:
+        for override in {each.key_or_group: each for each in values}.values():  # of one key the last is what holds
             key, expected = override.key_or_group, select(default, override.key_or_group)
             if override.is_delete():
                 refuse_if(
@@ -209,7 +216,7 @@ class Composer:
                     f"Got {override.input_line}; give another value",
                 )
             elif override.is_add() or (override.is_force_add() and expected is None):
-                self.refuse_stray_addition(cfg, key)
+                self.refuse_stray_addition(cfg, override)
             else:
                 refuse_mismatch(override, expected, select(cfg, key))
 
@@ -235,8 +242,9 @@ class Composer:
                 f"{key}._target_ says what it is. Got none; leave it as it is, or give another",
             )
 
-    def refuse_stray_addition(self, cfg: DictConfig, key: str) -> None:
+    def refuse_stray_addition(self, cfg: DictConfig, override: Override) -> None:
         """A key behind + must be an argument of something, or be something itself: a callback, a logger."""
+        key = override.key_or_group
         parent, _, name = key.rpartition(".")
         owner, added = OmegaConf.select(cfg, parent), OmegaConf.select(cfg, key)
         target = str(owner.get("_target_"))
@@ -246,7 +254,7 @@ class Composer:
         is_stray = lists_all and not is_explained_later and len(self.folders) == 1
         refuse_if(
             (is_stray or "_target_" not in owner) and not (isinstance(added, DictConfig) and "_target_" in added),
-            f"unknown key {key}.{did_you_mean(key, leaves(cfg))}",
+            instead_of(key, override.input_line) or f"unknown key {key}.{did_you_mean(key, leaves(cfg))}",
         )
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
@@ -259,7 +267,8 @@ class Composer:
                 group, _, choice = path.rpartition("/")
                 return f"unknown {group} {choice!r}.{did_you_mean(choice, known)} Choices: {', '.join(known)}"
         if key := re.search(r"Could not override '([^']+)'", text):
-            return (
+            given = [text for text in overrides if text.lstrip("+~").partition("=")[0] == key[1]]
+            return (given and instead_of(key[1], given[-1])) or (
                 f"unknown key {key[1]}.{did_you_mean(key[1], self.known_keys(overrides))} "
                 f"See {program(self.config_name)} --help"
             )
@@ -290,9 +299,6 @@ def program(config_name: str) -> str:
     return f"cifar-{config_name.replace('_', '-')}"
 
 
-QUOTES = "'\""
-
-
 def parse(overrides: list[str]) -> list[Override]:
     refuse_if(
         nameless := next((text for text in overrides if text.startswith("=")), None),
@@ -303,10 +309,19 @@ def parse(overrides: list[str]) -> list[Override]:
     except OverrideParseException as error:
         key, equals, value = error.override.partition("=")
         refuse_if(not equals, f"a setting is key=value. Got {error.override}")
+        is_key = re.fullmatch(r"[+~]*[\w$./@:-]+", key, re.ASCII)
+        refuse_if(not is_key, f"a setting is key=value, with a key of letters, digits and dots. Got {error.override}")
+        text = value.strip(value[0]) if value.startswith(("'", '"')) else value
         raise UsageError(
             f"a value that cannot be read. Got {error.override}; where it holds brackets, commas, quotes or =, "
-            f"put it in quotes within quotes: \"{key}='{value.strip(QUOTES)}'\""
+            f"put it in quotes within quotes: {in_shell(f'{key}={in_quotes(text)}')}"
         ) from error
+
+
+def instead_of(key: str, given: str) -> str | None:
+    """What to use here, for the name of a setting elsewhere."""
+    name = key.rpartition(".")[2]
+    return f"there is no {key} here: {INSTEAD[name]}. Got {given}; leave it out" if name in INSTEAD else None
 
 
 def values_of(override: Override) -> list[str]:

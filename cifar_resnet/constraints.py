@@ -44,6 +44,7 @@ A_DURATION = Field(description='a duration such as "00:00:10:00" (days:hours:min
 IS_SOME_TIME = Predicate(lambda text: re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text) and re.search("[1-9]", text))
 Units = Literal["weeks", "days", "hours", "minutes", "seconds"]
 Duration = Annotated[str, IS_SOME_TIME, A_DURATION] | Annotated[dict[Units, Positive], Len(1), A_DURATION]
+ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 
 # settings at the top of a command's configuration, which no constructor takes
 TOP_LEVEL: dict[str, object] = {
@@ -53,6 +54,7 @@ TOP_LEVEL: dict[str, object] = {
     "checkpoint": str | Sequence[str],
     "input": str | Sequence[str],
     "tta": TTA | None,
+    "accelerator": ACCELERATOR,
     "batch_size": Count,
     "top_k": Count,
     "format": Literal["csv", "json", "ids"] | None,
@@ -95,6 +97,9 @@ FOREIGN: dict[str, dict[str, object]] = {
         "accumulate_grad_batches": Count,
         "check_val_every_n_epoch": Count,
         "min_epochs": CountOrZero | None,
+        "accelerator": ACCELERATOR,
+        "devices": Count | Literal[-1] | Sequence[CountOrZero],
+        "num_nodes": Count,
         "max_time": Duration | None,
         "profiler": Literal["simple", "advanced", "pytorch"] | None,
         **dict.fromkeys(
@@ -102,12 +107,25 @@ FOREIGN: dict[str, dict[str, object]] = {
         ),
     },
 }
-# arguments of Lightning's Trainer from which a run's length, folder and record are made
+# arguments of Lightning's Trainer from which a run's length, folder and record are made, and what to use instead
 RESERVED = {
-    **dict.fromkeys(("max_steps", "min_steps", "fast_dev_run"), "trainer.max_epochs says how long it takes"),
-    **dict.fromkeys(("overfit_batches", "val_check_interval"), "see data, and trainer.check_val_every_n_epoch"),
-    **dict.fromkeys(("callbacks", "logger", "precision"), "that is a group of its own"),
+    **dict.fromkeys(("max_steps", "min_steps"), "trainer.max_epochs says how long it takes"),
+    "fast_dev_run": "trainer.max_epochs=1 trainer.limit_train_batches=5 is a quick look",
+    "overfit_batches": "data=synthetic data.num_train=100 data.num_val=0 is a few images to learn by heart",
+    "val_check_interval": "trainer.check_val_every_n_epoch says when it is validated",
+    **dict.fromkeys(("callbacks", "logger", "precision"), "that is a group of its own, see cifar-train --help"),
     **dict.fromkeys(("plugins", "enable_checkpointing"), "a run keeps checkpoints, to go on from"),
+}
+# names of settings elsewhere, and what to use here
+INSTEAD = RESERVED | {
+    **dict.fromkeys(
+        ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor"),
+        "images lie on the device and are augmented there, without workers",
+    ),
+    "num_classes": "the data says how many classes there are",
+    **dict.fromkeys(("gpus", "num_gpus"), "trainer.accelerator=gpu trainer.devices=… says what it trains on"),
+    **dict.fromkeys(("epochs", "num_epochs"), "trainer.max_epochs says how long it takes"),
+    "learning_rate": "optimizer.lr is the learning rate",
 }
 RECEIVERS = {"lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter"}  # of **kwargs
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -146,7 +164,7 @@ def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:
     for name in node:
         place = f"{key}.{name}"
         if place.startswith("trainer.") and name in RESERVED:
-            raise UsageError(f"{place} is not for cifar-train: {RESERVED[name]}. Got {node[name]}; leave it out")
+            raise UsageError(f"there is no {place} here: {RESERVED[name]}. Got {node[name]}; leave it out")
         if name in (hints or {}):
             check_value(cfg, place, hints[name])
         elif name not in HYDRA_KEYS and (hints is not None or name.startswith("_")):
@@ -204,7 +222,7 @@ def in_words(schema: dict) -> str:
     kind = kinds["integer"] if schema.get("multipleOf") == 1 else kinds.get(schema.get("type"), schema.get("type", "…"))
     match schema:
         case {"description": text} | {"const": text}:
-            return text
+            return str(text)
         case {"anyOf": options}:
             return " or ".join(dict.fromkeys(map(in_words, options)))
         case {"enum": [*names, last]}:

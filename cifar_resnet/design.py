@@ -21,6 +21,7 @@ from cifar_resnet.compose import Job
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.models import ResNet
 from cifar_resnet.models.summary import num_macs, num_parameters
+from cifar_resnet.quoting import command_line
 
 
 class Shape(NamedTuple):
@@ -78,9 +79,8 @@ def run(jobs: list[Job]) -> int:
     terminal.print_table([["experiment", "widths", "blocks", "parameters", "of the limit", "multiply-adds"], *rows])
     folder = write(chosen, Path(cfg.output_dir))
     terminal.log.info(f"written to {folder}; to train them all, or some:\n")
-    terminal.log.info(
-        f"cifar-train -m --config-dir {cfg.output_dir} experiment={','.join(each.name for each in chosen)}"
-    )
+    experiments = f"experiment={','.join(each.name for each in chosen)}"
+    terminal.log.info(command_line("cifar-train", "-m", "--config-dir", cfg.output_dir, experiments))
     return 0
 
 

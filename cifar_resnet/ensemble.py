@@ -23,6 +23,7 @@ from cifar_resnet.compose import Job
 from cifar_resnet.data import DataModule, StackedData
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import StackedEnsemble
+from cifar_resnet.quoting import command_line
 from cifar_resnet.results.record import begin_record, test_and_record
 from cifar_resnet.terminal import log, print_table
 
@@ -45,7 +46,7 @@ def run(jobs: list[Job]) -> int:
         with kept_images():
             records = train_members(cfg, folder, run_dirs, asked)
     print_table(sweep.table_of([([f"seed={seed}"], record) for seed, record in zip(run_dirs, records, strict=True)]))
-    log.info(f"  as an ensemble: cifar-evaluate checkpoint={folder}")
+    log.info(f"  as an ensemble: {command_line('cifar-evaluate', f'checkpoint={folder}')}")
     return 0
 
 

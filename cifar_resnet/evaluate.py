@@ -24,7 +24,7 @@ from cifar_resnet.compose import Composer, Job
 from cifar_resnet.data import DataModule
 from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.files import are_numbers, numbers_of
-from cifar_resnet.folders import named
+from cifar_resnet.folders import class_name, named
 from cifar_resnet.images import content_hash
 from cifar_resnet.results import evaluation, inference, metrics, page, restored
 from cifar_resnet.results.predictions import FILE, Predictions
@@ -171,12 +171,14 @@ def places_of(labels: Tensor, classes: list[str], known: list[str]) -> Tensor:
 
     labels: (N,) int64; classes: by label; known: the network's. ValueError for images of a class that it lacks.
     """
+    classes, known = ([class_name(name) for name in names] for names in (classes, known))
     by_number = are_numbers(classes)
     places = {key: place for place, key in enumerate(numbers_of(known) if by_number else known)}
     keys = list(map(int, classes)) if by_number else classes
     unknown = [classes[label] for label in labels.unique().tolist() if keys[label] not in places]
     refuse_if(
-        unknown, f"classes that the network does not know. Got {named(unknown)}; it knows {named(known, most=20)}"
+        unknown,
+        f"classes that the network does not know. Got {named(map(repr, unknown))}; it knows {named(map(repr, known), most=20)}",
     )
     return torch.tensor([places.get(key, -1) for key in keys])[labels]
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from cifar_resnet.archives import Images, is_archive, read_archive
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.folders import Listing, classes_in, files_in, named, natural
@@ -140,13 +142,14 @@ class Part:
     """A folder of <class>/…, or an archive.
 
     classes: names, those of a folder 10 after 9; None where an archive has labels without names. archive: None for a
-    folder. beside: what lies in a folder beside its classes.
+    folder. beside: what lies in a folder beside its classes. folders: of each class the name of its folder.
     """
 
     path: Path
     classes: list[str] | None
     archive: Images | None = None
     beside: Listing = field(default_factory=Listing)
+    folders: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -159,7 +162,7 @@ class Part:
         """Of a folder: every file with its class, class by class, and in words what was passed over."""
         found, passed_over = [], Listing(hidden=self.beside.hidden, circles=[*self.beside.circles])
         for name in self.names:
-            inside = files_in(self.path / name)
+            inside = files_in(self.path / self.folders[name])
             found += [(path, name) for path in sorted(inside.files, key=lambda path: path.parts)]
             passed_over.hidden += inside.hidden
             passed_over.circles += inside.circles
@@ -170,8 +173,13 @@ class Part:
 def part_at(path: Path, setting: str, image_size: int) -> Part:
     """The part that lies there. setting: which names it, such as data.test."""
     if path.is_dir():
-        classes, beside = classes_in(path)
-        return Part(path, classes, beside=beside)
+        folders, beside = classes_in(path)
+        refuse_if(
+            not folders,
+            f"{setting} must hold a folder of pictures for each class, <class>/…. Got {path}, which holds no folder; "
+            f"for pictures without classes there is cifar-predict",
+        )
+        return Part(path, list(folders), beside=beside, folders=folders)
     if not (path.is_file() and is_archive(path)):
         raise FileNotFoundError(
             f"{setting} must be a folder of <class>/…, an .npz archive, a CIFAR-style pickle, or a list of these. "
@@ -187,13 +195,10 @@ def part_at(path: Path, setting: str, image_size: int) -> Part:
         f"labels count the classes from 0. Got one of {archive.labels.max()} in {path}",
     )
     if archive.classes is not None:
-        refuse_if(
-            archive.labels.max() >= len(archive.classes),
-            f"labels count the classes from 0. Got {archive.labels.max()} for {len(archive.classes)} in {path}",
-        )
+        refuse_unless_from_zero(archive.labels, path, len(archive.classes))
         refuse_if(
             len(set(archive.classes)) < len(archive.classes),
-            f"two classes of one name. Got {', '.join(archive.classes[:10])} in {path}",
+            f"two classes of one name. Got {named(archive.classes)} in {path}",
         )
     return Part(path, archive.classes, archive)
 
@@ -221,11 +226,24 @@ class Halves:
             len(self.classes) < 2,
             f"a classifier needs two classes or more. Got {len(self.classes)} in {self.place(half)}",
         )
+        for one_half, parts in self.parts.items():
+            self.refuse_labels_from_one(one_half, parts)
         unknown = sorted(set(self.names("test")) - set(self.classes), key=natural) if train else []
         refuse_if(
             unknown,
-            f"test has classes that train lacks. Got {named(unknown)} in {self.place('test')}",
+            f"test has classes that train lacks. Got {named(map(repr, unknown))} in {self.place('test')}; train has "
+            f"{named(map(repr, self.classes))}",
         )
+
+    def refuse_labels_from_one(self, half: str, parts: list[Part]) -> None:
+        """Of labels without names: a test half may lack some classes, a train half hardly just the first."""
+        unnamed = [part for part in parts if part.classes is None]
+        for labels, path in [(part.archive.labels, part.path) for part in unnamed if part.archive.labels.min() == 1]:
+            is_alone = half == "train" and len(parts) == 1
+            refuse_if(
+                is_alone or ("train" in self.parts and half == "test" and labels.max() == len(self.classes)),
+                f"labels count the classes from 0. Got 1 to {labels.max()} in {path}; take 1 from each",
+            )
 
     def place(self, half: str) -> str:
         return named(part.path for part in self.parts[half])
@@ -251,6 +269,15 @@ def numbers_of(classes: Sequence[str]) -> list[int]:
     """What files of labels call classes: their own numbers, where all are numbers, or else their places, from 0."""
     numbers = list(map(int, classes)) if are_numbers(classes) else []
     return numbers if len(set(numbers)) == len(classes) else list(range(len(classes)))
+
+
+def refuse_unless_from_zero(labels: np.ndarray, path: Path, num_classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    refuse_if(
+        high >= num_classes,
+        f"labels count the classes from 0. Got {low} to {high} in {path}, for {num_classes} classes"
+        + "; take 1 from each" * (low == 1 and high == num_classes),
+    )
 
 
 def folders_of(root: str) -> dict[str, str]:

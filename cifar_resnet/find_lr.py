@@ -5,11 +5,10 @@
 Takes every override of cifar-train, and leaves a picture, a table and its suggestions in a folder.
 """
 
-import shlex
-
 from cifar_resnet import runs
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.quoting import command_line
 from cifar_resnet.range_test import plan, run_range_test
 from cifar_resnet.terminal import log
 
@@ -44,5 +43,5 @@ def run(jobs: list[Job]) -> int:
         log.info(f"  {name:9} {rate:8.3g}   {MEANINGS[name]}{'  <- suggested' if name == found.suggest else ''}")
     log.info(f"\n  picture and table in {folder}; to train with it:\n")
     kept = [override for override in job.overrides if not override.startswith(NOT_FOR_TRAINING)]
-    log.info(shlex.join(["cifar-train", *job.composer.arguments, *kept, f"optimizer.lr={found.suggestion:.3g}"]))
+    log.info(command_line("cifar-train", *job.composer.arguments, *kept, f"optimizer.lr={found.suggestion:.3g}"))
     return 0

@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,13 +62,20 @@ def files_in(folder: Path) -> Listing:
     return found
 
 
-def classes_in(root: Path) -> tuple[list[str], Listing]:
-    """The names of the folders in a folder, 10 after 9, and what else lies beside them."""
+def class_name(name: str) -> str:
+    """In one form, for file systems and archives write an accent as a letter of its own or not (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def classes_in(root: Path) -> tuple[dict[str, str], Listing]:
+    """The classes that have a folder in this one, 10 after 9, each with its folder's name; what else lies beside."""
     beside = Listing()
     names = [place.name for place, _ in look_into(root, chain_of(root), beside)]
     dead = [path for path in beside.files if not path.exists()]
     refuse_if(dead, f"links that lead nowhere. Got {named(sorted(dead))}; mend them or take them away")
-    return sorted(names, key=natural), beside
+    folders = {class_name(name): name for name in sorted(names, key=natural)}
+    refuse_if(len(folders) < len(names), f"two classes of one name. Got {named(map(repr, sorted(names)))} in {root}")
+    return folders, beside
 
 
 def look_into(folder: Path, chain: Chain, found: Listing) -> list[tuple[Path, Chain]]:

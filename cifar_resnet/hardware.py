@@ -39,6 +39,8 @@ def resolve_precision(
     """
     check(resolve_precision, locals())
     device = device_type(accelerator)
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "gpu": False}
+    refuse_if(not is_there.get(device, True), f"no such accelerator here. Got {accelerator}; give auto, or cpu")
     refuse_if(
         precision == "16-mixed" and device == "cpu",
         "precision=16-mixed needs a GPU. Got a CPU; give precision=auto, bf16-mixed or 32-true",

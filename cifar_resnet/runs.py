@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet.constraints import value_at
 from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
 from cifar_resnet.folders import natural
+from cifar_resnet.quoting import in_shell
 from cifar_resnet.terminal import log
 
 # what others rely on, in files that may be damaged, or somebody else's
@@ -28,8 +29,8 @@ IN_A_RECORD = (
     "train_seconds", "metrics", "config",
 )  # fmt: skip
 MENDING = "take it away, and resume=<run folder> tests the run again"
-RECORD, CONFIG, METRICS = "result.json", "config.yaml", "metrics.csv"
-OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", "train.log")
+RECORD, CONFIG, METRICS, LOG = "result.json", "config.yaml", "metrics.csv", "train.log"
+OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", LOG)
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
 RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
@@ -79,7 +80,8 @@ def parent_dir(cfg: DictConfig) -> Path:
 def check_new(run_dir: Path) -> None:
     refuse_if(
         run_dir.exists() and any(file.suffix != ".part" for file in run_dir.iterdir()),
-        f"run_dir must be a new folder. Got {run_dir}, which is not empty; to continue it, resume={run_dir}",
+        f"run_dir must be a new folder. Got {run_dir}, which is not empty; to continue it, "
+        f"{in_shell(f'resume={run_dir}')}",
     )
 
 
@@ -122,7 +124,11 @@ def open_folder(cfg: DictConfig) -> Iterator[Path]:
 
 def discard(run_dir: Path) -> None:
     """Take a run folder away that holds nothing but its configuration, and the folders it leaves empty."""
-    (run_dir / CONFIG).unlink(missing_ok=True)
+    left = list(run_dir.iterdir()) if run_dir.is_dir() else []
+    if any(file.name not in (CONFIG, LOG) for file in left):  # something came of it
+        return
+    for file in left:
+        file.unlink()
     with contextlib.suppress(OSError):  # not empty: somebody's
         for folder in (run_dir, *run_dir.parents[:2]):
             folder.rmdir()

@@ -9,7 +9,7 @@ the same command, a search goes on where it was.
 
 import functools
 import math
-import shlex
+import sqlite3
 from typing import Literal
 
 import optuna
@@ -25,9 +25,10 @@ from cifar_resnet.build import build_data_and_model, build_trainer, kept_images,
 from cifar_resnet.compose import Interval, Job
 from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
+from cifar_resnet.quoting import command_line
 from cifar_resnet.results import plots
 from cifar_resnet.sweep import run_in
-from cifar_resnet.terminal import log, part, print_table
+from cifar_resnet.terminal import log, look_next, part, print_table
 
 SAMPLERS = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
@@ -106,8 +107,10 @@ class Search:
         digest = runs.digest([*job.composer.arguments, *lasting, *searched])
         self.folder = runs.parent_dir(job.cfg) / f"search-{runs.slug(list(self.space))}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        # by hand, for a URL could not name every folder
+        connect = functools.partial(sqlite3.connect, self.folder / "study.db", check_same_thread=False)
         self.study = optuna.create_study(
-            storage=f"sqlite:///{self.folder / 'study.db'}",
+            storage=optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect}),
             study_name="search",
             direction="maximize",
             load_if_exists=True,
@@ -194,10 +197,12 @@ class Search:
                 figure = plots.search_figure(points, (best.params[key], best.value), key, domain.log)
                 plots.save_figure(picture, figure)
                 log.info(f"  picture     {picture}")
-        log.info(f"  look next   tensorboard --logdir {self.folder}\n\nto train with the best:\n")
+        if command := look_next(self.folder, self.folder):
+            log.info(f"  look next   {command}")
+        log.info("\nto train with the best:\n")
         kept = [override for override in self.job.overrides if not override.startswith(NOT_FOR_TRAINING)]
         found = [f"{key}={value}" for key, value in zip(self.space, self.values(best), strict=True)]
-        log.info(shlex.join(["cifar-train", *self.job.composer.arguments, *kept, *found]))
+        log.info(command_line("cifar-train", *self.job.composer.arguments, *kept, *found))
         return 0
 
     def values(self, trial: FrozenTrial) -> list[object]:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from cifar_resnet import resume, runs
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import RunError, UsageError, as_usage_error, refuse_if
-from cifar_resnet.terminal import duration, log, part, print_table
+from cifar_resnet.terminal import duration, log, look_next, part, print_table
 
 
 def refuse(jobs: Sequence[Job]) -> None:
@@ -52,7 +52,8 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
             f"  {len(reasons)} of {len(jobs)} jobs failed; the same command again trains only those\n\n"
             f"{''.join(reasons)}"
         )
-    log.info(f"  compare them: tensorboard --logdir {folder}")
+    if command := look_next(folder, folder):
+        log.info(f"  compare them: {command}")
     return 1 if reasons else 0
 
 

@@ -14,6 +14,8 @@ from rich import box, console, get_console, table
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from cifar_resnet.quoting import command_line
+
 log = logging.getLogger("cifar_resnet")
 LEAST = 8  # columns of the terminal that a text gets, however narrow that is
 
@@ -112,6 +114,8 @@ def summary_facts(record: dict) -> dict[str, str]:
         for split in ("val", "test")
         if f"{split}/acc" in metrics
     }
+    run_dir = Path(record["run_dir"])
+    command = look_next(run_dir.parent, run_dir)
     return {
         "trained": f"{record['network']} on {record['data']}, {record['epochs']} epochs"
         + (f" of {seen}" if (seen := part(record, "train")) else "")
@@ -119,8 +123,14 @@ def summary_facts(record: dict) -> dict[str, str]:
         "validation": scores.get("val", "none"),
         "test": f"{scores['test']}, the {record['selected']}" if "test" in scores else "left alone",
         "run folder": record["run_dir"],
-        "look next": f"tensorboard --logdir {Path(record['run_dir']).parent}",
+        **({"look next": command} if command else {}),
     }
+
+
+def look_next(shown: Path, written: Path) -> str:
+    """The command that shows the curves in one folder; empty where nothing has been written to the other."""
+    has_curves = any(written.rglob("events.out.tfevents.*"))
+    return command_line("tensorboard", "--logdir", shown) if has_curves else ""
 
 
 def print_table(rows: Sequence[Sequence[str]], footer: Sequence[str] = ()) -> None:

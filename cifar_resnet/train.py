@@ -27,8 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet import callbacks, constraints, preflight, resume, runs, sweep
 from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
 from cifar_resnet.compose import Composer, Job
-from cifar_resnet.errors import RunError, refuse_if
+from cifar_resnet.errors import RunError, UsageError, refuse_if
 from cifar_resnet.models.summary import size_rows, summarize
+from cifar_resnet.quoting import command_line, with_plain_paths
 from cifar_resnet.range_test import RangeTest, resolve_max_lr
 from cifar_resnet.results.record import begin_record, test_and_record
 from cifar_resnet.terminal import announcement, log, log_to, print_table, set_up_logging, summary
@@ -65,7 +66,8 @@ def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict
         trainer = build_trainer(cfg, data, model, extra_callbacks)
         model.config = OmegaConf.to_container(cfg, resolve=True)
         record = begin_record(cfg, data, model, trainer)
-        with narrated(cfg, record, run_dir, range_test, how_to_go_on=f"to continue: cifar-train resume={run_dir}"):
+        to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}')}"
+        with narrated(cfg, record, run_dir, range_test, to_continue):
             if cfg.compile:
                 model.compile()
             record |= fit(trainer, model, data, run_dir, start)
@@ -99,7 +101,7 @@ def narrated(
     cfg: DictConfig, record: dict, folder: Path, range_test: RangeTest | None, how_to_go_on: str
 ) -> Iterator[None]:
     """Around a training and its test: what begins is told, and what ends them early, in the folder's log as well."""
-    with log_to(folder / "train.log"):
+    with log_to(folder / runs.LOG):
         try:
             log.info(announcement(record))
             if range_test:
@@ -115,6 +117,8 @@ def narrated(
                 yield
             for path in sorted(folder.glob("*-profile*.txt")):
                 log.info(f"  profile     {path}")
+        except UsageError:  # nothing that could go on has begun
+            raise
         except BaseException as error:
             log.info(f"\nstopped before its end; {how_to_go_on}")
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -140,7 +144,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
         isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides),
         f"overrides are a list of texts. Got {overrides!r}; give such as ['model=resnet20']",
     )
-    jobs = (job,) = Composer("train", config_dir).jobs(list(overrides))
+    jobs = (job,) = Composer("train", config_dir).jobs(with_plain_paths(list(overrides), swept=False))
     refuse_if(
         job.cfg.ensemble.size > 1,
         "train() answers with the record of one run: leave out ensemble.size, or use cifar-train",

@@ -82,11 +82,7 @@ class DataModule(LightningDataModule, ABC):
         if self.train is None:
             images, labels = self.read(train=True)
             num_val = self.num_held_out(len(labels))
-            refuse_if(
-                len(labels) - num_val < self.batch_size,
-                f"too few training images for one batch. Got {len(labels)} less {num_val} for validation, and "
-                f"data.batch_size={self.batch_size}; lower data.batch_size or data.num_val",
-            )
+            self.check_batch_size(len(labels), num_val)
             train, val = stratified_split(labels, num_val, self.split_seed)
             self.train_hash = content_hash(images, labels)
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
@@ -102,6 +98,13 @@ class DataModule(LightningDataModule, ABC):
         if self.test is None:
             self.test = LabelledImages(*self.read(train=False))
 
+    def check_batch_size(self, num_images: int, num_val: int) -> None:
+        refuse_if(
+            num_images - num_val < self.batch_size,
+            f"too few training images for one batch. Got {num_images} less {num_val} for validation, and "
+            f"data.batch_size={self.batch_size}; lower data.batch_size or data.num_val",
+        )
+
     def measure(self, images: Tensor) -> None:
         """Fill in the mean and standard deviation that the configuration leaves open."""
         if self.mean is None or self.std is None:
@@ -114,6 +117,7 @@ class DataModule(LightningDataModule, ABC):
 
     def adopt(self, other: "DataModule") -> None:
         """Take over what another module of the same images and the same split has read."""
+        self.check_batch_size(len(other.train) + len(other.val), len(other.val))
         for name in ("train", "val", "test", "mean", "std", "split_hash", "train_hash", "classes"):
             setattr(self, name, getattr(other, name))
 

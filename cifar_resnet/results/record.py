@@ -13,6 +13,7 @@ from cifar_resnet import checkpoints, hardware, runs, sweep
 from cifar_resnet.data import DataModule
 from cifar_resnet.images import content_hash
 from cifar_resnet.models.summary import num_macs, num_parameters
+from cifar_resnet.quoting import command_line
 from cifar_resnet.results import evaluation, inference, page
 from cifar_resnet.results.predictions import FILE, Predictions
 from cifar_resnet.terminal import log, summary_facts
@@ -73,7 +74,8 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
             show(run_dir, record, data, chosen, trainer, predictions)
         except Exception as error:  # everything that counts is there by now
             reason = sweep.reason_of(error)
-            log.warning(f"warning: no page was made ({reason}); cifar-evaluate checkpoint={run_dir} makes one")
+            command = command_line("cifar-evaluate", f"checkpoint={run_dir}")
+            log.warning(f"warning: no page was made ({reason}); {command} makes one")
 
 
 def log_scores(cfg: DictConfig, record: dict, trainer: Trainer) -> None:

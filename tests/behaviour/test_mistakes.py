@@ -28,6 +28,7 @@ from cifar_resnet import cli
 from cifar_resnet.compose import COLLECTIONS, CONF, MAY_BE_LEFT_OUT, Composer, kind
 from cifar_resnet.constraints import leaves, select
 from cifar_resnet.data import DataModule
+from cifar_resnet.quoting import plain_path
 
 COUNT = int(os.environ.get("BAD_COMMANDS", "20"))
 COLD = "COLD" in os.environ
@@ -50,7 +51,8 @@ def things(trained, tmp_path_factory) -> Path:
         "mine/experiment",
     ):
         (folder / name).mkdir(parents=True)
-    (folder / "mine" / "optimizer").mkdir()
+    for name in ("mine/optimizer", "flat"):
+        (folder / name).mkdir()
     pixels = np.zeros((12, 32, 32, 3), np.uint8)
     labels = np.arange(12) % 3
     np.savez(folder / "floats.npz", images=pixels / 255, labels=labels)
@@ -58,10 +60,10 @@ def things(trained, tmp_path_factory) -> Path:
     np.savez(folder / "few.npz", images=pixels, labels=labels, classes=["cat", "dog", "fox"])
     np.savez(folder / "more.npz", images=pixels, labels=labels, classes=["cat", "dog", "bird"])
     np.savez(folder / "plain.npz", images=pixels, labels=labels)
-    np.savez(folder / "one.npz", images=pixels[0], labels=labels[:1])
+    np.savez(folder / "lone.npz", images=pixels[0], labels=labels[:1])
     picture = Image.new("RGB", (32, 32))
     for name in (
-        "picture.png", "twins/a/1.png", "twins/b/1.png", "dead/dog/1.png", "pets/train/cat/1.png",
+        "picture.png", "flat/picture.png", "twins/a/1.png", "twins/b/1.png", "dead/dog/1.png", "pets/train/cat/1.png",
         "pets/train/dog/1.png", "pets/test/cat/1.png", "broken_pets/train/cat/2.png", "broken_pets/test/cat/1.png",
     ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,8 @@ def things(trained, tmp_path_factory) -> Path:
     Image.new("1", (1001, 1000)).save(folder / "pets/train/dog/large.png")
     (folder / "dead" / "cat").symlink_to("nowhere")
     (folder / "broken_pets/train/dog").mkdir()
+    np.savez(folder / "one.npz", images=pixels, labels=labels + 1)
+    np.savez(folder / "ten.npz", images=pixels, labels=np.arange(12) % 10 + 1)
     torch.save({"net": torch.zeros(3)}, folder / "other.ckpt")
     for name, content in {
         "cut.ckpt": (trained / "checkpoints" / "best.ckpt").read_bytes()[:5000], "empty.ckpt": b"",
@@ -264,7 +268,9 @@ def generated(count: int) -> Iterator[tuple[str, str]]:
         typo = ".".join(filter(None, [parent, misspelt(name, dice)]))
         lines = {
             "key": f"{typo}=1" if typo not in settings[command] else None,
-            "grammar": dice.choice(["{0}=[1", "{0}=a(b", "{0}=c=d", "={0}", "{0}={{1"]).format(key),
+            "grammar": dice.choice(["{0}=[1", "{0}=a(b", "{0}=c=d", "={0}", "{0}={{1"]).format(key)
+            if plain_path(key, "[1", swept=False) == f"{key}=[1"  # not a path, which is plain text
+            else None,
             "kind": f"{key}=several" if kind(value) in ("a number", "true or false") else None,
             "taken away": f"~{key}" if parent not in COLLECTIONS and key not in MAY_BE_LEFT_OUT else None,
             "null": f"{key}=null" if value is not None and (parent in COLLECTIONS or not parent) else None,

@@ -69,6 +69,17 @@ def test_a_job_that_fails_before_it_reads_does_not_stop_the_sweep_and_leaves_the
     assert "failed" in output
 
 
+def test_a_job_that_asks_for_what_cannot_be_gets_the_line_that_it_would_get_alone(cifar_train, run_dirs, capsys):
+    """Also where the images have been read by the job before."""
+    assert cifar_train("data.batch_size=5000") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert cifar_train("-m", "data.batch_size=40,5000") == 1
+    captured = capsys.readouterr()
+    assert (run_dirs()[0].parent / "batch_size-5000" / "failure.txt").read_text() == f"{line.removeprefix('error: ')}\n"
+    assert "Traceback" not in captured.out + captured.err
+    assert "stopped before its end" not in captured.out
+
+
 def test_a_recipe_of_ones_own_is_mended_and_never_mixed_with_what_it_was(cifar_train, capsys):
     def write(lr: str, momentum: str) -> None:
         text = f"_target_: torch.optim.SGD\n_partial_: true\nlr: {lr}\nmomentum: {momentum}\nweight_decay: 0\n"

@@ -65,12 +65,14 @@ def test_a_run_folder_that_nothing_came_of_goes_again_and_one_with_something_sta
         with runs.open_folder(settings(tmp_path / "outputs")) as run_dir:
             assert OmegaConf.load(run_dir / "config.yaml").overrides == ["a.b=1"]
             if left:
-                (run_dir / "train.log").write_text("begun")
+                (run_dir / "metrics.csv").write_text("epoch")
+            (run_dir / "train.log").write_text("begun")
             raise UsageError("what only the trainer knows")
 
     with pytest.raises(UsageError, match="trainer"):
         begin()
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["train.log"] * left
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == ({"config.yaml", "metrics.csv", "train.log"} if left else set())
     assert (tmp_path / "outputs").exists() is left
 
 

@@ -144,7 +144,7 @@ def test_image_folder_says_what_is_missing(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="without train/"):
         ImageFolder(root=str(tmp_path / "nowhere"))
     (folder / "test" / "fox").mkdir()
-    with pytest.raises(ValueError, match=r"test has classes that train lacks. Got fox"):
+    with pytest.raises(ValueError, match=r"test has classes that train lacks. Got 'fox'"):
         ImageFolder(root=str(folder))
 
 
