@@ -178,7 +178,8 @@ def places_of(labels: Tensor, classes: list[str], known: list[str]) -> Tensor:
     unknown = [classes[label] for label in labels.unique().tolist() if keys[label] not in places]
     refuse_if(
         unknown,
-        f"classes that the network does not know. Got {named(map(repr, unknown))}; it knows {named(map(repr, known), most=20)}",
+        f"classes that the network does not know. Got {named(map(repr, unknown))}; it knows "
+        f"{named(map(repr, known), most=20)}",
     )
     return torch.tensor([places.get(key, -1) for key in keys])[labels]
 
