@@ -184,7 +184,7 @@ def run_table(members: Sequence[Run], keys: Sequence[str]) -> Table:
         Column("", [], {"num_tested": [record.get("num_tested") for record in records]}),
         Column(
             "epoch",
-            [f"{record['epoch']} of {record['epochs']}" for record in records],
+            [f"{record['epoch']:g} of {record['epochs']:g}" for record in records],
             {"epoch": epochs, "epochs": [record["epochs"] for record in records]},
         ),
         Column("time", list(map(terminal.duration, seconds)), {"seconds": seconds}),

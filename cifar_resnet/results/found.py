@@ -12,9 +12,9 @@ from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.results.restored import places_of_images
 
 IN_A_RECORD: dict[str, object] = {
-    **dict.fromkeys(("parameters", "epoch", "epochs"), CountOrZero),
+    "parameters": CountOrZero,
     **dict.fromkeys(("network", "data", "selected", "device"), str),
-    "train_seconds": float,
+    **dict.fromkeys(("epoch", "epochs", "train_seconds"), float),  # an epoch may have been cut short
     "num_tested": CountOrZero | None,
     "classes": list[str] | None,
     **dict.fromkeys(("split_hash", "train_hash", "test_hash"), str | None),

@@ -146,7 +146,8 @@ def test_settings_that_bear_on_the_training_may_not_change(trained, capsys, chan
     assert f"Got {change.partition('=')[0]} as well" in capsys.readouterr().err
 
 
-def test_a_run_that_failed_in_its_test_is_tested_with_another_limit(cifar_train, run_dirs, monkeypatch):
+@pytest.mark.parametrize("is_edited", [False, True], ids=["by an override", "by an edit"])
+def test_a_run_that_failed_in_its_test_is_tested_with_another_limit(cifar_train, run_dirs, monkeypatch, is_edited):
     """As by a share of less than a batch, before that was refused at once."""
     with monkeypatch.context() as patch:
         patch.setattr("cifar_resnet.build.check_limits", lambda *given: None)
@@ -154,7 +155,10 @@ def test_a_run_that_failed_in_its_test_is_tested_with_another_limit(cifar_train,
             cifar_train("trainer.limit_test_batches=0.5")
     (run_dir,) = run_dirs()
     assert cli.train([f"resume={run_dir}"]) == 2
-    assert cli.train([f"resume={run_dir}", "trainer.limit_test_batches=1"]) == 0
+    if is_edited:
+        text = (run_dir / "config.yaml").read_text()
+        (run_dir / "config.yaml").write_text(text.replace("limit_test_batches: 0.5", "limit_test_batches: 1"))
+    assert cli.train([f"resume={run_dir}", *([] if is_edited else ["trainer.limit_test_batches=1"])]) == 0
     assert record_of(run_dir)["num_tested"] == 50
 
 
