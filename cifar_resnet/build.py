@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.accelerators import AcceleratorRegistry
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, resume, runs
@@ -310,11 +309,6 @@ def resolve_conflicts(cfg: DictConfig) -> None:
         (trainer.get("min_epochs") or 0) > trainer.max_epochs,
         f"a training cannot be longer than its longest. Got trainer.min_epochs={trainer.get('min_epochs')} and "
         f"trainer.max_epochs={trainer.max_epochs}; give no more than that",
-    )
-    accelerators = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
-    refuse_if(
-        trainer.get("accelerator", "auto") not in accelerators,
-        f"no such accelerator. Got trainer.accelerator={trainer.get('accelerator')}; give {', '.join(accelerators)}",
     )
     if trainer.get("deterministic"):
         trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_resnet import callbacks, resume, runs, sweep, train
 from cifar_resnet.build import (
-    MONITORED,
     QUIET,
     build_callbacks,
     build_data_and_model,
@@ -52,7 +51,6 @@ def run(jobs: list[Job]) -> int:
 
 def refuse(cfg: DictConfig) -> None:
     """UsageError for what networks side by side cannot have; what only the network can tell, it tells itself."""
-    monitor = OmegaConf.select(cfg, "callbacks.best.monitor")
     for holds, text in (
         (cfg.dry_run, "dry_run describes one network. Got ensemble.size as well; leave that out"),
         (
@@ -67,11 +65,6 @@ def refuse(cfg: DictConfig) -> None:
         (
             "last" not in cfg.callbacks,
             "networks side by side go on from callbacks.last. Got ~callbacks.last; leave that out",
-        ),
-        (
-            "best" in cfg.callbacks and monitor not in MONITORED,
-            f"a member has nothing to be chosen by. Got callbacks.best.monitor={monitor}; "
-            f"give {', '.join(MONITORED[:-1])} or {MONITORED[-1]}",
         ),
         (
             OmegaConf.select(cfg, "scheduler.max_lr") == resume.AUTO,

@@ -176,6 +176,11 @@ def places_of(labels: Tensor, classes: list[str], known: list[str]) -> Tensor:
     places = {key: place for place, key in enumerate(numbers_of(known) if by_number else known)}
     keys = list(map(int, classes)) if by_number else classes
     unknown = [classes[label] for label in labels.unique().tolist() if keys[label] not in places]
+    counted = by_number and not are_numbers(known)
+    refuse_if(
+        unknown and counted,
+        f"labels count the classes from 0. Got one of {classes[-1]}, for {len(known)} classes",
+    )
     refuse_if(
         unknown,
         f"classes that the network does not know. Got {named(map(repr, unknown))}; it knows "

@@ -198,7 +198,7 @@ def part_at(path: Path, setting: str, image_size: int) -> Part:
         refuse_unless_from_zero(archive.labels, path, len(archive.classes))
         refuse_if(
             len(set(archive.classes)) < len(archive.classes),
-            f"two classes of one name. Got {named(archive.classes)} in {path}",
+            f"two classes of one name. Got {named(map(repr, archive.classes))} in {path}",
         )
     return Part(path, archive.classes, archive)
 

@@ -66,7 +66,7 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
         predictions = Predictions.of(data.test.images, log_probs, data.test.labels, order)
         predictions.save(run_dir / FILE)
         record |= {"num_test": predictions.num_images, "num_tested": len(log_probs)}
-        record["test_hash"] = content_hash(data.test.images, data.test.labels)
+        record["test_hash"] = content_hash(data.test.images[predictions.indices], predictions.labels)
     runs.write_json(run_dir / runs.RECORD, record)
     log_scores(cfg, record, trainer)
     if cfg.page:
