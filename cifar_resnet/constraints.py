@@ -43,6 +43,7 @@ ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 # settings at the top of a command's configuration, which no constructor takes
 TOP_LEVEL: dict[str, object] = {
     "seed": Seed,
+    "trust": Sequence[str],
     "ensemble.size": Count,
     "search.seed": Seed,
     "checkpoint": str | Sequence[str],
