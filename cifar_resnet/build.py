@@ -64,10 +64,21 @@ def sketch(cfg: DictConfig, check_budget: bool = True) -> tuple[DataModule, Clas
 
 
 def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
-    recipe = {"optimizer": cfg.optimizer, "scheduler": cfg.get("scheduler")}
+    recipe = {"optimizer": cfg.optimizer, "scheduler": schedule_of(cfg)}
     model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
     model.check_image_size(data.image_size)
     return model
+
+
+def schedule_of(cfg: DictConfig) -> dict | None:
+    """What builds the schedule: the group's own settings are its maker's, but for when it moves."""
+    if cfg.get("scheduler") is None:
+        return None
+    make = OmegaConf.to_container(cfg.scheduler, resolve=True) | {"_partial_": True}
+    when = {key: make.pop(key) for key in ("interval", "monitor") if key in make}
+    if parts := make.get("schedulers"):
+        make["schedulers"] = [part | {"_partial_": True} for part in parts]
+    return {"_target_": "cifar_resnet.optim.Schedule", "make": make, **when}
 
 
 def build_data(cfg: DictConfig) -> DataModule:
@@ -309,6 +320,11 @@ def resolve_conflicts(cfg: DictConfig) -> None:
         (trainer.get("min_epochs") or 0) > trainer.max_epochs,
         f"a training cannot be longer than its longest. Got trainer.min_epochs={trainer.get('min_epochs')} and "
         f"trainer.max_epochs={trainer.max_epochs}; give no more than that",
+    )
+    monitor = OmegaConf.select(cfg, "scheduler.monitor") or ""
+    refuse_if(
+        monitor.startswith("val/") and (cfg.data.get("num_val") == 0 or trainer.get("limit_val_batches") == 0),
+        f"scheduler.monitor={monitor} needs validation images. Got none; give some, or scheduler.monitor=train/loss",
     )
     if trainer.get("deterministic"):
         trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time

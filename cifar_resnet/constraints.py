@@ -49,6 +49,7 @@ ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 # settings at the top of a command's configuration, which no constructor takes
 TOP_LEVEL: dict[str, object] = {
     "seed": Seed,
+    "trust": Sequence[str],
     "ensemble.size": Count,
     "search.seed": Seed,
     "checkpoint": str | Sequence[str],
@@ -128,6 +129,7 @@ INSTEAD = RESERVED | {
     "learning_rate": "optimizer.lr is the learning rate",
 }
 RECEIVERS = {"lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter"}  # of **kwargs
+BESIDE = {"scheduler": "cifar_resnet.optim.Schedule"}  # what takes settings of a group that its target does not take
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -161,6 +163,8 @@ def check_jobs(configurations: Sequence[DictConfig], check_one: Callable[[DictCo
 
 def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:
     hints = hints_of(node["_target_"])
+    if key in BESIDE and hints is not None:
+        hints = {name: hint for name, hint in hints_of(BESIDE[key]).items() if name != "make"} | hints
     for name in node:
         place = f"{key}.{name}"
         if place.startswith("trainer.") and name in RESERVED:

@@ -37,7 +37,7 @@ def run(jobs: list[Job]) -> int:
     folder = runs.parent_dir(cfg) / "-".join(filter(None, ["ensemble", runs.slug(asked), digest]))
     run_dirs = {seed: folder / f"seed-{seed}" for seed in range(cfg.seed, cfg.seed + cfg.ensemble.size)}
     if (run_dirs[cfg.seed] / runs.CONFIG).is_file():  # begun before
-        cfg = runs.load_config(run_dirs[cfg.seed])
+        cfg = resume.load_begun(run_dirs[cfg.seed], cfg)
     records = [runs.read_record(run_dir) for run_dir in run_dirs.values()]
     if all(records):
         log.info("this ensemble has been trained before")

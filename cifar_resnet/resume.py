@@ -1,6 +1,7 @@
 """Which run a command goes on with, and what must not have changed since that began."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet import runs
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.trust import check_targets, named_in, named_in_files
 
 # what a run may go on with another value of: where it is computed, and what bears on its test and its looks alone
 MAY_CHANGE = (
-    "resume", "data.root", "data.device", "trainer.accelerator", "trainer.devices", "trainer.strategy", "test", "page",
-    "logger", "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
+    "resume", "trust", "data.root", "data.device", "trainer.accelerator", "trainer.devices", "trainer.strategy", "test",
+    "page", "logger", "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
 )  # fmt: skip
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
 RECIPE = ("seed", "data", "augment", "model", "optimizer", "scheduler", "averaging", "distill", "trainer")
@@ -47,7 +49,7 @@ def begun_run(job: Job) -> DictConfig:
         f"resume needs a run folder. Got resume={job.cfg.resume}",
     )
     run_dir = Path(job.cfg.resume)
-    cfg = runs.load_config(run_dir)
+    cfg = load_begun(run_dir, job.cfg, named_in_files(job.composer.folders[1:]))
     refuse_if(
         not os.access(run_dir, os.W_OK),
         f"resume writes into the run folder. Got {run_dir}, which is not writable",
@@ -68,13 +70,24 @@ def find_or_create(job: Job) -> DictConfig:
     name = "-".join(filter(None, ["auto", runs.slug(asked), runs.digest([*job.composer.arguments, *asked])]))
     run_dir = Path(job.cfg.run_dir or runs.parent_dir(job.cfg) / name)
     is_begun = (run_dir / runs.CONFIG).is_file()
-    cfg = runs.load_config(run_dir) if is_begun else job.cfg
+    cfg = load_begun(run_dir, job.cfg) if is_begun else job.cfg
     refuse_if(
         (before := without_folders(cfg.overrides)) != asked,
         f"run_dir holds a run of another command. Got {run_dir}, begun with {' '.join(before) or 'no settings'}; "
         f"give another run_dir, or leave it out",
     )
     cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if is_begun else None
+    return cfg
+
+
+def load_begun(run_dir: Path, now: DictConfig, named: Iterable[str] = ()) -> DictConfig:
+    """The configuration that a run folder holds, once nothing strange would be built of it; to be run there.
+
+    now: what the command is composed of. named: what its files name beside.
+    """
+    cfg = runs.load_config(run_dir)
+    cfg.run_dir = str(run_dir)
+    check_targets(cfg, run_dir / runs.CONFIG, {*named_in(now), *named}, now.get("trust") or ())
     return cfg
 
 

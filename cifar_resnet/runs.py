@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -29,7 +30,7 @@ IN_A_RECORD = (
     "train_seconds", "metrics", "config",
 )  # fmt: skip
 MENDING = "take it away, and resume=<run folder> tests the run again"
-RECORD, CONFIG, METRICS, LOG = "result.json", "config.yaml", "metrics.csv", "train.log"
+RECORD, CONFIG, METRICS, LOG, CURVES = "result.json", "config.yaml", "metrics.csv", "train.log", "tensorboard"
 OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", LOG)
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
@@ -125,10 +126,13 @@ def open_folder(cfg: DictConfig) -> Iterator[Path]:
 def discard(run_dir: Path) -> None:
     """Take a run folder away that holds nothing but its configuration, and the folders it leaves empty."""
     left = list(run_dir.iterdir()) if run_dir.is_dir() else []
-    if any(file.name not in (CONFIG, LOG) for file in left):  # something came of it
+    if any(file.name not in (CONFIG, LOG, CURVES) for file in left):  # something came of it
         return
     for file in left:
-        file.unlink()
+        if file.is_dir():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
     with contextlib.suppress(OSError):  # not empty: somebody's
         for folder in (run_dir, *run_dir.parents[:2]):
             folder.rmdir()

@@ -74,7 +74,7 @@ def run_in(run_dir: Path, cfg: DictConfig, run: Callable[[DictConfig], dict]) ->
         goes_on = runs.can_go_on(run_dir)
         if (run_dir / runs.CONFIG).is_file() and not goes_on:  # it may have been mended since
             shutil.rmtree(run_dir)
-        cfg = runs.load_config(run_dir) if goes_on else cfg
+        cfg = resume.load_begun(run_dir, cfg) if goes_on else cfg
         cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if goes_on else None
         return run(cfg)
     except Exception as error:

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.optim.lr_scheduler import LambdaLR
 from torchvision.utils import make_grid, save_image
 
 from cifar_resnet.constraints import Count, check
@@ -31,13 +30,30 @@ class AugmentedBatch(Callback):
 
 
 class ScheduleCurve(Callback):
-    """Draws the learning rate of the whole training before its first step."""
+    """Draws the learning rate of the whole training before its first step, or where metrics decide on it after all."""
 
     def __init__(self, path: str):
         self.path = Path(path)
+        self.rates: list[float] = []  # of each epoch, where no more is known
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        scheduler = pl_module.lr_schedulers()
-        if trainer.is_global_zero and isinstance(scheduler, LambdaLR):  # the others do not know their future
-            rates = [scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step) for step in range(pl_module.total_steps + 1)]
+        if pl_module.schedule:
+            optimizer = pl_module.new_optimizer()  # another, for its rate is moved
+            self.draw(trainer, pl_module.schedule.rates(optimizer, pl_module.total_steps, trainer.max_epochs) or [])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.schedule and pl_module.schedule.goes_by_metric:
+            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.draw(trainer, [rate for rate in self.rates for _ in range(2)])
+
+    def draw(self, trainer: Trainer, rates: list[float]) -> None:
+        if trainer.is_global_zero and rates:
             save_figure(self.path, schedule_figure(rates, trainer.max_epochs))
+
+    def state_dict(self) -> dict:
+        return {"rates": self.rates} if self.rates else {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.rates = state_dict.get("rates", [])

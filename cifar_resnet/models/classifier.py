@@ -22,7 +22,7 @@ from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.summary import num_parameters, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
-from cifar_resnet.optim import SAM, RngState, frozen_statistics, two_passes
+from cifar_resnet.optim import SAM, RngState, Schedule, frozen_statistics, two_passes
 from cifar_resnet.seeds import seed_for
 
 
@@ -37,7 +37,8 @@ class Classifier(LightningModule):
     tta: which views of each image validation and test average: "none", "flip" or "flip_shift" (see models/tta.py).
     max_params: `check_budget` refuses a network of more trainable parameters; None for no limit.
     optimizer: called with the parameters (or groups of them); only training needs it.
-    scheduler: called with the optimizer and total_steps, stepped after each batch; None keeps the learning rate.
+    scheduler: called with the optimizer and total_steps, stepped after each batch; or a `Schedule`, which may move
+        otherwise; None keeps the learning rate.
     distillation: teachers whose predictions the training loss follows as well.
     """
 
@@ -50,7 +51,7 @@ class Classifier(LightningModule):
         tta: TTA = "none",
         max_params: WholeNumber | None = None,
         optimizer: Callable[[Iterable], Optimizer] | None = None,
-        scheduler: Callable[..., LRScheduler] | None = None,
+        scheduler: Schedule | Callable[..., LRScheduler] | None = None,
         distillation: Distillation | None = None,
     ):
         super().__init__()
@@ -64,6 +65,7 @@ class Classifier(LightningModule):
         )
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
         self.seed = 0  # of dropout and its like
+        self.monitor, self.is_validated = "val/loss", False  # for schedules that go by a metric
         self.config: dict | None = None  # of the run, kept in its checkpoints
         self.data_state: dict | None = None  # what its images and classes are (`DataModule.state`), kept likewise
 
@@ -138,6 +140,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.trainer.callback_metrics.clear()  # an epoch that is not validated has no scores of an earlier one
+        self.is_validated = False
         # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
         torch.manual_seed(seed_for("network", self.seed, self.current_epoch, self.global_rank))
 
@@ -187,7 +190,12 @@ class Classifier(LightningModule):
         scaler = getattr(plugin, "scaler", None)
         return scaler.scale(loss) if scaler else loss
 
-    def build_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler | None]:
+    @property
+    def schedule(self) -> Schedule | None:
+        is_one = isinstance(self.scheduler, Schedule) or self.scheduler is None
+        return self.scheduler if is_one else Schedule(self.scheduler)
+
+    def new_optimizer(self) -> Optimizer:
         refuse_if(
             self.optimizer is None,
             f"a network without an optimizer cannot be trained. Got {type(self).__name__} with optimizer=None; give "
@@ -204,13 +212,41 @@ class Classifier(LightningModule):
                 group["lr"] *= factor
                 if "weight_decay" in group:
                     group["weight_decay"] /= factor
-        return optimizer, self.scheduler and self.scheduler(optimizer, total_steps=total_steps)
+        return optimizer
+
+    def build_optimizer(self, total_steps: int, epochs: int = 1) -> tuple[Optimizer, LRScheduler | None]:
+        """total_steps, epochs: of the whole training."""
+        optimizer = self.new_optimizer()
+        return optimizer, self.schedule and self.schedule.build(optimizer, total_steps, epochs, self.monitor)
 
     def configure_optimizers(self) -> dict:
         self.total_steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = self.build_optimizer(self.total_steps)
-        schedule = {"lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}} if scheduler else {}
-        return {"optimizer": optimizer} | schedule
+        self.monitor = "val/loss" if self.trainer.enable_validation else "train/loss"
+        optimizer, scheduler = self.build_optimizer(self.total_steps, self.trainer.max_epochs)
+        if scheduler is None:
+            return {"optimizer": optimizer}
+        when = {"interval": self.schedule.interval, "reduce_on_plateau": False}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "lr", **when}}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: float | None) -> None:
+        if self.schedule.interval == "step":
+            scheduler.step()
+
+    def on_validation_epoch_end(self) -> None:
+        self.is_validated = True  # this epoch
+
+    def on_train_epoch_end(self) -> None:
+        """Move the schedules that move by the epoch: Lightning would do so only once the epoch's checkpoint is written.
+
+        A training that goes on from there would lack the move.
+        """
+        if not self.schedule or self.schedule.interval == "step":
+            return
+        monitor = self.schedule.monitor or self.monitor
+        if not self.schedule.goes_by_metric:
+            self.lr_schedulers().step()
+        elif self.is_validated or monitor.startswith("train/"):  # or it would count an epoch without news as a bad one
+            self.lr_schedulers().step(self.trainer.callback_metrics[monitor])
 
     def parameter_groups(self) -> list[Tensor] | list[dict]:
         """All parameters, or where norm layers and biases are treated otherwise, those as a group of their own."""

@@ -65,6 +65,11 @@ class StackedEnsemble(Classifier):
             "SAM looks for one worst point, which networks side by side would share. Got ensemble.size="
             f'{len(self.members)}; give another optimizer, or train one after the other: -m "seed=range(0,…)"',
         )
+        refuse_if(
+            self.schedule and self.schedule.goes_by_metric,
+            "ReduceLROnPlateau would go by the mean of networks side by side, which share a schedule. Got "
+            f"ensemble.size={len(self.members)}; give another scheduler, or ensemble.size=1",
+        )
         skips = next((module for module in self.modules() if isinstance(module, (ShakeDrop, StochasticDepth))), None)
         refuse_if(
             skips,

@@ -3,17 +3,24 @@
 Shapes are given in fractions of the training and factors of the optimizer's own learning rate, so that
 `trainer.max_epochs` and `optimizer.lr` change without touching the schedule. Each schedule is a closed form of the
 step: continuing from a checkpoint needs no more than the step's number.
+
+`Schedule` says when one of these, one of torch's or one of a user's own moves.
 """
 
+import inspect
+import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
+import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from cifar_resnet.constraints import Count, Fraction, NonNegative, Positive, check
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import UsageError, refuse_if
 
 # from 1 down to 0 as progress goes from 0 to 1
 DESCENTS: dict[str, Callable[[float], float]] = {
@@ -129,3 +136,147 @@ def constant(optimizer: Optimizer, total_steps: int, warmup_fraction: Fraction =
     """The learning rate throughout, after a linear warm-up."""
     check(constant, locals())
     return with_warmup(optimizer, total_steps, warmup_fraction, end_factor=1.0, shape="linear")
+
+
+class Schedule:
+    """A learning-rate schedule, and when it moves.
+
+    make: called with the optimizer, and where it takes that with total_steps: how often the schedule moves in the whole
+        training. Gives one of torch's schedulers; of those that are made of others, these as `schedulers`.
+    interval: whether it moves after each "step" or each "epoch"; None: after each step where it takes total_steps and
+        for CyclicLR, after each epoch for all others.
+    monitor: what ReduceLROnPlateau goes by, after epochs in which it was measured; None: the loss on validation images,
+        or where there are none on training images. Its mode follows from this.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., LRScheduler],
+        interval: Literal["step", "epoch"] | None = None,
+        monitor: Literal["val/acc", "val/loss", "train/acc", "train/loss"] | None = None,
+    ):
+        check(Schedule, locals())
+        target = make.func if isinstance(make, partial) else make
+        self.make, self.monitor, self.name = make, monitor, getattr(target, "__name__", str(target))
+        self.goes_by_metric = inspect.isclass(target) and issubclass(target, ReduceLROnPlateau)
+        refuse_if(
+            monitor and not self.goes_by_metric,
+            f"scheduler.monitor is for ReduceLROnPlateau. Got {monitor} for {self.name}; leave it out",
+        )
+        refuse_if(
+            interval == "step" and self.goes_by_metric,
+            f"{self.name} goes by what an epoch measured. Got scheduler.interval=step; leave it out",
+        )
+        mode, metric = getattr(make, "keywords", {}).get("mode"), monitor or "the loss"
+        refuse_if(
+            self.goes_by_metric and mode not in (None, self.mode(metric)),
+            f"scheduler.mode follows from what {self.name} goes by. Got {mode} for {metric}; leave it out",
+        )
+        for key in lacking(make):
+            raise UsageError(f"scheduler.{key} has no default. Give it: scheduler.{key}=…")
+        self.interval = interval or ("step" if moves_by_step(make) else "epoch")
+
+    @staticmethod
+    def mode(monitor: str) -> str:
+        return "max" if monitor.endswith("acc") else "min"
+
+    def build(self, optimizer: Optimizer, total_steps: int, epochs: int = 1, monitor: str = "val/loss") -> LRScheduler:
+        """total_steps, epochs: of the whole training. monitor: what goes for the schedule's own where that is None."""
+        moves = total_steps if self.interval == "step" else epochs
+        mode = {"mode": self.mode(self.monitor or monitor)} if self.goes_by_metric else {}
+        before = [group["lr"] for group in optimizer.param_groups]
+        scheduler = made(self.make, optimizer, moves, **mode)
+        refuse_if(
+            not isinstance(scheduler, LRScheduler),
+            f"a schedule is called with the optimizer and total_steps and gives one of torch.optim.lr_scheduler. "
+            f"Got {type(scheduler).__name__} from {self.name}; give LambdaLR(optimizer, …), say",
+        )
+        planned = getattr(scheduler, "total_steps", None) or moves
+        refuse_if(
+            planned < moves,
+            f"{self.name} ends before the training. Got {planned} of {moves} {self.interval}s; leave out its length, "
+            f"which is filled in",
+        )
+        after = [group["lr"] for group in optimizer.param_groups]
+        ratios = [(a * before[0], after[0] * b) for a, b in zip(after, before, strict=True)]
+        refuse_if(
+            isinstance(scheduler, (OneCycleLR, CyclicLR)) and not all(math.isclose(*pair) for pair in ratios),
+            f"{self.name} gives all weights one learning rate. Got an optimizer or model.bias_lr_factor with "
+            f"several, {before}; give rates as lists of the same ratios, or scheduler=one_cycle",
+        )
+        check_state(scheduler, self.name)
+        return scheduler
+
+    def rates(self, optimizer: Optimizer, total_steps: int, epochs: int) -> list[float] | None:
+        """The learning rate of each step, and after the last one; None where it goes by what will be measured.
+
+        optimizer: of no training, for its learning rate is moved.
+        """
+        scheduler = self.build(optimizer, total_steps, epochs)
+        if self.goes_by_metric:
+            return None
+        if isinstance(scheduler, LambdaLR):
+            moves = total_steps if self.interval == "step" else epochs
+            found = [scheduler.base_lrs[0] * scheduler.lr_lambdas[0](move) for move in range(moves + 1)]
+        else:
+            found = simulated(scheduler, total_steps if self.interval == "step" else epochs)
+        steps_per_epoch = total_steps / epochs
+        places = range(total_steps + 1) if self.interval == "epoch" else ()
+        return [found[min(int(step / steps_per_epoch), epochs)] for step in places] or found
+
+
+def made(make: Callable[..., LRScheduler], optimizer: Optimizer, moves: int, **others: object) -> LRScheduler:
+    """Call it with what it takes of these, and with what has been made of its parts."""
+    parameters, given = parameters_of(make), getattr(make, "keywords", {})
+    has_length = given.get("total_steps") or (given.get("epochs") and given.get("steps_per_epoch"))
+    length = {"total_steps": moves} if "total_steps" in parameters and not has_length else {}
+    if parts := given.get("schedulers"):
+        others |= {"schedulers": [made(part, optimizer, moves) for part in parts]}
+    return make(**others, **length, optimizer=optimizer) if parts else make(optimizer, **others, **length)
+
+
+def parameters_of(make: Callable) -> set[str]:
+    try:
+        return set(inspect.signature(make).parameters)
+    except ValueError:  # of something built in
+        return set()
+
+
+def lacking(make: Callable) -> list[str]:
+    """What it must be given beside the optimizer and total_steps."""
+    try:
+        parameters = list(inspect.signature(make).parameters.values())
+    except ValueError:
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [each.name for each in parameters[1:] if each.kind in named and each.default is each.empty]
+    return [name for name in needed if name not in ("optimizer", "total_steps")]
+
+
+def moves_by_step(make: Callable) -> bool:
+    parts = getattr(make, "keywords", {}).get("schedulers") or ()
+    is_cyclic = getattr(make, "func", make) is CyclicLR
+    return is_cyclic or "total_steps" in parameters_of(make) or any(map(moves_by_step, parts))
+
+
+def check_state(scheduler: LRScheduler, name: str) -> None:
+    """UsageError where a checkpoint could not be read again, of which all is plain."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(scheduler.state_dict(), buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception as error:  # whatever its parts may raise
+        raise UsageError(
+            f"a schedule is kept in checkpoints as plain values. Got {name}, with more than such "
+            f"({type(error).__name__}); write what it calls as functions"
+        ) from error
+
+
+def simulated(scheduler: LRScheduler, moves: int) -> list[float]:
+    found = [scheduler.optimizer.param_groups[0]["lr"]]
+    with warnings.catch_warnings(action="ignore"):  # for its optimizer makes no steps
+        for _ in range(moves):
+            scheduler.step()
+            found.append(scheduler.optimizer.param_groups[0]["lr"])
+    return found

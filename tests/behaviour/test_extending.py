@@ -92,13 +92,15 @@ def test_what_their_constructors_do_not_take_is_an_unknown_key(own_files, capsys
     assert "unknown key optimizer.moment. Did you mean optimizer.momentum?" in capsys.readouterr().err
 
 
-def test_a_resumed_run_needs_the_folder_no_more(own_files, run_dirs, crash):
+def test_a_resumed_run_needs_the_folder_no_more_but_to_hear_whose_code_it_may_name(own_files, run_dirs, crash, capsys):
     crash(1)
     with pytest.raises(RuntimeError, match="power"):
         train("trainer.max_epochs=2")
     crash(None)
     (run_dir,) = run_dirs()
-    assert cli.train([f"resume={run_dir}"]) == 0
+    assert cli.train([f"resume={run_dir}"]) == 2
+    assert "Got model._target_=my_networks.TwoLayers; if you trust it, add" in capsys.readouterr().err
+    assert cli.train([f"resume={run_dir}", "trust=[my_networks]"]) == 0
     assert record_of(run_dir)["epochs"] == 2
 
 

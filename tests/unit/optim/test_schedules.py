@@ -1,11 +1,14 @@
 """Schedules against torch's own, and by their defining points."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR
+from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
 from cifar_resnet.errors import UsageError
-from cifar_resnet.optim import constant, cosine, linear, multistep, one_cycle
+from cifar_resnet.optim import Schedule, constant, cosine, linear, multistep, one_cycle
 
 STEPS = 40
 
@@ -105,3 +108,149 @@ def test_a_longer_training_stretches_the_shape(make):
 def test_impossible_shapes_are_refused(make, options, message):
     with pytest.raises(UsageError, match=f"^{message}"):
         make(optimizer(), total_steps=STEPS, **options)
+
+
+# Schedules of torch's own and of others, and when they move
+
+EPOCHS = 8
+
+
+def factor(step: int) -> float:
+    return 1 / (1 + step)
+
+
+def by_hand(interval: str, make) -> list[float]:
+    """The rate of each step by a plain loop over epochs of five steps, and after the last."""
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2, momentum=0.9)
+    scheduler, found = make(sgd), []
+    for _ in range(EPOCHS):
+        for _ in range(STEPS // EPOCHS):
+            found.append(sgd.param_groups[0]["lr"])
+            sgd.step()
+            if interval == "step":
+                scheduler.step()
+        if interval == "epoch":
+            scheduler.step()
+    return [*found, sgd.param_groups[0]["lr"]]
+
+
+def warmed_up(optimizer):
+    parts = [lr_scheduler.LinearLR(optimizer, total_iters=2), lr_scheduler.ExponentialLR(optimizer, 0.5)]
+    return lr_scheduler.SequentialLR(optimizer, parts, milestones=[2])
+
+
+CASES = {
+    "StepLR": (partial(lr_scheduler.StepLR, step_size=3), None, "epoch"),
+    "StepLR by step": (partial(lr_scheduler.StepLR, step_size=3), "step", "step"),
+    "MultiStepLR": (partial(lr_scheduler.MultiStepLR, milestones=[2, 5]), None, "epoch"),
+    "ExponentialLR": (partial(lr_scheduler.ExponentialLR, gamma=0.7), None, "epoch"),
+    "CosineAnnealingLR": (partial(CosineAnnealingLR, T_max=EPOCHS), None, "epoch"),
+    "CosineAnnealingWarmRestarts": (partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=3), None, "epoch"),
+    "PolynomialLR": (partial(lr_scheduler.PolynomialLR, total_iters=STEPS), "step", "step"),
+    "LambdaLR": (partial(lr_scheduler.LambdaLR, lr_lambda=factor), None, "epoch"),
+    "LambdaLR by step": (partial(lr_scheduler.LambdaLR, lr_lambda=factor), "step", "step"),
+    "MultiplicativeLR": (partial(lr_scheduler.MultiplicativeLR, lr_lambda=factor), None, "epoch"),
+    "CyclicLR": (partial(lr_scheduler.CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=7), None, "step"),
+    "OneCycleLR": (partial(OneCycleLR, max_lr=0.3, total_steps=STEPS), None, "step"),
+    "OneCycleLR by epoch": (partial(OneCycleLR, max_lr=0.3, total_steps=EPOCHS), "epoch", "epoch"),
+}
+
+
+def sgd_with_momentum() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2, momentum=0.9)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_schedule_of_torchs_moves_when_torchs_documentation_has_it_move(case):
+    make, interval, expected = CASES[case]
+    schedule = Schedule(make, interval)
+    assert schedule.interval == expected
+    assert schedule.rates(sgd_with_momentum(), STEPS, EPOCHS) == pytest.approx(by_hand(expected, make))
+
+
+def test_the_length_is_filled_in_where_it_is_left_out():
+    for interval, length in (("step", STEPS), ("epoch", EPOCHS)):
+        found = Schedule(partial(OneCycleLR, max_lr=0.3), interval).rates(sgd_with_momentum(), STEPS, EPOCHS)
+        assert found == pytest.approx(by_hand(interval, partial(OneCycleLR, max_lr=0.3, total_steps=length)))
+    by_parts = partial(OneCycleLR, max_lr=0.3, epochs=EPOCHS, steps_per_epoch=STEPS // EPOCHS)
+    assert Schedule(by_parts).rates(sgd_with_momentum(), STEPS, EPOCHS) == pytest.approx(by_hand("step", by_parts))
+
+
+def test_schedules_of_schedules_are_made_of_their_parts():
+    parts = [partial(lr_scheduler.LinearLR, total_iters=2), partial(lr_scheduler.ExponentialLR, gamma=0.5)]
+    sequential = Schedule(partial(lr_scheduler.SequentialLR, schedulers=parts, milestones=[2]))
+    assert sequential.rates(optimizer(), STEPS, EPOCHS) == pytest.approx(by_hand("epoch", warmed_up))
+    chained = Schedule(partial(lr_scheduler.ChainedScheduler, schedulers=parts))
+    expected = [0.2 * 0.5**epoch * min(1, (1 + epoch) / 3 if epoch < 2 else 1) for epoch in range(EPOCHS + 1)]
+    assert chained.rates(optimizer(), STEPS, EPOCHS)[:: STEPS // EPOCHS] == pytest.approx(expected)
+
+
+def test_a_function_of_the_optimizer_and_the_number_of_steps_is_a_schedule():
+    def own(optimizer, total_steps):
+        return LinearLR(optimizer, 1.0, 0.5, total_steps)
+
+    found = Schedule(own).rates(optimizer(), STEPS, EPOCHS)
+    assert found == pytest.approx([0.2 * (1 - 0.5 * step / STEPS) for step in range(STEPS + 1)])
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [(None, "min"), ("val/loss", "min"), ("val/acc", "max")])
+def test_what_a_plateau_goes_by_says_which_way_is_up(monitor, mode):
+    schedule = Schedule(ReduceLROnPlateau, monitor=monitor)
+    assert schedule.interval == "epoch"
+    assert schedule.build(optimizer(), STEPS, EPOCHS).mode == mode
+    assert schedule.rates(optimizer(), STEPS, EPOCHS) is None
+
+
+class Tangled:
+    """A callable whose state is more than plain values."""
+
+    def __init__(self):
+        self.network = torch.nn.Linear(1, 1)
+
+    def __call__(self, step: int) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (partial(lr_scheduler.StepLR), {}, r"scheduler\.step_size has no default. Give it: scheduler\.step_size=…"),
+        (ReduceLROnPlateau, {"interval": "step"}, "goes by what an epoch measured. Got scheduler.interval=step"),
+        (
+            partial(ReduceLROnPlateau, mode="max"),
+            {},
+            "scheduler.mode follows .* Got max for the loss; leave it",
+        ),
+        (
+            partial(ReduceLROnPlateau, mode="min"),
+            {"monitor": "val/acc"},
+            "scheduler.mode .* Got min for val/acc",
+        ),
+        (
+            partial(CosineAnnealingLR, T_max=3),
+            {"monitor": "val/acc"},
+            "is for ReduceLROnPlateau. Got val/acc for",
+        ),
+        (ReduceLROnPlateau, {"monitor": "test/acc"}, "monitor must be val/acc, val/loss, .* Got 'test/acc'"),
+        (cosine, {"interval": "batch"}, "interval must be step or epoch or null. Got 'batch'"),
+        (
+            partial(OneCycleLR, max_lr=1.0, total_steps=7),
+            {},
+            "OneCycleLR ends before .* Got 7 of 40 steps; leave",
+        ),
+        (lambda optimizer: 3, {}, "a schedule is called with the optimizer .* Got int from <lambda>; give LambdaLR"),
+        (partial(lr_scheduler.LambdaLR, lr_lambda=Tangled()), {}, "kept in checkpoints as plain values. Got LambdaLR"),
+    ],
+)
+def test_schedules_that_cannot_work_are_told_what_to_write(make, options, message):
+    with pytest.raises(UsageError, match=message):
+        Schedule(make, **options).build(sgd_with_momentum(), STEPS, EPOCHS)
+
+
+@pytest.mark.parametrize(
+    "make", [partial(OneCycleLR, max_lr=1.0), partial(lr_scheduler.CyclicLR, base_lr=0.1, max_lr=1)]
+)
+def test_a_schedule_that_would_undo_the_rates_of_parts_is_refused(make):
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 6.4)]
+    with pytest.raises(UsageError, match=r"gives all weights one learning rate. Got .*\[0.1, 6.4\]"):
+        Schedule(make).build(torch.optim.SGD(groups, momentum=0.9), STEPS)
