@@ -14,7 +14,8 @@ from cifar_resnet.trust import check_targets, named_in, named_in_files
 # what a run may go on with another value of: where it is computed, and what bears on its test and its looks alone
 MAY_CHANGE = (
     "resume", "trust", "data.root", "data.device", "trainer.accelerator", "trainer.devices", "trainer.strategy", "test",
-    "page", "logger", "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
+    "page", "logger", "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps",
+    "trainer.profiler",
 )  # fmt: skip
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
 RECIPE = ("seed", "data", "augment", "model", "optimizer", "scheduler", "averaging", "distill", "trainer")
