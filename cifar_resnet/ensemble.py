@@ -22,6 +22,7 @@ from cifar_resnet.compose import Job
 from cifar_resnet.data import DataModule, StackedData
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import StackedEnsemble
+from cifar_resnet.narration import narrated
 from cifar_resnet.quoting import command_line
 from cifar_resnet.results.record import begin_record, test_and_record
 from cifar_resnet.terminal import log, print_table
@@ -112,7 +113,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         shared.mkdir(exist_ok=True)
     records = [begin_record(*each, trainer) for each in zip(members, modules, models, strict=True)]
     whole = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
-    with train.narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"):
+    with narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"):
         if getattr(trainer.precision_plugin, "scaler", None):
             log.warning(
                 "warning: in 16-mixed, a step whose gradients overflow in one network is left out by all of them; "

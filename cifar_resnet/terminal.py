@@ -75,8 +75,8 @@ def part(record: dict, split: str) -> str:
         "val": ("num_validated", "num_val", "validation"),
         "test": ("num_tested", "num_test", "test"),
     }[split]
-    count = record.get(seen)  # records of earlier versions do not say
-    return f"{count:,} of {record[whole]:,} {name} images" if count and count < record[whole] else ""
+    count, all_there = record.get(seen), record.get(whole)  # records of earlier versions do not say
+    return f"{count:,} of {all_there:,} {name} images" if count and all_there and count < all_there else ""
 
 
 def announcement(record: dict) -> str:

@@ -17,9 +17,8 @@ if __name__ == "__main__":  # here, before torch is imported: help and mistakes 
 
     sys.exit(cli.train())
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -27,12 +26,13 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet import callbacks, constraints, preflight, resume, runs, sweep
 from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
 from cifar_resnet.compose import Composer, Job
-from cifar_resnet.errors import RunError, UsageError, refuse_if
+from cifar_resnet.errors import refuse_if
 from cifar_resnet.models.summary import size_rows, summarize
+from cifar_resnet.narration import narrated
 from cifar_resnet.quoting import command_line, with_plain_paths
-from cifar_resnet.range_test import RangeTest, resolve_max_lr
+from cifar_resnet.range_test import resolve_max_lr
 from cifar_resnet.results.record import begin_record, test_and_record
-from cifar_resnet.terminal import announcement, log, log_to, print_table, set_up_logging, summary
+from cifar_resnet.terminal import log, print_table, set_up_logging, summary
 
 
 def run(jobs: list[Job]) -> int:
@@ -94,36 +94,6 @@ def fit(
         **throughput.counts(),
         "machines": machine.machines,
     }
-
-
-@contextlib.contextmanager
-def narrated(
-    cfg: DictConfig, record: dict, folder: Path, range_test: RangeTest | None, how_to_go_on: str
-) -> Iterator[None]:
-    """Around a training and its test: what begins is told, and what ends them early, in the folder's log as well."""
-    with log_to(folder / runs.LOG):
-        try:
-            log.info(announcement(record))
-            if range_test:
-                range_test.save(folder)
-            enders = {"early stopping": "early_stopping" in cfg.callbacks, "max_time": cfg.trainer.get("max_time")}
-            if any(enders.values()) and cfg.choices.get("scheduler") not in ("constant", None):
-                log.warning(
-                    f"warning: {' or '.join(name for name in enders if enders[name])} may end the training before "
-                    f"scheduler={cfg.choices.scheduler} has brought the learning rate down, which is where most of the "
-                    f"accuracy comes from\n"
-                )
-            with callbacks.as_interrupted():
-                yield
-            for path in sorted(folder.glob("*-profile*.txt")):
-                log.info(f"  profile     {path}")
-        except UsageError:  # nothing that could go on has begun
-            raise
-        except BaseException as error:
-            log.info(f"\nstopped before its end; {how_to_go_on}")
-            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-                raise RunError(f"a file could not be written ({error}); what had been finished is kept") from error
-            raise
 
 
 def describe(job: Job) -> None:

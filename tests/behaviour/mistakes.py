@@ -352,7 +352,6 @@ BEFORE_DATA_IS_READ = [
     ("train", "-m seed=0,1 trainer.limit_test_batches=0.5", "trainer.limit_test_batches is less", "Got 0.5 of 1;"),
     ("train", "ensemble.size=2 trainer.limit_test_batches=0.5", "limit_test_batches is less", "Got 0.5 of 1;"),
     ("search", "trainer.limit_val_batches=0.5", "trainer.limit_val_batches is less", "Got 0.5 of 1;", "give a number"),
-    ("train", "trainer.check_val_every_n_epoch=500", "no epoch would be validated", "=500 for 1", "data.num_val=0"),
     ("train", "precision=16-mixed trainer.accelerator=cpu", "precision=16-mixed needs a GPU.", "give precision=auto"),
     ("train", "precision.float32_matmul=most", "precision.float32_matmul must be highest, high or", "Got 'most'"),
     ("train", "callbacks.finite_loss.every_n_steps=0", "finite_loss.every_n_steps must be", "1 or more.", "Got 0"),
@@ -384,7 +383,7 @@ BEFORE_DATA_IS_READ = [
     (
         "train",
         "ensemble.size=2 callbacks.best.monitor=test/acc",
-        "nothing to be chosen by.",
+        "nothing to go by.",
         "monitor=test/acc;",
         "give",
     ),

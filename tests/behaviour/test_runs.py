@@ -392,7 +392,7 @@ def test_predictions_go_through_links_and_into_pipes(trained):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("model=resnet20", r"overrides are a list of texts. Got 'model=resnet20'; give \['model=resnet20'\]"),
+        ("model=resnet20", r"overrides are a list of texts. Got 'model=resnet20'; give such as \['model=resnet20'\]"),
         (["dry_run=true"], "Got dry_run=true; leave it out, or use cifar-train"),
         (["data=image_folder", "data.root=nowhere"], "Got nowhere, without train/"),
     ],

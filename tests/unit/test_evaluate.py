@@ -329,7 +329,10 @@ def test_numbered_folders_are_compared_by_number_and_unknown_numbers_named(with_
     Path("mine/11").rename("mine/12")
     capsys.readouterr()
     assert cli.evaluate(given) == 2
-    assert "classes that the network does not know. Got 12; it knows 0, 1, 10, 11, 2" in capsys.readouterr().err
+    assert (
+        "classes that the network does not know. Got '12'; it knows '0', '1', '10', '11', '2'"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_validation_images_of_a_run_trained_before_are_found_again(tmp_path, monkeypatch):

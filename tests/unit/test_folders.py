@@ -27,7 +27,7 @@ def test_names_sort_as_a_person_would_whatever_digits_they_hold():
 def test_classes_sort_by_their_numbers():
     for name in range(12):
         Path("train", str(name)).mkdir(parents=True)
-    assert classes_in(Path("train"))[0] == [str(number) for number in range(12)]
+    assert list(classes_in(Path("train"))[0]) == [str(number) for number in range(12)]
 
 
 SYSTEM = [
@@ -41,7 +41,7 @@ def test_hidden_and_system_entries_are_passed_over_at_every_depth_and_counted():
     put(*(f"train/{name}" for name in kept))
     put(*(f"train/{place}{name}" for place in ("", "cat/", "cat/deep/er/") for name in SYSTEM))
     classes, beside = classes_in(Path("train"))
-    assert classes == ["cat", "dog"]
+    assert list(classes) == ["cat", "dog"]
     assert beside.files == []
     assert beside.hidden == len(SYSTEM)
     assert names_in("train/cat") == ["1.png", "deep/er/2.png"]
@@ -54,7 +54,7 @@ def test_links_to_files_and_folders_are_followed():
     Path("train/cat/more").symlink_to(Path("elsewhere").resolve())
     Path("train/cat/5.png").symlink_to(Path("elsewhere/2.png").resolve())
     Path("train/dog").symlink_to("../elsewhere")
-    assert classes_in(Path("train"))[0] == ["cat", "dog"]
+    assert list(classes_in(Path("train"))[0]) == ["cat", "dog"]
     assert names_in("train/cat") == ["1.png", "5.png", "more/2.png", "more/deep/3.png"]
     assert names_in("train/dog") == ["2.png", "deep/3.png"]
     assert files_in(Path("train/cat")).hidden == 1
@@ -68,7 +68,7 @@ def test_links_back_are_not_followed_and_are_named():
     assert names_in("train/cat") == ["1.png", "deep/3.png"]
     assert sorted(files_in(Path("train/cat")).circles) == [Path("train/cat/all"), Path("train/cat/deep/up")]
     classes, beside = classes_in(Path("train"))
-    assert classes == ["cat", "dog"]
+    assert list(classes) == ["cat", "dog"]
     assert beside.in_words() == "links back to where they lie (train/self)"
 
 

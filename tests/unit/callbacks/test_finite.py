@@ -13,7 +13,7 @@ def skipped_after(finite: list[bool], callback: FiniteLoss, scaler: torch.amp.Gr
     """The count after so many steps, some of which have gradients that are not finite."""
     logged = {}
     model = SimpleNamespace(device=torch.device("cpu"), log=lambda name, value: logged.update({name: value.item()}))
-    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), is_last_batch=False)
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), is_last_batch=False, should_stop=False)
     callback.on_train_start(trainer, model)
     weight = torch.ones(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.1)

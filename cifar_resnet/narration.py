@@ -1,0 +1,42 @@
+"""What a training says of itself, from its beginning to its end or to what ends it early."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cifar_resnet import callbacks, runs
+from cifar_resnet.errors import RunError, UsageError
+from cifar_resnet.range_test import RangeTest
+from cifar_resnet.terminal import announcement, log, log_to
+
+
+@contextlib.contextmanager
+def narrated(
+    cfg: DictConfig, record: dict, folder: Path, range_test: RangeTest | None, how_to_go_on: str
+) -> Iterator[None]:
+    """Around a training and its test: what begins is told, and what ends them early, in the folder's log as well."""
+    with log_to(folder / runs.LOG):
+        try:
+            log.info(announcement(record))
+            if range_test:
+                range_test.save(folder)
+            enders = {"early stopping": "early_stopping" in cfg.callbacks, "max_time": cfg.trainer.get("max_time")}
+            if any(enders.values()) and cfg.choices.get("scheduler") not in ("constant", None):
+                log.warning(
+                    f"warning: {' or '.join(name for name in enders if enders[name])} may end the training before "
+                    f"scheduler={cfg.choices.scheduler} has brought the learning rate down, which is where most of the "
+                    f"accuracy comes from\n"
+                )
+            with callbacks.as_interrupted():
+                yield
+            for path in sorted(folder.glob("*-profile*.txt")):
+                log.info(f"  profile     {path}")
+        except UsageError:  # nothing that could go on has begun
+            raise
+        except BaseException as error:
+            log.info(f"\nstopped before its end; {how_to_go_on}")
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                raise RunError(f"a file could not be written ({error}); what had been finished is kept") from error
+            raise
