@@ -19,7 +19,9 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from datetime import date
@@ -220,7 +222,14 @@ def begin() -> dict:
     keep_freed_memory()  # it serves the bare loop as well
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}\n")
-    return {"device": device, "versions": runs.versions(), "commit": runs.commit(), "date": str(date.today())}
+    script, *arguments = sys.argv
+    return {
+        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments]),
+        "device": device,
+        "versions": runs.versions(),
+        "commit": runs.commit(),
+        "date": str(date.today()),
+    }
 
 
 def measure(name: str, rounds: int, steps: int) -> dict:

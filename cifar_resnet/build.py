@@ -15,6 +15,7 @@ from cifar_resnet.data import DataModule, Files
 from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import Classifier
+from cifar_resnet.monitored import mode_of
 from cifar_resnet.optim import SAM
 
 # a trainer that leaves nothing
@@ -218,7 +219,7 @@ def check_callbacks(cfg: DictConfig, has_val: bool) -> None:
         monitor, mode = (argument_of(node, key) for key in ("monitor", "mode"))
         if monitor is None:
             continue
-        callbacks.mode_of(monitor, mode, f"callbacks.{name}")
+        mode_of(monitor, mode, f"callbacks.{name}")
         refuse_if(
             monitor.startswith("val/") and name != "best" and not is_validated,
             f"callbacks.{name} looks at validation images, by monitor={monitor}. Got data.num_val="

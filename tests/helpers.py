@@ -16,6 +16,13 @@ TINY = (
 )  # fmt: skip
 
 
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    """Texts by their names, in folders of their own."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 def record_of(run_dir: Path) -> dict:
     return json.loads((run_dir / "result.json").read_text())
 

@@ -9,7 +9,6 @@ from cifar_resnet.callbacks.machine import Machine
 from cifar_resnet.callbacks.metrics import MemberMetricsCSV, MetricsCSV, Throughput
 from cifar_resnet.callbacks.mid_epoch import MidEpochState
 from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoints
-from cifar_resnet.callbacks.monitored import mode_of
 from cifar_resnet.callbacks.pictures import AugmentedBatch, ScheduleCurve
 from cifar_resnet.callbacks.progress import Progress
 
@@ -32,7 +31,6 @@ __all__ = [
     "TimeLimit",
     "as_interrupted",
     "epochs_trained",
-    "mode_of",
     "of",
 ]
 

@@ -2,8 +2,8 @@
 
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
-from cifar_resnet.callbacks.monitored import Mode, mode_of
 from cifar_resnet.constraints import CountOrZero, NonNegative, check
+from cifar_resnet.monitored import Mode, mode_of
 
 
 class EarlyStopping(LightningEarlyStopping):

@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from cifar_resnet.callbacks.monitored import Mode, mode_of
 from cifar_resnet.checkpoints import AtomicCheckpointIO, contents
 from cifar_resnet.constraints import check
+from cifar_resnet.monitored import Mode, mode_of
 
 
 class Checkpoint(ModelCheckpoint):

@@ -65,7 +65,7 @@ class Classifier(LightningModule):
         )
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
         self.seed = 0  # of dropout and its like
-        self.monitor, self.is_validated = "val/loss", False  # for schedules that go by a metric
+        self.monitor = "val/loss"  # of schedules that go by a metric
         self.config: dict | None = None  # of the run, kept in its checkpoints
         self.data_state: dict | None = None  # what its images and classes are (`DataModule.state`), kept likewise
 
@@ -140,7 +140,6 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.trainer.callback_metrics.clear()  # an epoch that is not validated has no scores of an earlier one
-        self.is_validated = False
         # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
         torch.manual_seed(seed_for("network", self.seed, self.current_epoch, self.global_rank))
 
@@ -232,9 +231,6 @@ class Classifier(LightningModule):
         if self.schedule.interval == "step":
             scheduler.step()
 
-    def on_validation_epoch_end(self) -> None:
-        self.is_validated = True  # this epoch
-
     def on_train_epoch_end(self) -> None:
         """Move the schedules that move by the epoch: Lightning would do so only once the epoch's checkpoint is written.
 
@@ -242,11 +238,11 @@ class Classifier(LightningModule):
         """
         if not self.schedule or self.schedule.interval == "step":
             return
-        monitor = self.schedule.monitor or self.monitor
+        monitor, measured = self.schedule.monitor or self.monitor, self.trainer.callback_metrics
         if not self.schedule.goes_by_metric:
             self.lr_schedulers().step()
-        elif self.is_validated or monitor.startswith("train/"):  # or it would count an epoch without news as a bad one
-            self.lr_schedulers().step(self.trainer.callback_metrics[monitor])
+        elif monitor in measured:  # an epoch that is not validated is no bad one
+            self.lr_schedulers().step(measured[monitor])
 
     def parameter_groups(self) -> list[Tensor] | list[dict]:
         """All parameters, or where norm layers and biases are treated otherwise, those as a group of their own."""

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
 from cifar_resnet.constraints import Count, Fraction, NonNegative, Positive, check
 from cifar_resnet.errors import UsageError, refuse_if
+from cifar_resnet.monitored import MODES, Monitor
 
 # from 1 down to 0 as progress goes from 0 to 1
 DESCENTS: dict[str, Callable[[float], float]] = {
@@ -153,7 +154,7 @@ class Schedule:
         self,
         make: Callable[..., LRScheduler],
         interval: Literal["step", "epoch"] | None = None,
-        monitor: Literal["val/acc", "val/loss", "train/acc", "train/loss"] | None = None,
+        monitor: Monitor | None = None,
     ):
         check(Schedule, locals())
         target = make.func if isinstance(make, partial) else make
@@ -168,22 +169,21 @@ class Schedule:
             f"{self.name} goes by what an epoch measured. Got scheduler.interval=step; leave it out",
         )
         mode, metric = getattr(make, "keywords", {}).get("mode"), monitor or "the loss"
+        expected = MODES[monitor or "val/loss"]
         refuse_if(
-            self.goes_by_metric and mode not in (None, self.mode(metric)),
+            self.goes_by_metric and mode not in (None, expected),
             f"scheduler.mode follows from what {self.name} goes by. Got {mode} for {metric}; leave it out",
         )
         for key in lacking(make):
             raise UsageError(f"scheduler.{key} has no default. Give it: scheduler.{key}=…")
         self.interval = interval or ("step" if moves_by_step(make) else "epoch")
 
-    @staticmethod
-    def mode(monitor: str) -> str:
-        return "max" if monitor.endswith("acc") else "min"
-
-    def build(self, optimizer: Optimizer, total_steps: int, epochs: int = 1, monitor: str = "val/loss") -> LRScheduler:
+    def build(
+        self, optimizer: Optimizer, total_steps: int, epochs: int = 1, monitor: Monitor = "val/loss"
+    ) -> LRScheduler:
         """total_steps, epochs: of the whole training. monitor: what goes for the schedule's own where that is None."""
         moves = total_steps if self.interval == "step" else epochs
-        mode = {"mode": self.mode(self.monitor or monitor)} if self.goes_by_metric else {}
+        mode = {"mode": MODES[self.monitor or monitor]} if self.goes_by_metric else {}
         before = [group["lr"] for group in optimizer.param_groups]
         scheduler = made(self.make, optimizer, moves, **mode)
         refuse_if(

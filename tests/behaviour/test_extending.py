@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, record_of
+from helpers import TINY, record_of, write_files
 from PIL import Image
 
 from cifar_resnet import cli, load
@@ -40,9 +40,7 @@ MINE = ("--config-dir", "mine", "optimizer=rmsprop", "model=mine")
 
 @pytest.fixture
 def own_files(tmp_path, monkeypatch):
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path, FILES)
     monkeypatch.syspath_prepend(tmp_path)
     yield
     sys.modules.pop("my_networks", None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, assert_equal, last_of, record_of, rows_of
+from helpers import TINY, assert_equal, last_of, record_of, rows_of, write_files
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -29,9 +29,7 @@ EPOCHS, STEPS = 4, 5  # in each epoch
 
 @pytest.fixture(autouse=True)
 def own_files(tmp_path, monkeypatch):
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path, FILES)
     monkeypatch.syspath_prepend(tmp_path)
     yield
     sys.modules.pop("my_rates", None)

@@ -6,8 +6,9 @@ import pytest
 from helpers import record_of, rows_of
 
 from cifar_resnet import checkpoints
-from cifar_resnet.callbacks import Checkpoint, EarlyStopping, mode_of
+from cifar_resnet.callbacks import Checkpoint, EarlyStopping
 from cifar_resnet.errors import UsageError
+from cifar_resnet.monitored import mode_of
 
 BETTER = {"val/acc": max, "val/loss": min, "train/acc": max, "train/loss": min}
 # a rate that rises until it ruins the network: the best epoch is neither the first nor the last

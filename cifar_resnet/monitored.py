@@ -1,11 +1,12 @@
-"""Which metrics a callback may go by, and which way each of them is better."""
+"""Which metrics a callback or a schedule may go by, and which way each of them is better."""
 
 from typing import Literal
 
 from cifar_resnet.errors import refuse_if
 
 Mode = Literal["max", "min"]
-MODES: dict[str, Mode] = {"val/acc": "max", "val/loss": "min", "train/acc": "max", "train/loss": "min"}
+Monitor = Literal["val/acc", "val/loss", "train/acc", "train/loss"]
+MODES: dict[Monitor, Mode] = {"val/acc": "max", "val/loss": "min", "train/acc": "max", "train/loss": "min"}
 
 
 def mode_of(monitor: str, mode: Mode | None = None, name: str = "a callback") -> Mode:
