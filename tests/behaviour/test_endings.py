@@ -148,6 +148,7 @@ def trials() -> list[tuple[str, float]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_stopped_before_its_record_is_not_trained_on_and_one_that_ended_itself_is_complete(
     monkeypatch,
 ):

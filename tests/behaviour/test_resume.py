@@ -36,8 +36,16 @@ def same_rows(*folders: Path) -> bool:
         ("optimizer=sgd", "scheduler=cosine", "augment=randaugment", "augment.mixing=cutmix", "model.drop_block=0.1"),
         ("optimizer=adam", "scheduler=one_cycle", "precision=bf16-mixed"),
         ("optimizer=sam", "scheduler=linear", "precision=bf16-mixed"),
-        ("optimizer=muon", "scheduler=constant", "trainer.gradient_clip_val=1"),
-        ("optimizer=adamw", "scheduler=multistep", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"),
+        pytest.param(("optimizer=muon", "scheduler=constant", "trainer.gradient_clip_val=1"), marks=pytest.mark.slow),
+        pytest.param(
+            (
+                "optimizer=adamw",
+                "scheduler=multistep",
+                "trainer.accumulate_grad_batches=2",
+                "trainer.gradient_clip_val=1",
+            ),
+            marks=pytest.mark.slow,
+        ),  # fmt: skip
     ],
 )
 def test_crashed_stopped_and_resumed_equals_never_stopped_to_the_last_bit(

@@ -20,6 +20,7 @@ def proposals(overrides: list[str] | tuple[str, ...]) -> list[design.Design]:
     return design.design(job.cfg)
 
 
+@pytest.mark.slow
 def test_every_proposal_has_the_size_it_claims_and_fits(capsys):
     assert cli.design(["max_params=3e5", "max_macs=3e7", "num_designs=20", "blocks=[bottleneck]", *SMALL_GRID]) == 0
     output = capsys.readouterr().out

@@ -78,7 +78,9 @@ OPTIONS = {
 OF_ITS_OWN = ("train_seconds", "seconds", "images_per_second", "finished", "run_dir", "name", "config", "metrics")
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option", [pytest.param(name, marks=[pytest.mark.slow] * (name != "all at once")) for name in OPTIONS]
+)
 def test_members_leave_what_they_would_have_left_alone(cifar_train, trained, option):
     teacher = [f"distill.teacher={trained}"] if "teacher" in option else []
     command = [*OPTIONS[option], *teacher, *TWO[1:]]

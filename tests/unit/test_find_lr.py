@@ -38,6 +38,7 @@ def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(c
     assert cli.train(shlex.split(line)[1:]) == 0
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_a_fresh_network(cifar_train, run_dirs):
     """At a learning rate of nearly nothing the test's losses are those of the untrained network."""
     settings = ["range_test.steps=100", "range_test.min_lr=1e-9", "range_test.suggest=valley"]

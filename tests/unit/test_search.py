@@ -117,6 +117,7 @@ def test_a_search_killed_in_the_middle_goes_on_where_it_was():
     assert len(list(Path("outputs/search").glob("*/*/result.json"))) == 4
 
 
+@pytest.mark.slow
 def test_whole_numbers_stay_whole_in_trials_that_train():
     arguments = [text for text in SMALL if not text.startswith("data.batch_size")]
     space = ["data.batch_size=interval(10,30)", "search.rounds=2", "search.trials=2"]
@@ -141,6 +142,7 @@ def test_a_trial_that_failed_is_tried_again(scored, monkeypatch):
     assert len(scored) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverged_is_finished_and_never_the_best(capsys):
     space = ["optimizer.lr=choice(0.05,1e38)", "search.method=tpe", "search.trials=4"]
     assert cli.search([*SMALL, *space]) == 0
