@@ -45,7 +45,7 @@ def same_rows(*folders: Path) -> bool:
                 "trainer.gradient_clip_val=1",
             ),
             marks=pytest.mark.slow,
-        ),  # fmt: skip
+        ),
     ],
 )
 def test_crashed_stopped_and_resumed_equals_never_stopped_to_the_last_bit(
