@@ -4,7 +4,7 @@
 # Figures go to benchmarks/results/*-gpu.* and gpu/; CIFAR-10 is looked for in $CIFAR_RESNET_DATA, or else in data/.
 set -u
 cd "$(dirname "$0")/.."
-export PATH="$PWD/.venv/bin:$PATH"
+export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD"
 trap 'kill -TERM $child 2> /dev/null; wait $child; exit 130' INT TERM
 results=benchmarks/results
 runs=outputs/gpu/$(date +%Y-%m-%d_%H-%M-%S)
