@@ -218,7 +218,8 @@ class StackedData(LightningDataModule):
     def setup(self, stage: str) -> None:
         for member in self.members:
             member.trainer = self.trainer
-            member.adopt(self.members[0])  # which is on the device by the time of the second
+            if member is not self.members[0]:  # which is on the device by now
+                member.adopt(self.members[0])
             member.setup(stage)
 
     def train_dataloader(self) -> StackedLoader:

@@ -70,7 +70,10 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
         state, self.restored = self.restored, {}
         self.num_given = state.get("num_given", 0)
         if state:
-            self.generator.set_state(state["generator"])
+            if len(state["generator"]) == len(self.generator.get_state()):
+                self.generator.set_state(state["generator"])
+            else:  # that of another kind of device
+                self.generator.manual_seed(seed_for("augmentation", self.seed, self.epoch, self.rank, self.num_given))
             self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
         for batch in batches[self.num_given :, self.rank].to(self.device):
             self.num_given += 1

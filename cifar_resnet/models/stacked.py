@@ -1,6 +1,5 @@
 """Several networks of one architecture, trained at once as one module."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,19 +18,22 @@ from cifar_resnet.optim import SAM
 SPEED = "train/images_per_second"  # of all members, as `callbacks.Throughput` logs it
 
 
-class MixedPrecision(torch.overrides.TorchFunctionMode):
-    """Convolutions in autocast's lower precision, norm layers in float32.
+class LayersOfMany(torch.overrides.TorchFunctionMode):
+    """Convolutions in autocast's lower precision, norm layers in float32 and by torch's own kernels.
 
-    torch.vmap takes convolutions apart before autocast would see them, and its norm layers know one dtype at a time.
+    torch.vmap takes convolutions apart before autocast would see them, its norm layers know one dtype at a time, and
+    on the way to cuDNN's they ask for a memory format that it cannot tell.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.conv2d:
-            lower = torch.get_autocast_dtype(args[0].device.type)
+        kwargs = kwargs or {}
+        if func is torch.conv2d and torch.is_autocast_enabled(device := args[0].device.type):
+            lower = torch.get_autocast_dtype(device)
             args = [arg.to(lower) if isinstance(arg, Tensor) else arg for arg in args]
         elif func is F.batch_norm:
-            args = [args[0].float(), *args[1:]]
-        return func(*args, **(kwargs or {}))
+            with torch.backends.cudnn.flags(enabled=False):
+                return func(args[0].float(), *args[1:], **kwargs)
+        return func(*args, **kwargs)
 
 
 class StackedEnsemble(Classifier):
@@ -94,7 +96,7 @@ class StackedEnsemble(Classifier):
             return torch.func.functional_call(self.members[0], (parameters, buffers), (images,))
 
         each = images.unflatten(0, (len(self.members), -1))
-        with MixedPrecision() if torch.is_autocast_enabled(images.device.type) else contextlib.nullcontext():
+        with LayersOfMany():
             logits = torch.vmap(logits_of, randomness="different")(parameters, moved, each)
         if self.training:
             with torch.no_grad():
