@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint bench
+.PHONY: help quickstart test test-all test-gpu lint bench
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -23,6 +23,9 @@ test: .venv/installed  ## the tests, offline, within six minutes on two cores
 
 test-all: .venv/installed  ## these and what takes processes, engines or minutes
 	pytest -n 2 --dist worksteal
+
+test-gpu: .venv/installed  ## what only a machine with a GPU can tell
+	CIFAR_RESNET_TEST_GPU=1 pytest -n 4 --dist worksteal tests/behaviour/test_on_cuda.py
 
 lint: .venv/installed  ## ruff: style and formatting; import-linter: imports go one way
 	ruff check . && ruff format --check . && lint-imports --no-cache

@@ -37,7 +37,10 @@ def set_up_logging() -> None:
     if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
         log.addHandler(ConsoleHandler())
     # lightning.pytorch and lightning.fabric set their own level where they are imported later
-    for name in ("pytorch", "pytorch.utilities.rank_zero", "fabric", "fabric.utilities.rank_zero"):
+    for name in (
+        "pytorch", "pytorch.utilities.rank_zero", "pytorch.accelerators.cuda",
+        "pytorch.trainer.connectors.checkpoint_connector", "fabric", "fabric.utilities.rank_zero",
+    ):  # fmt: skip
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings(
         "ignore",

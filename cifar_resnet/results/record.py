@@ -97,7 +97,8 @@ def show(
     if predictions:
         val = None
         if data.has_val:
-            ensemble = inference.Ensemble([chosen], accelerator=data.train.device.type, precision=record["precision"])
+            device = trainer.strategy.root_device.type
+            ensemble = inference.Ensemble([chosen], accelerator=device, precision=record["precision"])
             val = ensemble.log_probs(data.val.images), data.val.labels
         result = evaluation.evaluate_predictions(predictions.log_probs[None], predictions.labels, val)
         images = data.test.images.cpu()[predictions.indices]

@@ -1,4 +1,4 @@
-"""On a real GPU: the same numbers as on the CPU, and every part of the product there. Skipped where there is none."""
+"""On a real GPU, by `make test-gpu`: the same numbers as on the CPU, and every part of the product. Else skipped."""
 
 import copy
 
@@ -11,9 +11,10 @@ from hydra.utils import instantiate
 
 from cifar_resnet import cli
 from cifar_resnet.compose import Composer
+from cifar_resnet.data import Augment, Synthetic
 from cifar_resnet.results.predictions import Predictions
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and make test-gpu")
 DEVICE = "cuda"
 HALF = ("precision=auto", "page=true", "trainer.max_epochs=2")
 
@@ -121,7 +122,13 @@ def test_a_training_with_its_record_and_page(cifar_train, run_dirs, capsys, opti
         assert (run_dir / "page.html").exists()
 
 
-@pytest.mark.slow
+def test_images_are_augmented_where_they_lie():
+    data = Synthetic(num_train=240, num_val=40, batch_size=40, device=DEVICE, augment=Augment(policy="randaugment"))
+    data.prepare_data()
+    data.setup("fit")
+    assert [part.device.type for part in next(iter(data.train_dataloader()))] == [DEVICE, DEVICE]
+
+
 def test_compiled(cifar_train, run_dirs):
     assert cifar_train(*HALF, "compile=true") == 0
     assert (run_dirs()[0] / "page.html").exists()

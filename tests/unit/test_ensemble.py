@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, assert_equal, last_of, record_of, rows_of
+from torch import nn
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics import Metric
 
 from cifar_resnet import cli
 from cifar_resnet.callbacks import MemberCheckpoints
+from cifar_resnet.data import StackedData, Synthetic
 from cifar_resnet.errors import UsageError
 from cifar_resnet.models import Classifier, ResNet, SpeedNet, StackedEnsemble
 from cifar_resnet.runs import find_checkpoints
@@ -156,6 +161,33 @@ def test_networks_side_by_side_compute_in_the_precision_of_one_alone(network):
     assert torch.allclose(together(images), exact, rtol=1e-4, atol=1e-5)
     found.float().square().mean().backward()
     assert all(member.fc.weight.grad.abs().sum() > 0 for member in members)
+
+
+@pytest.mark.parametrize("network", [partial(ResNet, depth=8, widths=[4, 4, 8]), partial(SpeedNet, widths=[8, 16])])
+def test_networks_side_by_side_pass_cudas_checks(network, monkeypatch):
+    """On tensors that say they are on a GPU: shapes and devices without numbers."""
+    monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda device: None, raising=False)
+    monkeypatch.setattr(FakeTensorMode, "avoid_device_init", True, raising=False)
+    together = StackedEnsemble([network(optimizer=torch.optim.SGD) for _ in range(2)])
+    layers = [module for module in together.modules() if not isinstance(module, Metric)]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for tensors in (tensors for layer in layers for tensors in (layer._parameters, layer._buffers)):
+            for name, tensor in [(name, tensor) for name, tensor in tensors.items() if tensor is not None]:
+                layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+                moved = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda").contiguous(memory_format=layout)
+                tensors[name] = nn.Parameter(moved) if isinstance(tensor, nn.Parameter) else moved
+        images = torch.empty(8, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+        assert together(images).shape == (8, 10)
+
+
+def test_stacked_data_reads_what_nobody_has_read_before():
+    modules = [Synthetic(num_train=200, num_test=20, num_val=40, batch_size=20, seed=seed) for seed in (0, 1)]
+    together = StackedData(modules)
+    together.trainer = None
+    together.setup("fit")
+    images, labels = next(iter(together.train_dataloader()))
+    assert (len(images), len(labels)) == (40, 40)
+    assert modules[1].train is modules[0].train
 
 
 def test_an_ensemble_that_was_stopped_goes_on(cifar_train, crash, capsys):

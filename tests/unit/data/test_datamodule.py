@@ -194,12 +194,6 @@ def test_images_live_on_the_trainers_device_or_the_one_that_is_given(device, exp
     assert (data.train.device.type, data.val.device.type) == (expected, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_alone_it_augments_on_the_device_that_it_is_given():
-    data = ready(device="cuda", augment=Augment(policy="randaugment", mixing="mixup"))
-    assert [part.device.type for part in next(iter(data.train_dataloader()))] == ["cuda", "cuda"]
-
-
 def test_without_a_trainer_or_a_device_images_stay_on_the_cpu():
     assert ready().train.device.type == "cpu"
 

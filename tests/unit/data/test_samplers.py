@@ -57,3 +57,15 @@ def test_ranks_share_out_one_order_and_augment_differently():
     ranks.append(ShuffledBatchSampler(103, 10, seed=0, rank=0, world_size=3, device=cpu))  # in epoch 0
     assert len({rank.generator.initial_seed() for rank in ranks}) == 4
     assert len({rank.numpy_rng.random() for rank in ranks}) == 4
+
+
+def test_an_epoch_begun_on_another_kind_of_device_goes_on():
+    """The images still come once each; what is drawn for the rest of the epoch is drawn anew."""
+    begun, other = (ShuffledBatchSampler(100, 10, 0, 0, 1, torch.device("cpu")) for _ in range(2))
+    batches = iter(begun)
+    first = [next(batches) for _ in range(4)]
+    state = begun.state_dict() | {"generator": torch.zeros(16, dtype=torch.uint8)}  # as CUDA's is
+    fresh = other.generator.get_state()
+    other.load_state_dict(state)
+    assert len(torch.cat([*first, *other]).unique()) == 100
+    assert not torch.equal(other.generator.get_state(), fresh)

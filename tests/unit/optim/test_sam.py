@@ -42,14 +42,10 @@ class Setting(Callback):
         self.batches: list[tuple[Tensor, Tensor]] = []
         plugins = []
         if precision == "16-mixed":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-            scaler = torch.amp.GradScaler(self.device, init_scale=256.0)
-            plugins = [MixedPrecision("16-mixed", self.device, scaler)]
-        else:
-            self.device = "cpu"
+            plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]
         self.trainer = Trainer(
             max_epochs=1,
-            accelerator="gpu" if self.device == "cuda" else "cpu",
+            accelerator="cpu",
             precision=None if plugins else precision,
             plugins=plugins,
             callbacks=[self],
@@ -72,7 +68,7 @@ class Setting(Callback):
 
 def by_hand(setting: Setting, kind: str) -> tuple[nn.Module, list[float]]:
     """SAM as its paper says it, in plain PyTorch; returns the network and the losses of the first passes."""
-    model = setting.start.to(setting.device, memory_format=torch.channels_last).train()
+    model = setting.start.to(memory_format=torch.channels_last).train()
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     groups = [
@@ -81,12 +77,12 @@ def by_hand(setting: Setting, kind: str) -> tuple[nn.Module, list[float]]:
     sizes = [len(group) for group in groups for _ in group]  # of the step that a batch belongs to
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(groups))
     half = setting.precision == "16-mixed"
-    scaler = torch.amp.GradScaler(setting.device, init_scale=256.0, enabled=half)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=half)
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(setting.precision)
     losses = []
 
     def gradients(images: Tensor, labels: Tensor, size: int) -> tuple[list[Tensor], float]:
-        with torch.autocast(setting.device, dtype=dtype, enabled=dtype is not None):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             loss = cross_entropy(model(images), labels, label_smoothing=model.label_smoothing)
         scale = scaler.get_scale() if half else 1.0
         found = torch.autograd.grad(loss / size * scale, parameters)
