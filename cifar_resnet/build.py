@@ -126,6 +126,7 @@ def build_trainer(
         cfg.trainer.limit_val_batches = 0
     before = checkpoints.resumable(last, model.state_dict()) if last.exists() else {}
     resume.check_same_config(cfg, before.get("config"))
+    resume.check_same_data(data.state(), before.get("data"))
     check_best(cfg, last)
     # a training that goes on forgets the curves that had been drawn from there on
     purge = {"purge_step": before.get("global_step", 0 if cfg.resume else None)}

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cifar_resnet import callbacks, range_test, resume, runs, sweep, train
 from cifar_resnet.build import QUIET, build_data_and_model, build_trainer, kept_images, new_trainer
 from cifar_resnet.compose import Job
+from cifar_resnet.constraints import plain
 from cifar_resnet.data import StackedData
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import StackedEnsemble
@@ -28,9 +29,11 @@ def run(jobs: list[Job]) -> int:
     digest = runs.digest([*job.composer.arguments, *job.overrides])
     folder = runs.parent_dir(cfg) / "-".join(filter(None, ["ensemble", runs.slug(asked), digest]))
     run_dirs = {seed: folder / f"seed-{seed}" for seed in range(cfg.seed, cfg.seed + cfg.ensemble.size)}
+    records = [runs.read_record(run_dir) for run_dir in run_dirs.values()]
+    for member in members_of(cfg, run_dirs, asked):
+        resume.check_same_job(member, Path(member.run_dir))
     if (run_dirs[cfg.seed] / runs.CONFIG).is_file():  # begun before
         cfg = resume.load_begun(run_dirs[cfg.seed], cfg)
-    records = [runs.read_record(run_dir) for run_dir in run_dirs.values()]
     if all(records):
         log.info("this ensemble has been trained before")
     else:
@@ -67,14 +70,9 @@ def refuse(cfg: DictConfig) -> None:
         refuse_if(holds, text)
 
 
-def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], asked: list[str]) -> list[dict]:
-    """Train a network for each seed, all from where that stopped if it was begun before; their records.
-
-    folder: of the ensemble. run_dirs: by seed. asked: the overrides, but for the seed.
-    """
-    start = time.perf_counter()
-    found = range_test.resolve_max_lr(cfg)
-    members = [  # the configuration of each, as if it were to be trained alone
+def members_of(cfg: DictConfig, run_dirs: dict[int, Path], asked: list[str]) -> list[DictConfig]:
+    """The configuration of each, as if it were to be trained alone."""
+    return [
         OmegaConf.merge(
             cfg,
             {"seed": seed, "ensemble": {"size": 1}, "overrides": [*asked, f"seed={seed}"]},
@@ -82,6 +80,16 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         )
         for seed, run_dir in run_dirs.items()
     ]
+
+
+def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], asked: list[str]) -> list[dict]:
+    """Train a network for each seed, all from where that stopped if it was begun before; their records.
+
+    folder: of the ensemble. run_dirs: by seed. asked: the overrides, but for the seed.
+    """
+    start = time.perf_counter()
+    found = range_test.resolve_max_lr(cfg)
+    members = members_of(cfg, run_dirs, asked)
     modules, models = zip(*map(build_data_and_model, members), strict=True)
     data, everyone, shared = modules[0], StackedEnsemble(models), folder / runs.TOGETHER
     together = OmegaConf.merge(members[0], {"run_dir": str(shared)})
@@ -92,6 +100,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     trainer = build_trainer(together, data, everyone, [splitting])
     with as_usage_error():
         everyone.check_trainer(trainer)
+        everyone.config = plain(together)
         for member, model, run_dir in zip(members, models, run_dirs.values(), strict=True):
             model.config = OmegaConf.to_container(member, resolve=True)
             run_dir.mkdir(parents=True, exist_ok=True)
