@@ -146,6 +146,7 @@ def build_trainer(
         cfg.trainer.limit_val_batches = 0
     before = checkpoints.resumable(last, model.state_dict()) if last.exists() else {}
     resume.check_same_config(cfg, before.get("config"))
+    resume.check_same_data(data.state(), before.get("data"))
     check_best(cfg, last)
     check_same_validation(cfg, before.get("config"))
     # a training that goes on forgets the curves that had been drawn from there on

@@ -154,8 +154,9 @@ class Composer:
     def job(self, fixed: list[str], varying: list[str], **facts: object) -> Job:
         """The job of these overrides. facts: what else a `Job` holds."""
         given = [*fixed, *varying]
-        # the data set of a checkpoint is known only once that has been read
-        follows = self.config_name in ("evaluate", "export") and not any(text.startswith("data=") for text in given)
+        # the data set of a checkpoint, or of a run that goes on, is known only once that has been read
+        of_a_file = self.config_name in ("evaluate", "export") or resumes(given)
+        follows = of_a_file and not any(text.startswith("data=") for text in given)
         composed = [text for text in given if not (follows and text.startswith("data."))]
         cfg = self.compose(composed)
         with open_dict(cfg):
@@ -293,6 +294,11 @@ class Composer:
 @functools.cache
 def defaults_of(config_name: str, choices: tuple[str, ...]) -> DictConfig:
     return Composer(config_name).compose([*choices])
+
+
+def resumes(overrides: list[str]) -> bool:
+    """Whether a run folder says what is to be trained."""
+    return any(text.startswith("resume=") and text not in ("resume=auto", "resume=null") for text in overrides)
 
 
 def program(config_name: str) -> str:

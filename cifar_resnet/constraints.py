@@ -307,6 +307,14 @@ def select(cfg: DictConfig, key: str) -> object:
         raise UsageError(f"{key} refers to what is not there. Got {str(error).splitlines()[0]}") from error
 
 
+def plain(cfg: DictConfig) -> dict:
+    """The whole configuration in plain values; UsageError where one refers to what does not exist."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"a setting refers to what is not there. Got {one_line(error)}") from error
+
+
 def value_at(node: object, key: str, default: object = None) -> object:
     """The value of a dotted key in nested dictionaries."""
     for name in key.split("."):

@@ -19,6 +19,7 @@ from cifar_resnet.build import (
     new_trainer,
 )
 from cifar_resnet.compose import Job
+from cifar_resnet.constraints import plain
 from cifar_resnet.data import DataModule, StackedData
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import StackedEnsemble
@@ -37,9 +38,11 @@ def run(jobs: list[Job]) -> int:
     digest = runs.digest([*job.composer.arguments, *job.overrides])
     folder = runs.parent_dir(cfg) / "-".join(filter(None, ["ensemble", runs.slug(asked), digest]))
     run_dirs = {seed: folder / f"seed-{seed}" for seed in range(cfg.seed, cfg.seed + cfg.ensemble.size)}
+    records = [runs.read_record(run_dir) for run_dir in run_dirs.values()]
+    for member in members_of(cfg, run_dirs, asked):
+        resume.check_same_job(member, Path(member.run_dir))
     if (run_dirs[cfg.seed] / runs.CONFIG).is_file():  # begun before
         cfg = resume.load_begun(run_dirs[cfg.seed], cfg)
-    records = [runs.read_record(run_dir) for run_dir in run_dirs.values()]
     if all(records):
         log.info("this ensemble has been trained before")
     else:
@@ -76,13 +79,9 @@ def refuse(cfg: DictConfig) -> None:
         refuse_if(holds, text)
 
 
-def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], asked: list[str]) -> list[dict]:
-    """Train a network for each seed, all from where that stopped if it was begun before; their records.
-
-    folder: of the ensemble. run_dirs: by seed. asked: the overrides, but for the seed.
-    """
-    start = time.perf_counter()
-    members = [  # the configuration of each, as if it were to be trained alone
+def members_of(cfg: DictConfig, run_dirs: dict[int, Path], asked: list[str]) -> list[DictConfig]:
+    """The configuration of each, as if it were to be trained alone."""
+    return [
         OmegaConf.merge(
             cfg,
             {"seed": seed, "ensemble": {"size": 1}, "overrides": [*asked, f"seed={seed}"]},
@@ -90,6 +89,15 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         )
         for seed, run_dir in run_dirs.items()
     ]
+
+
+def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], asked: list[str]) -> list[dict]:
+    """Train a network for each seed, all from where that stopped if it was begun before; their records.
+
+    folder: of the ensemble. run_dirs: by seed. asked: the overrides, but for the seed.
+    """
+    start = time.perf_counter()
+    members = members_of(cfg, run_dirs, asked)
     modules, models = zip(*map(build_data_and_model, members), strict=True)
     data, everyone, shared = modules[0], StackedEnsemble(models), folder / runs.TOGETHER
     together = OmegaConf.merge(members[0], {"run_dir": str(shared), "resume": str(shared) if shared.is_dir() else None})
@@ -104,10 +112,10 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         ]
         trainer = build_trainer(together, data, everyone, [*tables, splitting])
         everyone.check_trainer(trainer)
-        everyone.config = OmegaConf.to_container(together, resolve=True)
+        everyone.config = plain(together)
         for member, model, run_dir in zip(members, models, run_dirs.values(), strict=True):
             member.trainer.limit_val_batches = together.trainer.limit_val_batches
-            model.config = OmegaConf.to_container(member, resolve=True)
+            model.config = plain(member)
             run_dir.mkdir(parents=True, exist_ok=True)
             runs.save_config(run_dir, member)
         shared.mkdir(exist_ok=True)

@@ -1,25 +1,29 @@
 """Which run a command goes on with, and what must not have changed since that began."""
 
+import functools
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_resnet import runs
+from cifar_resnet import quoting, runs
 from cifar_resnet.compose import Job
+from cifar_resnet.constraints import plain
 from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.recipe import AUTO, differences
 from cifar_resnet.trust import check_targets, named_in, named_in_files
 
-# what a run may go on with another value of: where it is computed, and what bears on its test and its looks alone
+# what a run may go on with another value of: where it is computed, the places where the same images lie, and what bears
+# on its test and its looks alone
 MAY_CHANGE = (
-    "resume", "trust", "data.root", "data.device", "trainer.accelerator", "trainer.devices", "trainer.strategy", "test",
-    "page", "logger", "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps",
-    "trainer.profiler",
+    "resume", "trust", "data.root", "data.train", "data.test", "data.device", "trainer.accelerator", "trainer.devices",
+    "trainer.strategy", "test", "page", "logger", "data.eval_batch_size", "trainer.limit_test_batches",
+    "trainer.log_every_n_steps", "trainer.profiler",
 )  # fmt: skip
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
-RECIPE = ("seed", "data", "augment", "model", "optimizer", "scheduler", "averaging", "distill", "trainer")
-AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; of scheduler.max_lr: find it
+RANGE_TEST = "lr_range_test.json"  # left where scheduler.max_lr=auto was found
 
 
 @as_usage_error()
@@ -59,8 +63,10 @@ def begun_run(job: Job) -> DictConfig:
         (run_dir.parent / runs.TOGETHER).is_dir() and not runs.read_record(run_dir),
         f"a member of an ensemble goes on with the others, by the command that began them. Got {run_dir}",
     )
-    for key in given:
-        OmegaConf.update(cfg, key, OmegaConf.select(job.cfg, key), merge=False)
+    for key, value in (text.split("=", 1) for text in job.overrides):
+        # of data it is the run's own configuration that tells which keys there are
+        value = quoting.read(value) if key.startswith("data.") else OmegaConf.select(job.cfg, key)
+        OmegaConf.update(cfg, key, value, merge=False)
     cfg.run_dir = cfg.resume
     return cfg
 
@@ -77,6 +83,7 @@ def find_or_create(job: Job) -> DictConfig:
         f"run_dir holds a run of another command. Got {run_dir}, begun with {' '.join(before) or 'no settings'}; "
         f"give another run_dir, or leave it out",
     )
+    check_same_job(job.cfg, run_dir)
     cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if is_begun else None
     return cfg
 
@@ -99,31 +106,47 @@ def without_folders(overrides: list[str]) -> list[str]:
 def check_same_config(cfg: DictConfig, before: dict | None) -> None:
     """What a run began with must not change below it, or its end would be that of neither. before: its checkpoint's."""
     refuse_if(
-        changed := differences(before, OmegaConf.to_container(cfg, resolve=True)) if before else [],
-        f"config.yaml has been changed since the run began. Got another {', '.join(changed)}; change it back, "
-        f"or start a new run",
+        changed := differences(before, cfg, (*MAY_CHANGE, *SET_BY_US), raw=cfg) if before else [],
+        f"config.yaml, or what it refers to, has been changed since the run began. Got another {listed(changed)}; "
+        f"change it back, or start a new run",
     )
 
 
+def check_same_data(now: Mapping, before: Mapping | None) -> None:
+    """The images must be those that the run began with. now, before: as `DataModule.state` has them."""
+    refuse_if(
+        changed := [key for key in now if key in (before or ()) and not is_same(now[key], before[key])],
+        f"these are not the images that the run began with. Got another {listed(changed)}; give the place where those "
+        f"are, or start a new run",
+    )
+
+
+def is_same(now: object, before: object) -> bool:
+    """Measured numbers may be rounded otherwise on another machine."""
+    is_measured = isinstance(now, list) and all(isinstance(value, float) for value in now)
+    return all(map(functools.partial(math.isclose, rel_tol=1e-6), now, before)) if is_measured else now == before
+
+
 def check_same_job(cfg: DictConfig, run_dir: Path) -> None:
-    """What a job of a sweep left behind must be of the recipe as it is now."""
-    if runs.can_go_on(run_dir):
-        before, cfg = runs.load_config(run_dir), cfg.copy()
-        cfg.run_dir = before.run_dir = str(run_dir)
-        refuse_if(
-            changed := differences(*(OmegaConf.to_container(each, resolve=True) for each in (before, cfg))),
-            f"its recipe has changed since this job was trained. Got another {', '.join(changed)} than in {run_dir}; "
-            f"take that folder away, or give another name=…",
-        )
+    """What was trained, or begun, in this folder must be of the recipe as it is now."""
+    record, raw = runs.read_record(run_dir), None
+    if (run_dir / runs.CONFIG).is_file():
+        raw = runs.load_config(run_dir)
+        raw.run_dir = str(run_dir)
+    before = record["config"] if record else raw and plain(raw)
+    if not before:
+        return
+    now = cfg.copy()
+    now.run_dir = str(run_dir)
+    tests = [folder / RANGE_TEST for folder in (run_dir, run_dir.parent / runs.TOGETHER)]
+    found_before = ["scheduler.max_lr"] if any(path.is_file() for path in tests) else []
+    is_auto = OmegaConf.select(now, "scheduler.max_lr") == AUTO
+    refuse_if(
+        changed := differences(before, now, (*SET_BY_US, *(found_before if is_auto else ())), raw),
+        f"its recipe has changed since this job was trained. Got another {listed(changed)} than in {run_dir}; "
+        f"take that folder away, or give another name=…",
+    )
 
 
-def differences(before: dict, now: dict) -> list[str]:
-    """Settings that decide what comes out, and are not the same in two configurations."""
-    found = []
-    for key in RECIPE:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += [f"{key}.{name}" for name in sorted(old.keys() & new.keys()) if old[name] != new[name] != AUTO]
-        elif old != new != AUTO:
-            found.append(key)
-    return [name for name in found if name not in (*MAY_CHANGE, *SET_BY_US)]
+def listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:6]) + f" and {len(keys) - 6} more" * (len(keys) > 6)

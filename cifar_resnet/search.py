@@ -8,6 +8,7 @@ the same command, a search goes on where it was.
 """
 
 import functools
+import json
 import math
 import sqlite3
 from typing import Literal
@@ -20,12 +21,13 @@ from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cifar_resnet import runs, seeds, train
+from cifar_resnet import resume, runs, seeds, train
 from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
 from cifar_resnet.compose import Interval, Job
-from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check
+from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check, plain
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
 from cifar_resnet.quoting import command_line
+from cifar_resnet.recipe import differences
 from cifar_resnet.results import plots
 from cifar_resnet.sweep import run_in
 from cifar_resnet.terminal import log, look_next, part, print_table
@@ -51,7 +53,7 @@ def run(jobs: list[Job]) -> int:
             build_trainer(job.cfg, *build_data_and_model(job.cfg))
         with as_usage_error():
             search = instantiate(jobs[0].cfg.search)
-            search.open(jobs[0])
+            search.open(jobs)
         search.go_on()
     return search.report()
 
@@ -97,16 +99,18 @@ class Search:
         self.method, self.trials, self.narrow, self.seed = method, trials, narrow, seed
         self.rounds = rounds if method == "random" else 1
 
-    def open(self, job: Job) -> None:
-        """The search of this name, settings and space: a new one, or the one begun before."""
+    def open(self, jobs: list[Job]) -> None:
+        """The search of this name, settings and space: a new one, or the one begun before. jobs: of its corners."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.job, self.space = job, job.space
+        job = self.job = jobs[0]
+        self.space = job.space
         # a search may go on with more rounds or trials, but not with another method: that would be another search
         lasting = [text for text in job.overrides if not text.startswith(("search.rounds=", "search.trials="))]
         searched = [f"{key}={domain}" for key, domain in self.space.items()]
         digest = runs.digest([*job.composer.arguments, *lasting, *searched])
         self.folder = runs.parent_dir(job.cfg) / f"search-{runs.slug(list(self.space))}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.check_recipe([job.cfg for job in jobs])
         # by hand, for a URL could not name every folder
         connect = functools.partial(sqlite3.connect, self.folder / "study.db", check_same_thread=False)
         self.study = optuna.create_study(
@@ -116,6 +120,19 @@ class Search:
             load_if_exists=True,
             pruner=PRUNERS[self.method],
         )
+
+    def check_recipe(self, corners: list[DictConfig]) -> None:
+        """UsageError where trials of another recipe lie in the folder; these are noted for the next time."""
+        file = self.folder / "recipe.json"
+        if file.is_file():
+            for before, cfg in zip(json.loads(file.read_text()), corners, strict=True):
+                refuse_if(
+                    changed := differences(before, cfg, resume.SET_BY_US, raw=cfg),
+                    f"its recipe has changed since this search was begun. Got another {resume.listed(changed)} than in "
+                    f"{self.folder}; take that folder away, or give another name=…",
+                )
+        else:
+            runs.write_json(file, [plain(cfg) for cfg in corners])
 
     def go_on(self) -> None:
         """Finish the trial that was begun, then try out what is missing; what fails is tried again next time."""

@@ -58,8 +58,9 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
 
 
 def run_unless_finished(run_dir: Path, cfg: DictConfig, run: Callable[[DictConfig], dict]) -> dict:
-    resume.check_same_job(cfg, run_dir)
     record = runs.read_record(run_dir)
+    if record or runs.can_go_on(run_dir):
+        resume.check_same_job(cfg, run_dir)
     if record:
         log.info("finished before")
         (run_dir / runs.FAILURE).unlink(missing_ok=True)  # of what came after its record

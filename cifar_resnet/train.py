@@ -21,11 +21,12 @@ import time
 from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cifar_resnet import callbacks, constraints, preflight, resume, runs, sweep
 from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
 from cifar_resnet.compose import Composer, Job
+from cifar_resnet.constraints import plain
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.models.summary import size_rows, summarize
 from cifar_resnet.narration import narrated
@@ -64,7 +65,7 @@ def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict
     data, model = build_data_and_model(cfg)
     with runs.open_folder(cfg) as run_dir:  # made only now; goes again if nothing comes of it
         trainer = build_trainer(cfg, data, model, extra_callbacks)
-        model.config = OmegaConf.to_container(cfg, resolve=True)
+        model.config = plain(cfg)
         record = begin_record(cfg, data, model, trainer)
         to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}')}"
         with narrated(cfg, record, run_dir, range_test, to_continue):

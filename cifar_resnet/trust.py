@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cifar_resnet.constraints import imported
+from cifar_resnet.constraints import imported, plain
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.quoting import in_shell
 
@@ -37,7 +37,7 @@ def check_targets(cfg: DictConfig, file: Path, named: Iterable[str], trusted: Se
     known = set(named)
     strange = {
         place: name
-        for place, name in targets_in(OmegaConf.to_container(cfg, resolve=True))  # as it will be when it is built
+        for place, name in targets_in(plain(cfg))  # as it will be when it is built
         if not KNOWN.fullmatch(name) and name not in known and not any(is_of(name, module) for module in trusted)
     }
     modules = ",".join(dict.fromkeys(name.rpartition(".")[0] or name for name in strange.values()))
@@ -65,7 +65,7 @@ def targets_in(node: object, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def named_in(cfg: DictConfig) -> set[str]:
-    return {name for _, name in targets_in(OmegaConf.to_container(cfg, resolve=True))}
+    return {name for _, name in targets_in(plain(cfg))}
 
 
 def named_in_files(folders: Iterable[Path]) -> set[str]:
