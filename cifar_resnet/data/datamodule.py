@@ -122,8 +122,8 @@ class DataModule(LightningDataModule, ABC):
             setattr(self, name, getattr(other, name))
 
     def sample(self, num_images: int = 5000) -> Tensor:
-        """The first of the training images, normalised: (N, C, H, W) float32."""
-        images = self.train.images[:num_images]
+        """Training images from all over the data, which may lie class by class, normalised: (N, C, H, W) float32."""
+        images = self.train.images[:: max(1, len(self.train) // num_images)][:num_images]
         return normalise(images, *(torch.tensor(values, device=images.device) for values in (self.mean, self.std)))
 
     @property

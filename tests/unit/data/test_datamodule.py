@@ -292,3 +292,15 @@ def test_too_few_images_for_a_batch_are_refused():
 def test_a_loader_asked_for_before_setup_says_what_to_call(split):
     with pytest.raises(UsageError, match=r"Call prepare_data\(\) and setup"):
         getattr(Synthetic(num_train=40, num_test=10, batch_size=4), f"{split}_dataloader")()
+
+
+def test_a_sample_of_images_that_lie_class_by_class_has_all_classes(tmp_path):
+    shades = np.repeat(np.arange(10, dtype=np.uint8), 30)  # as bright as their label
+    images = np.broadcast_to(shades[:, None, None, None], (300, 32, 32, 3))
+    np.savez(tmp_path / "ordered.npz", images=images, labels=shades.astype(np.int64))
+    file = str(tmp_path / "ordered.npz")
+    data = Files(train=file, test=file, num_val=50, batch_size=10)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.sample(40).unique()) == 10
+    assert len(data.sample(1000)) == 250
