@@ -15,12 +15,12 @@ from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.recipe import AUTO, differences
 from cifar_resnet.trust import check_targets, named_in, named_in_files
 
-# what a run may go on with another value of: where it is computed, the places where the same images lie, and what bears
-# on its test and its looks alone
+# what a run may go on with another value of: where it is computed, the places where the same images lie, how much time
+# it has, and what bears on its test and its looks alone
 MAY_CHANGE = (
     "resume", "trust", "data.root", "data.train", "data.test", "data.device", "trainer.accelerator", "trainer.devices",
-    "trainer.strategy", "test", "page", "logger", "data.eval_batch_size", "trainer.limit_test_batches",
-    "trainer.log_every_n_steps", "trainer.profiler",
+    "trainer.strategy", "trainer.max_time", "test", "page", "logger", "data.eval_batch_size",
+    "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
 )  # fmt: skip
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
 RANGE_TEST = "lr_range_test.json"  # left where scheduler.max_lr=auto was found

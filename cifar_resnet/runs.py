@@ -225,14 +225,18 @@ def read_record(run_dir: Path) -> dict | None:
 def finished(cfg: DictConfig) -> dict | None:
     """The record of the run that `cfg` goes on with, if that has finished before and nothing more is asked for."""
     record = read_record(Path(cfg.resume)) if cfg.resume else None
-    return None if record and asks_for_more(cfg, record["config"]) else record
+    return None if record and asks_for_more(cfg, record) else record
 
 
-def asks_for_more(cfg: DictConfig, before: dict) -> bool:
-    """Whether a finished run is to be tested, on other images or at all, or shown, where it was not `before`."""
-    limit = cfg.trainer.get("limit_test_batches")
+def asks_for_more(cfg: DictConfig, record: dict) -> bool:
+    """Whether a finished run is to be tested, on other images or at all, or shown, where it was not before; or to be
+    trained for longer than its time allowed."""
+    before, limit = record["config"], cfg.trainer.get("limit_test_batches")
     is_tested = before.get("test") and value_at(before, "trainer.limit_test_batches") == limit
-    return bool(cfg.get("test") and not is_tested) or bool(cfg.get("page") and not before.get("page"))
+    is_shown = before.get("page")
+    time = value_at(before, "trainer.max_time")
+    has_more_time = time and time != cfg.trainer.get("max_time") and record["epochs"] < cfg.trainer.max_epochs
+    return bool((cfg.get("test") and not is_tested) or (cfg.get("page") and not is_shown) or has_more_time)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -41,13 +41,19 @@ class TimeLimit(Timer):
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    @staticmethod
+    def overrun(trainer: Trainer, before: float = 0.0) -> float | None:
+        """The seconds that a training has taken that has no more; None while it has. before: those of another life."""
+        limits = (each for each in trainer.callbacks if isinstance(each, TimeLimit))
+        return next((before + each.time_elapsed() for each in limits if each.time_remaining() <= before), None)
+
 
 class Ending(LightningCheckpoint):
     """Makes an early end as good as any other, whoever asked for it by `trainer.should_stop`.
 
     The last epoch is validated, whatever trainer.check_val_every_n_epoch. A request that trainer.min_epochs does not
     allow is over with its epoch, and the next decides anew. A checkpoint notes as `ended` that the training had ended
-    early; to go on from there leaves only the test.
+    early; to go on from there leaves only the test, unless it was out of time and now has more.
 
     Derived from Lightning's base of checkpoints so that it comes after all who may ask; has to come before those that
     save.
@@ -60,9 +66,16 @@ class Ending(LightningCheckpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         checkpoint["ended"] = is_ending(trainer)
+        checkpoint["out_of_time"] = TimeLimit.overrun(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        self.ended = checkpoint.get("ended", False)
+        seconds, loops = checkpoint["out_of_time"], checkpoint["loops"]["fit_loop"]
+        self.ended = checkpoint["ended"] and (seconds is None or TimeLimit.overrun(trainer, seconds) is not None)
+        if checkpoint["ended"] and not self.ended:
+            log.info("its time was over, and it is given more: it goes on; if it was tested before, it is tested again")
+            if not loops["epoch_loop.batch_progress"]["is_last_batch"]:
+                for progress in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+                    progress["processed"] -= 1  # this epoch, which goes on in its middle
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.ended:

@@ -330,6 +330,38 @@ def test_the_time_before_a_resume_counts_and_an_end_by_time_is_an_end(cifar_trai
     assert_same_end(run_dirs()[0], Path("mine"))
 
 
+@pytest.mark.parametrize(
+    ("time", "more"),
+    [
+        ("null", ["averaging=ema", "augment=randaugment", "model.dropout=0.2"]),
+        ("00:00:01:00", ["trainer.accumulate_grad_batches=2"]),
+        ("00:00:01:00", ["trainer.max_time=00:00:00:05"]),  # which is over with an epoch
+    ],
+)
+def test_a_run_that_ran_out_of_time_goes_on_with_more(cifar_train, run_dirs, a_second_a_step, time, more, capsys):
+    command = ["trainer.max_epochs=4", *more]
+    assert cifar_train(*command, "trainer.max_time=null") == 0
+    assert cifar_train(SEVEN, *command, "run_dir=mine") == 0
+    before = record_of(Path("mine"))
+    assert cli.train(["resume=mine", "trust=[helpers]"]) == 0  # which is over
+    assert record_of(Path("mine")) == before
+    capsys.readouterr()
+    assert cli.train(["resume=mine", "trust=[helpers]", f"trainer.max_time={time}"]) == 0
+    assert "tested before" in capsys.readouterr().out
+    whole, mine = run_dirs()[0], Path("mine")
+    assert record_of(mine)["epochs"] == 4
+    assert_equal(last_of(mine)["state_dict"], last_of(whole)["state_dict"])
+    assert [row["step"] for row in rows_of(mine)] == [row["step"] for row in rows_of(whole)]
+    assert record_of(mine)["metrics"].keys() == record_of(whole)["metrics"].keys()
+
+
+def test_a_training_that_ended_otherwise_does_not_go_on_for_more_time(cifar_train, a_second_a_step):
+    assert cifar_train("trainer.max_epochs=3", "trainer.max_time=00:00:01:00", "run_dir=mine") == 0
+    before = record_of(Path("mine"))
+    assert cli.train(["resume=mine", "trust=[helpers]", "trainer.max_time=null"]) == 0
+    assert record_of(Path("mine")) == before
+
+
 def test_a_time_that_is_over_before_the_first_step_leaves_that_step(cifar_train, run_dirs, a_second_a_step):
     assert cifar_train("trainer.max_epochs=9", "trainer.max_time={seconds:1}", "trainer.accumulate_grad_batches=3") == 0
     record = record_of(run_dirs()[0])
