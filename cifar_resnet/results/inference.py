@@ -1,5 +1,6 @@
 """What trained networks predict for images, outside of any training."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,12 @@ from cifar_resnet.models.tta import log_probabilities
 def mean_probability(each: Tensor) -> Tensor:
     """An ensemble's log-probabilities from those of its members. each: (members, N, num_classes)."""
     return each.logsumexp(0) - math.log(len(each))
+
+
+def has_same_weights(network: nn.Module, other: nn.Module) -> bool:
+    """Whether one is a copy of the other."""
+    own, others = network.state_dict(), other.state_dict()
+    return own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
 
 
 class Ensemble:
@@ -54,6 +61,12 @@ class Ensemble:
                     f"an ensemble's networks share classes and image size. Got {path} with {key} "
                     f"{network.data_state[key]}, and {paths[0]} with {first[key]}",
                 )
+        for (path, network), (other, twin) in itertools.combinations(zip(paths, self.networks, strict=True), 2):
+            refuse_if(
+                has_same_weights(network, twin),
+                f"a network counts once in an ensemble. Got {other} with the weights of {path}; leave one of them out",
+            )
+        for network in self.networks:
             network.to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -75,6 +75,14 @@ def test_data_of_any_name_are_swept_over_and_a_list_stays_one(capsys):
     assert list(job.cfg.input) == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["inf", "nan", "2024", "1e3", "true"])
+def test_a_name_is_a_text_whatever_it_looks_like(name, capsys):
+    assert cli.train([*TINY, f"name={name}"]) == 0
+    (run_dir,) = [path.parent for path in Path("outputs", name).rglob("result.json")]
+    assert record_of(run_dir)["name"] == name
+    assert f"outputs/{name}/" in capsys.readouterr().out
+
+
 def test_a_folder_of_ones_own_choices_may_have_any_name():
     folder = Path(f"mine {ODD}", "optimizer")
     folder.mkdir(parents=True)

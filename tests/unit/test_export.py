@@ -145,6 +145,16 @@ def test_everything_that_is_left_has_the_mode_that_the_umask_gives(trained, tmp_
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
 
 
+def test_an_ensembles_onnx_tells_the_same_and_can_be_written_for_an_older_runtime(sweep_dir):
+    onnx = pytest.importorskip("onnx")
+    assert exported(sweep_dir, "formats=[onnx]", "opset=13") == 0
+    model = onnx.load("exported/model.onnx")
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 13)]
+    about, data = {each.key: each.value for each in model.metadata_props}, load(sweep_dir / "seed-0").data_state
+    assert json.loads(about["classes"]) == data["classes"]
+    assert "log_probabilities" in about["output"]
+
+
 @pytest.mark.parametrize("name", ["safetensors", "torch", "onnx"])
 def test_an_ensemble_is_exported_as_one(sweep_dir, name):
     runtime = pytest.importorskip("onnxruntime") if name == "onnx" else None

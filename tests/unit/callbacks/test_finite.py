@@ -1,12 +1,18 @@
 """The count of steps that 16-bit loss scaling skipped, with a real scaler."""
 
+import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import assert_equal
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 
 from cifar_resnet.callbacks import FiniteLoss
+from cifar_resnet.data import Synthetic
+from cifar_resnet.models import ResNet
 
 
 def skipped_after(finite: list[bool], callback: FiniteLoss, scaler: torch.amp.GradScaler) -> float:
@@ -43,3 +49,26 @@ def test_a_training_that_goes_on_counts_on():
     resumed_scaler.load_state_dict(scaler.state_dict())
     assert skipped_after([True, False], resumed, resumed_scaler) == 2
     assert_equal(resumed.state_dict(), {"skipped": 2.0})
+
+
+def test_a_training_in_half_precision_logs_how_many_steps_it_skipped():
+    torch.manual_seed(0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)  # which overflows, and is halved, at first
+    data = Synthetic(num_train=200, num_test=10, num_val=0, batch_size=5)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        callbacks=[FiniteLoss()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+    model = ResNet(depth=8, widths=[4, 4, 4], optimizer=partial(torch.optim.SGD, lr=0.01))
+    trainer.fit(model, data)
+    halvings = 30 - math.log2(scaler.get_scale())
+    assert 3 < halvings < 40
+    assert trainer.callback_metrics["train/skipped_steps"] == halvings

@@ -1,11 +1,15 @@
 """Ensembles against plain loops."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from cifar_resnet import load
+from cifar_resnet import cli, load
 from cifar_resnet.data import Synthetic
+from cifar_resnet.models import ResNet
 from cifar_resnet.results.inference import Ensemble, mean_probability
 from cifar_resnet.runs import find_checkpoints
 
@@ -26,3 +30,28 @@ def test_an_ensembles_member_predicts_as_in_its_own_test(sweep_dir, test_images)
         with torch.no_grad():
             expected = network(test_images(path.parent.parent)[0]).softmax(1)
         assert torch.allclose(found.exp(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_copy_of_a_network_is_no_second_one(trained, tmp_path, command, capsys):
+    shutil.copytree(trained, "copy")
+    Image.new("RGB", (32, 32)).save("a.png")
+    more = ["input=a.png"] if command == "predict" else []
+    assert getattr(cli, command)([f"checkpoint=[{trained},copy]", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a network counts once in an ensemble. Got copy")
+    assert f"with the weights of {trained}" in line
+
+
+def test_predictions_are_made_a_batch_at_a_time(trained, monkeypatch):
+    """However many images there are: the whole set would need gigabytes."""
+    sizes = []
+    forward = ResNet.forward
+    monkeypatch.setattr(ResNet, "forward", lambda self, images: sizes.append(len(images)) or forward(self, images))
+    assert cli.evaluate([f"checkpoint={trained}", "batch_size=20", "output_dir=evaluated"]) == 0
+    assert max(sizes) == 20
+    assert sum(sizes) == 50 + 40  # and validation images, for the temperature
+    sizes.clear()
+    np.savez("some.npz", images=np.zeros((45, 32, 32, 3), np.uint8))
+    assert cli.predict([f"checkpoint={trained}", "input=some.npz", "batch_size=20"]) == 0
+    assert (max(sizes), sum(sizes)) == (20, 45)

@@ -132,6 +132,8 @@ def test_a_run_whose_classes_have_such_names_has_its_page_and_tables(tmp_path, c
     tiny = [text for text in TINY if not text.startswith(("page=", "data"))]
     data = ["data=image_folder", "data.root=$data", "data.num_val=10", "data.batch_size=10"]
     assert cli.train([*tiny, *data, "run_dir=$run"]) == 0
+    trained = html.unescape((tmp_path / "$run" / "page.html").read_text())
+    assert [name for name in NAMES if name not in trained] == []
     capsys.readouterr()
     assert cli.evaluate(["checkpoint=$run"]) == 0
     out = capsys.readouterr().out
