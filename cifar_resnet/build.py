@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, resume, runs
@@ -308,6 +309,11 @@ def resolve_conflicts(cfg: DictConfig) -> None:
     refuse_if(
         "num_classes" in cfg.model,
         f"the data says how many classes there are. Got model.num_classes={cfg.model.get('num_classes')}; leave it out",
+    )
+    strategy, known = trainer.get("strategy"), ("auto", *StrategyRegistry.available_strategies())
+    refuse_if(
+        isinstance(strategy, str) and strategy not in known,
+        f"trainer.strategy is unknown to Lightning. Got {strategy!r}; give such as auto, ddp or fsdp",
     )
     has_val = cfg.data.get("num_val") != 0
     refuse_if(

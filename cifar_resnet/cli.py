@@ -62,6 +62,10 @@ def run(command: str, argv: list[str]) -> int:
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}. See {program(command)} --help") from error
     if HYDRA_FLAGS.intersection(overrides):
+        _, given = apart(argv)
+        if (given or options.config_dir) and {"-sc", "--shell-completion"}.isdisjoint(argv):
+            # refused as without the flag: Hydra knows less of what is wrong
+            Composer(command, options.config_dir).jobs(with_plain_paths(given, options.multirun), options.multirun)
         return delegate_to_hydra(command, argv)
     refuse_if(
         unknown := next((argument for argument in overrides if argument.startswith("-")), None),
@@ -85,12 +89,13 @@ def run(command: str, argv: list[str]) -> int:
 
 def delegate_to_hydra(command: str, argv: list[str]) -> int:
     """Help, printing of the configuration and tab completion."""
-    argv = with_plain_paths(argv, swept=command == "search" or not {"-m", "--multirun"}.isdisjoint(argv))
+    swept = command == "search" or not {"-m", "--multirun"}.isdisjoint(argv)
+    options, overrides = apart(with_plain_paths(argv, swept))
     line = {"COMP_LINE": without_paths(os.environ["COMP_LINE"])} if "COMP_LINE" in os.environ else {}
     with (
         # raises what Hydra would otherwise print, and exit
         mock.patch.dict(os.environ, HYDRA_FULL_ERROR="1", **line),
-        mock.patch.object(sys, "argv", [program(command), *options_first(argv)]),
+        mock.patch.object(sys, "argv", [program(command), *options, "--", *overrides]),
     ):
         complaints = io.StringIO()
         try:
@@ -100,20 +105,18 @@ def delegate_to_hydra(command: str, argv: list[str]) -> int:
             complaint = complaints.getvalue().strip().rpartition("error: ")[2]
             refuse_if(ended.code, f"{complaint}. See {program(command)} --help")
         except (hydra.errors.HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UsageError(
-                Composer(command).explain(error, [text for text in argv if not text.startswith("-")])
-            ) from error
+            raise UsageError(Composer(command).explain(error, overrides)) from error
     return 0
 
 
-def options_first(argv: list[str]) -> list[str]:
-    """The arguments as Hydra's parser wants them, which takes no option after an override."""
+def apart(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Options and overrides: Hydra's parser takes no option after an override."""
     options, overrides, arguments = [], [], iter(argv)
     for argument in arguments:
         (options if argument.startswith("-") else overrides).append(argument)
         if argument in HYDRA_FLAGS_WITH_VALUE:
             options += itertools.islice(arguments, 1)
-    return [*options, "--", *overrides]
+    return options, overrides
 
 
 train, find_lr, search, design, evaluate, predict, report, export = (

@@ -7,7 +7,6 @@ application and in threads.
 import contextlib
 import functools
 import itertools
-import math
 import re
 import threading
 from collections.abc import Iterator
@@ -16,20 +15,32 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cifar_resnet.constraints import INSTEAD, RESERVED, did_you_mean, leaves, select
+from cifar_resnet.constraints import RESERVED, did_you_mean, leaves, select
 from cifar_resnet.errors import UsageError, one_line, refuse_if
-from cifar_resnet.quoting import in_quotes, in_shell
+from cifar_resnet.overrides import (
+    COLLECTIONS,
+    FILLED_IN,
+    MAY_BE_LEFT_OUT,
+    Interval,
+    domain_of,
+    instead_of,
+    kind,
+    parse,
+    refuse_mismatch,
+    refuse_several_folders,
+    refuse_unclear_sweeps,
+    values_of,
+)
+from cifar_resnet.own_files import refuse_gaps
+from cifar_resnet.quoting import in_quotes
 
 CONF = next(path for folder in Path(__file__).resolve().parents[:2] if (path := folder / "conf").is_dir())
-MAY_BE_LEFT_OUT = ("scheduler", "averaging")
-COLLECTIONS = ("callbacks", "logger")
 # Hydra 1.4 warns where its predecessor's defaults are asked for, 1.3 where they are not
 HYDRA_VERSION = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 ONE_AT_A_TIME = threading.RLock()  # what Hydra is set up for is the process's own
@@ -55,15 +66,6 @@ class Job:
     space: dict[str, "Interval | list[str]"] = field(default_factory=dict)
 
 
-@dataclass
-class Interval:
-    """Numbers to search through: whole ones where the setting's default is. log: by ratio, not by difference."""
-
-    low: float
-    high: float
-    log: bool
-
-
 @contextlib.contextmanager
 def hydra_for_us() -> Iterator[None]:
     """Hydra, set up for our configuration; afterwards as another application around this one had set it up."""
@@ -80,7 +82,7 @@ def hydra_for_us() -> Iterator[None]:
 class Composer:
     """Composes one command's configuration, and explains what Hydra has against an override.
 
-    config_name: such as "train". config_dir: a folder of the user's own, searched for choices before ours.
+    config_name: such as "train". config_dir: a folder of the user's own, whose choices stand beside ours.
     """
 
     def __init__(self, config_name: str = "train", config_dir: str | None = None):
@@ -88,6 +90,12 @@ class Composer:
             config_dir is not None and not (config_dir and Path(config_dir).is_dir()),
             f"--config-dir must be a folder. Got {config_dir}",
         )
+        for ours in CONF.rglob("*.yaml") if config_dir else ():
+            own = Path(config_dir) / ours.relative_to(CONF)
+            refuse_if(  # Hydra would take ours
+                own.is_file() and own.read_bytes() != ours.read_bytes(),
+                f"there is one of this name already. Got {own}; give it a name of its own",
+            )
         self.config_name = config_name
         self.folders = [CONF, *([Path(config_dir).resolve()] if config_dir else [])]
 
@@ -105,6 +113,8 @@ class Composer:
             parsed = parse([text for text in overrides if text not in words])
             swept = [override for override in parsed if multirun and override.is_sweep_override()]
             fixed = [override.input_line for override in parsed if override not in swept]
+            refuse_unclear_sweeps(swept, parsed)
+            refuse_several_folders(parsed if multirun else [])
             return [
                 self.job(fixed, list(varying), in_sweep=multirun, words=words)
                 for varying in itertools.product(*map(values_of, swept))
@@ -115,16 +125,13 @@ class Composer:
         with self.explained(overrides):
             parsed = parse(overrides)
             fixed = [each.input_line for each in parsed if not each.is_sweep_override()]
+            refuse_unclear_sweeps([each for each in parsed if each.is_sweep_override()], parsed)
             default = self.compose(fixed)
             searched = {
                 each.get_key_element(): domain_of(each, select(default, each.key_or_group))
                 for each in parsed
                 if each.is_sweep_override()
             }
-        refuse_if(
-            twice := next((override for override in fixed if override.partition("=")[0] in searched), None),
-            f"one value, and several to search through. Got {twice} as well; leave out one of them",
-        )
         return fixed, searched
 
     def examples(self, overrides: list[str]) -> list[Job]:
@@ -158,12 +165,22 @@ class Composer:
         of_a_file = self.config_name in ("evaluate", "export") or resumes(given)
         follows = of_a_file and not any(text.startswith("data=") for text in given)
         composed = [text for text in given if not (follows and text.startswith("data."))]
+        parsed = parse(composed)
+        values = [each for each in parsed if each.is_delete() or not self.is_group(each)]
+        choices = tuple(each.input_line for each in parsed if each not in values)
+        default = self.defaults(choices) if values else None
+        groups = [path.name for folder in self.folders for path in folder.iterdir() if path.is_dir()]
+        if default is not None:  # a mistake in a file is not to be taken for one in a value
+            refuse_gaps(default, default.hydra.runtime.choices, self.defaults(()), groups)
         cfg = self.compose(composed)
         with open_dict(cfg):
-            choices = cfg.pop("hydra").runtime.choices.items()
-            cfg.overrides, cfg.choices = given, {key: file for key, file in choices if not key.startswith("hydra/")}
-        self.compare_with_defaults(cfg, composed)
-        self.refuse_gaps(cfg)
+            chosen = cfg.pop("hydra").runtime.choices
+        if default is not None:
+            self.compare_with_defaults(cfg, default, choices, values)
+        refuse_gaps(cfg, chosen, self.defaults(()), groups)
+        with open_dict(cfg):
+            ours = {key: file for key, file in chosen.items() if not key.startswith("hydra/")}
+            cfg.overrides, cfg.choices = given, ours
         return Job(cfg, fixed, varying, self, **facts)
 
     def compose(self, overrides: list[str]) -> DictConfig:
@@ -180,6 +197,9 @@ class Composer:
     def is_group(self, override: Override) -> bool:
         return any((folder / override.key_or_group).is_dir() for folder in self.folders)
 
+    def choices_of(self, group: str) -> list[str]:
+        return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
+
     def refuse_what_hydra_would_misread(self, override: Override) -> None:
         group, value = override.key_or_group, override.value()
         refuse_if(
@@ -187,6 +207,18 @@ class Composer:
             f"run folders and sweeps are not Hydra's here. Got {override.input_line}; "
             f"see output_dir, name and run_dir, and -m, which runs its jobs one after the other",
         )
+        refuse_if(
+            group.partition(".")[0] in FILLED_IN, f"{group} is filled in. Got {override.input_line}; leave it out"
+        )
+        if override.is_sweep_override():
+            is_train, is_list = (
+                self.config_name == "train",
+                getattr(override.value(), "simple_form", False) and not self.is_group(override),
+            )
+            a_list = f"give a list: {group}=[{override.input_line.partition('=')[2]}]" if is_list else "give one value"
+            raise UsageError(
+                f"several values, but no sweep. Got {override.input_line}; {'put -m in front, or ' * is_train}{a_list}"
+            )
         is_added = (override.is_add() or override.is_force_add()) and override.package is None
         refuse_if(
             is_added and (CONF / group).is_dir(),
@@ -197,17 +229,24 @@ class Composer:
             is_choice and value is None and group in MAY_BE_LEFT_OUT,
             f"no {group} at all is ~{group}. Got {override.input_line}",
         )
-        known = sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
+        known = self.choices_of(group)
+        refuse_if(
+            is_choice and isinstance(value, list) and group not in COLLECTIONS,
+            f"{group} is one choice, and no list. Got {override.input_line}; give one of them"
+            + f", or all in turn: -m {override.get_key_element()}={override.input_line.partition('=')[2].strip('[]')}"
+            * (self.config_name == "train"),
+        )
         refuse_if(
             is_choice and not isinstance(value, (str, list, QuotedString)),
             f"{group} is chosen by name. Got {override.input_line}. Choices: {', '.join(known)}",
         )
 
-    def compare_with_defaults(self, cfg: DictConfig, overrides: list[str]) -> None:
+    def compare_with_defaults(
+        self, cfg: DictConfig, default: DictConfig, choices: tuple[str, ...], values: list[Override]
+    ) -> None:
         """Refuse what takes away a setting that is needed, a stray addition, and a value of another kind."""
-        parsed = parse(overrides)
-        values = [override for override in parsed if override.is_delete() or not self.is_group(override)]
-        default = self.defaults(tuple(each.input_line for each in parsed if each not in values)) if values else cfg
+        without_recipe = tuple(text for text in choices if not text.startswith("experiment="))
+        ours = default if without_recipe == choices or len(self.folders) == 1 else self.defaults(without_recipe)
         for override in {each.key_or_group: each for each in values}.values():  # of one key the last is what holds
             key, expected = override.key_or_group, select(default, override.key_or_group)
             if override.is_delete():
@@ -219,29 +258,9 @@ class Composer:
             elif override.is_add() or (override.is_force_add() and expected is None):
                 self.refuse_stray_addition(cfg, override)
             else:
-                refuse_mismatch(override, expected, select(cfg, key))
-
-    def refuse_gaps(self, cfg: DictConfig) -> None:
-        """What nothing works without may have been taken away by ~, or by a recipe."""
-        default = self.defaults(())
-        groups = (path.name for folder in self.folders for path in folder.iterdir() if path.is_dir())
-        known = sorted({*default.keys(), "overrides", "choices", *groups})
-        # `keys`, for `in` leaves out ???
-        unknown = next((key for key in cfg.keys() if key == "experiment" or key not in known), "")  # noqa: SIM118
-        refuse_if(
-            unknown,
-            f"unknown key {unknown} in a file of settings.{did_you_mean(unknown, known)}"
-            + " A recipe begins with the line # @package _global_" * (unknown == "experiment"),
-        )
-        needed = [key for key in default if key not in ("hydra", *MAY_BE_LEFT_OUT) and default.get(key) is not None]
-        for key in needed:
-            refuse_if(
-                cfg.get(key) is None, f"nothing works without {key}. Got none; leave it as it is, or give another"
-            )
-            refuse_if(
-                OmegaConf.is_dict(default[key]) and "_target_" in default[key] and "_target_" not in cfg[key],
-                f"{key}._target_ says what it is. Got none; leave it as it is, or give another",
-            )
+                given, usual = select(cfg, key), select(ours, key)
+                is_usual = usual is None or kind(given) == kind(expected)
+                refuse_mismatch(override, expected if is_usual else usual, given)
 
     def refuse_stray_addition(self, cfg: DictConfig, override: Override) -> None:
         """A key behind + must be an argument of something, or be something itself: a callback, a logger."""
@@ -264,21 +283,41 @@ class Composer:
         match error:
             case RecursionError():
                 return f"a choice whose defaults lead back to it. Got {' '.join(overrides)}; change its file"
-            case MissingConfigException(missing_cfg_file=str(path), options=[_, *_] as known):
+            case MissingConfigException(missing_cfg_file=str(path)):
+                place = re.match("In '(.+?)'", text)
+                where = f" in {place[1]}.yaml" if place and place[1] != self.config_name else ""
                 group, _, choice = path.rpartition("/")
-                return f"unknown {group} {choice!r}.{did_you_mean(choice, known)} Choices: {', '.join(known)}"
+                if known := self.choices_of(group):
+                    return (
+                        f"unknown {group} {choice!r}{where}.{did_you_mean(choice, known)} Choices: {', '.join(known)}"
+                    )
+                return f"no such choice. Got {path} in the defaults{where}; name another"
+            case UnicodeDecodeError():
+                return (
+                    f"{', '.join(map(str, self.undecodable()))} must be UTF-8. Got other bytes ({text}); save it anew"
+                )
         if key := re.search(r"Could not override '([^']+)'", text):
             given = [text for text in overrides if text.lstrip("+~").partition("=")[0] == key[1]]
             return (given and instead_of(key[1], given[-1])) or (
-                f"unknown key {key[1]}.{did_you_mean(key[1], self.known_keys(overrides))} "
+                f"unknown key {key[1]}{'' if given or len(self.folders) == 1 else ' in a file of settings'}."
+                f"{did_you_mean(key[1], self.known_keys(overrides))} "
                 f"See {program(self.config_name)} --help"
             )
-        if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", text):
-            key, _, values = ambiguous[1].partition("=")
-            return (
-                f"several values, but no sweep. Got {ambiguous[1]}; put -m in front, or give a list: {key}=[{values}]"
-            )
+        if there := re.search(r"An item is already at '(.+?)'", text):
+            return f"+ is for what is not there yet. Got +{there[1]}; leave out the +"
+        if twice := re.search(r"Multiple values for (\S+)\. To override a value use '(.+)'", text):
+            return f"{twice[1]} is one choice. Got it twice, by the defaults of a file; say there: {twice[2]}"
+        if unfit := re.match(r"In '(.+?)': \w+ raised while composing config: (.+?)( full_key|$)", text):
+            what = "a list in place of settings, or the other way round" if "ListConfig" in unfit[2] else unfit[2]
+            return f"{unfit[1]}.yaml does not fit what it changes. Got {what}; see {program(self.config_name)} --help"
         return f"{text} ({one_line(error.__cause__)})" if error.__cause__ else text
+
+    def undecodable(self) -> Iterator[Path]:
+        for path in (path for folder in self.folders[1:] for path in folder.rglob("*.yaml")):
+            try:
+                path.read_text("utf-8")
+            except UnicodeDecodeError:
+                yield path
 
     def known_keys(self, overrides: list[str]) -> list[str]:
         """Groups and dotted keys of the configuration that the valid choices among the overrides give."""
@@ -303,78 +342,3 @@ def resumes(overrides: list[str]) -> bool:
 
 def program(config_name: str) -> str:
     return f"cifar-{config_name.replace('_', '-')}"
-
-
-def parse(overrides: list[str]) -> list[Override]:
-    refuse_if(
-        nameless := next((text for text in overrides if text.startswith("=")), None),
-        f"a setting is key=value. Got {nameless}",
-    )
-    try:
-        return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(overrides)
-    except OverrideParseException as error:
-        key, equals, value = error.override.partition("=")
-        refuse_if(not equals, f"a setting is key=value. Got {error.override}")
-        is_key = re.fullmatch(r"[+~]*[\w$./@:-]+", key, re.ASCII)
-        refuse_if(not is_key, f"a setting is key=value, with a key of letters, digits and dots. Got {error.override}")
-        text = value.strip(value[0]) if value.startswith(("'", '"')) else value
-        raise UsageError(
-            f"a value that cannot be read. Got {error.override}; where it holds brackets, commas, quotes or =, "
-            f"put it in quotes within quotes: {in_shell(f'{key}={in_quotes(text)}')}"
-        ) from error
-
-
-def instead_of(key: str, given: str) -> str | None:
-    """What to use here, for the name of a setting elsewhere."""
-    name = key.rpartition(".")[2]
-    return f"there is no {key} here: {INSTEAD[name]}. Got {given}; leave it out" if name in INSTEAD else None
-
-
-def values_of(override: Override) -> list[str]:
-    """The overrides that one comma-separated, choice(…) or range(…) override stands for."""
-    refuse_if(
-        not override.is_discrete_sweep(),
-        f"an interval is no list of values to try. Got {override.input_line}; give values, or range",
-    )
-    values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    refuse_if(not values, f"nothing to try. Got {override.input_line}; give one value or more")
-    return values
-
-
-def domain_of(override: Override, default: object) -> Interval | list[str]:
-    if not override.is_interval_sweep():
-        return [value.partition("=")[2] for value in values_of(override)]
-    sweep = override.value()
-    low, high, log = sweep.start, sweep.end, "log" in sweep.tags
-    refuse_if(
-        not (low < high and math.isfinite(high - low) and (low > 0 or not log)),
-        f"an interval goes from a smaller to a larger number. Got {override.input_line}",
-    )
-    # Hydra's intervals are of fractions; a batch size is not
-    return Interval(round(low), round(high), log) if isinstance(default, int) else Interval(low, high, log)
-
-
-def refuse_mismatch(override: Override, expected: object, given: object) -> None:
-    """Refuse a value of another kind than its default's."""
-    key, got = override.key_or_group, f"Got {override.input_line}"
-    owner, needed, found = key.rpartition(".")[0], kind(expected), kind(given)
-    refuse_if(given == "", f"{key} is empty. {got}; give a value, or null")
-    refuse_if(isinstance(given, float) and not math.isfinite(given), f"{key} must be a finite number. {got}")
-    refuse_if(given is None and owner in COLLECTIONS, f"~{key} takes it away. {got}")
-    refuse_if(
-        not owner and type(expected) is int and isinstance(given, float),
-        f"{key} must be a whole number. {got}",
-    )
-    # where null is an argument, its constructor knows about it; some of a network's take a list, a number a stage
-    must_be = needed and (found or not owner or needed == "settings")
-    per_stage = owner == "model" and (needed, found) == ("a number", "a list")
-    refuse_if(
-        must_be and needed != found and not per_stage,
-        f"{key} must be {needed}" + ("" if needed == "settings" else f", such as {expected}") + f". {got}",
-    )
-
-
-def kind(value: object) -> str | None:
-    """What a person calls this sort of value; whole and other numbers are one kind. None for null."""
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "settings"}
-    return next((name for cls, name in kinds.items() if isinstance(value, cls)), None)

@@ -59,7 +59,10 @@ def teachers_of(cfg: DictConfig) -> list[str]:
     """The paths that `distill.teacher` names; none where there is no teacher."""
     teacher = OmegaConf.select(cfg, "distill.teacher")
     refuse_if(teacher == [], "distill.teacher names nobody. Give a checkpoint, a run folder, or a list of them")
-    return [teacher] if isinstance(teacher, str) else list(teacher or ())
+    teachers = [teacher] if isinstance(teacher, str) else list(teacher or ())
+    strange = next((each for each in teachers if not isinstance(each, str)), None)
+    refuse_if(strange is not None, f"distill.teacher is a path, or a list of them. Got {strange}; give a run folder")
+    return teachers
 
 
 def plain(paths: object) -> str | list[str]:

@@ -242,13 +242,34 @@ def asks_for_more(cfg: DictConfig, record: dict) -> bool:
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """A row of texts for each epoch; none where no epoch has ended. UsageError where the file holds something else."""
     try:
-        rows = list(csv.DictReader(path.read_text().splitlines()))
-        [(*map(float, filter(None, row.values())), int(row["epoch"])) for row in rows]  # raises for anything else
+        text = path.read_text()
+        rows = list(csv.DictReader(text.splitlines()))
+        for row in rows:
+            check_row(row)
+        if text and not text.endswith("\n"):
+            raise ValueError("its last line is cut short")
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(f"not the metrics of a run. Got {path} ({error}); take it away") from error
     return rows
+
+
+def check_row(row: dict[str, str]) -> None:
+    """Raises ValueError, KeyError or TypeError for what is no row of an epoch's metrics."""
+    [*map(float, filter(lambda text: text != "", row.values())), int(row["epoch"])]
+
+
+def readable_metrics(path: Path) -> list[dict[str, str]]:
+    """Of a damaged table those rows that are whole."""
+    found = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for line in lines[1:]:
+        with contextlib.suppress(ValueError, KeyError, TypeError, csv.Error):
+            (row,) = csv.DictReader([lines[0].decode(), line.decode()])
+            check_row(row)
+            found += [row] if line.endswith(b"\n") else []
+    return found
 
 
 def commit() -> str | None:

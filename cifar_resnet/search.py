@@ -23,9 +23,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_resnet import resume, runs, seeds, train
 from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
-from cifar_resnet.compose import Interval, Job
+from cifar_resnet.compose import Job
 from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check, plain
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
+from cifar_resnet.overrides import Interval
 from cifar_resnet.quoting import command_line
 from cifar_resnet.recipe import differences
 from cifar_resnet.results import plots

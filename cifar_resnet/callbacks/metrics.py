@@ -1,5 +1,6 @@
 """What each epoch measured: its speed, and one row of a table."""
 
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cifar_resnet.errors import UsageError
 from cifar_resnet.models.classifier import metrics_of
-from cifar_resnet.runs import read_metrics, write_table
+from cifar_resnet.runs import read_metrics, readable_metrics, write_table
 
 
 class Throughput(Callback):
@@ -87,7 +88,7 @@ class Throughput(Callback):
 class MetricsCSV(Callback):
     """One row per epoch in a CSV file: epoch and step (both counted from 1), learning rate at its end, every metric.
 
-    A resumed run keeps the rows of the epochs before it.
+    A resumed run keeps the rows of the epochs before it; of a damaged table those that are whole, and the file aside.
     """
 
     def __init__(self, path: str):
@@ -97,9 +98,17 @@ class MetricsCSV(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch:
             try:
-                self.rows = [row for row in read_metrics(self.path) if int(row["epoch"]) <= trainer.current_epoch]
+                rows = read_metrics(self.path)
             except UsageError as error:  # no reason to give a training up
-                warnings.warn(f"the table of epochs begins anew: {error}", stacklevel=2)
+                rows = readable_metrics(self.path)
+                if trainer.is_global_zero:
+                    aside = self.path.with_name(f"{self.path.name}.damaged-{trainer.current_epoch}")
+                    shutil.copy(self.path, aside)
+                    warnings.warn(
+                        f"{len(rows)} epochs of the table can be read, and {aside} keeps the rest: {error}",
+                        stacklevel=2,
+                    )
+            self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

@@ -25,9 +25,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cifar_resnet import cli
-from cifar_resnet.compose import COLLECTIONS, CONF, MAY_BE_LEFT_OUT, Composer, kind
+from cifar_resnet.compose import CONF, Composer
 from cifar_resnet.constraints import leaves, select
 from cifar_resnet.data import DataModule
+from cifar_resnet.overrides import COLLECTIONS, MAY_BE_LEFT_OUT, kind
 from cifar_resnet.quoting import plain_path
 
 COUNT = int(os.environ.get("BAD_COMMANDS", "20"))
@@ -51,7 +52,7 @@ def things(trained, tmp_path_factory) -> Path:
         "mine/experiment",
     ):
         (folder / name).mkdir(parents=True)
-    for name in ("mine/optimizer", "flat"):
+    for name in ("mine/optimizer", "mine/model", "ours", "ours/model", "flat"):
         (folder / name).mkdir()
     pixels = np.zeros((12, 32, 32, 3), np.uint8)
     labels = np.arange(12) % 3
@@ -85,6 +86,22 @@ def things(trained, tmp_path_factory) -> Path:
         "mine/experiment/unpacked.yaml": b"trainer: {max_epochs: 1}\n",
         "mine/experiment/cut.yaml": b"# @package _global_\ntrainer: [1\n",
         "mine/experiment/circle.yaml": b"# @package _global_\ndefaults: [circle]\n",
+        "mine/experiment/two.yaml": b"# @package _global_\ntrainer: {max_epochs: two}\n",
+        "mine/experiment/modelled.yaml": b"# @package _global_\nmodel: resnet20\n",
+        "mine/experiment/scheduled.yaml": b"# @package _global_\nscheduler: cosine\n",
+        "mine/experiment/averaged.yaml": b"# @package _global_\naveraging: ema\n",
+        "mine/experiment/counted.yaml": b"# @package _global_\ncallbacks: {best: 3}\n",
+        "mine/experiment/filled.yaml": b"# @package _global_\noverrides: [a]\n",
+        "mine/experiment/listed.yaml": b"# @package _global_\nmodel: [a, b]\n",
+        "mine/experiment/several.yaml": b"# @package _global_\ndefaults: [override /scheduler: [cosine, linear]]\n",
+        "mine/experiment/again.yaml": b"# @package _global_\ndefaults: [/model: resnet20]\n",
+        "mine/experiment/stray.yaml": b"# @package _global_\ndefaults: [override /modl: resnet20]\n",
+        "mine/experiment/latin.yaml": b"# @package _global_\nname: gr\xf6\xdfe\n",
+        "mine/experiment/lost.yaml": b"# @package _global_\ndefaults: [/nothing/there]\n",
+        "mine/optimizer/lost.yaml": b"defaults: [adem]\n",
+        "mine/optimizer/whole.yaml": b"_target_: torch.optim.RMSprop\nlr: 0.01\n",
+        "mine/model/later.yaml": b"_target_: cifar_resnet.models.ResNet\n_partial_: true\n",
+        "ours/model/resnet20.yaml": b"_target_: torch.nn.Identity\n",
         "mine/optimizer/dangling.yaml": b"_target_: torch.optim.SGD\n_partial_: true\nlr: ${trainer.rate}\n",
     }.items():  # fmt: skip
         (folder / name).write_bytes(content)

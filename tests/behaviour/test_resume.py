@@ -413,8 +413,24 @@ def test_a_run_that_lost_its_best_checkpoint_keeps_the_best_of_the_rest(begun):
     assert record_of(begun)["selected"] == "best on validation"
 
 
-def test_a_damaged_table_of_epochs_stops_no_training(begun):
-    Path("run/metrics.csv").write_bytes(b"\xff\xfe,\n")
-    with pytest.warns(UserWarning, match="begins anew"):
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda text: text.replace(b"\n1,", b"\n\xff\xfe,", 1), ["2"]),
+        (lambda text: text[: text.index(b"\n2,") + 8], ["1"]),
+        (lambda text: text[:-2], ["1"]),
+        (lambda text: text.replace(b"\n1,", b"\n1,7,", 1), ["2"]),
+        (lambda text: text.replace(b"epoch,", b"era,", 1), []),
+    ],
+    ids=["no text", "cut short", "the last number cut short", "a column too many", "another table"],
+)
+def test_a_damaged_table_of_epochs_stops_no_training_and_nothing_of_it_is_lost(begun, damage, kept):
+    whole = Path("run/metrics.csv").read_bytes()
+    damaged = damage(whole)
+    assert damaged != whole
+    Path("run/metrics.csv").write_bytes(damaged)
+    with pytest.warns(UserWarning, match=rf"{len(kept)} epochs of the table can be read.*keeps the rest"):
         assert cli.train(["resume=run"]) == 0
-    assert record_of(begun)["epochs"] == 3
+    assert [row["epoch"] for row in rows_of(begun)] == [*kept, "3"]
+    (aside,) = Path("run").glob("metrics.csv.damaged-*")
+    assert aside.read_bytes() == damaged

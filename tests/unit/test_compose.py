@@ -13,8 +13,9 @@ from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
 from cifar_resnet import cli
-from cifar_resnet.compose import Composer, Interval, defaults_of, kind
+from cifar_resnet.compose import Composer, defaults_of
 from cifar_resnet.errors import UsageError
+from cifar_resnet.overrides import Interval, kind
 
 COMMANDS = ("train", "find_lr", "search", "design", "evaluate", "predict", "report", "export")
 

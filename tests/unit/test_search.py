@@ -16,8 +16,9 @@ import pytest
 from helpers import TINY
 
 from cifar_resnet import cli, search
-from cifar_resnet.compose import Composer, Interval
+from cifar_resnet.compose import Composer
 from cifar_resnet.errors import UsageError
+from cifar_resnet.overrides import Interval
 from cifar_resnet.search import Search, narrowed
 
 SMALL = [*TINY, "data.num_train=120"]
@@ -190,7 +191,7 @@ def test_spaces_are_read_from_the_command_line():
         "optimizer": ["sgd", "adam"],
     }
     assert isinstance(space["data.batch_size"].low, int)
-    with pytest.raises(UsageError, match="from a smaller to a larger"):
+    with pytest.raises(UsageError, match="numbers above 0"):
         Composer("search").space(["optimizer.lr=tag(log,interval(0,1))"])
 
 
