@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
+import yaml
 from annotated_types import Ge, Gt, Interval, Len, MultipleOf, Predicate
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -201,7 +202,15 @@ def complaint_about(key: str, value: object, hint: object) -> str | None:
         items = [item for one in (schema, *schema.get("anyOf", ())) if (item := item_of(one, place))]
         if items and place < len(value):
             return f"{key}[{place}] must be {in_words(items[0])}. Got {as_yaml(value[place])}"
-    return f"{key} must be {in_words(schema)}. Got {as_yaml(value)}"
+    advice = "; leave out the quotes, or from the environment take it as ${oc.decode:${oc.env:…}}"
+    return f"{key} must be {in_words(schema)}. Got {as_yaml(value)}{advice * is_right_without_quotes(value, hint)}"
+
+
+def is_right_without_quotes(value: object, hint: object) -> bool:
+    try:
+        return isinstance(value, str) and not problems_with(yaml.safe_load(value), hint)
+    except yaml.YAMLError:
+        return False
 
 
 def problems_with(value: object, hint: object) -> list[dict]:

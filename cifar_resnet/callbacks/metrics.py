@@ -2,7 +2,6 @@
 
 import shutil
 import time
-import warnings
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cifar_resnet.errors import UsageError
 from cifar_resnet.models.classifier import metrics_of
 from cifar_resnet.runs import read_metrics, readable_metrics, write_table
+from cifar_resnet.terminal import log
 
 
 class Throughput(Callback):
@@ -104,9 +104,8 @@ class MetricsCSV(Callback):
                 if trainer.is_global_zero:
                     aside = self.path.with_name(f"{self.path.name}.damaged-{trainer.current_epoch}")
                     shutil.copy(self.path, aside)
-                    warnings.warn(
-                        f"{len(rows)} epochs of the table can be read, and {aside} keeps the rest: {error}",
-                        stacklevel=2,
+                    log.warning(
+                        f"warning: {len(rows)} epochs of the table can be read, and {aside} keeps the rest: {error}"
                     )
             self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
 

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import time
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -145,10 +144,9 @@ class Files(DataModule):
         images, labels = (one[0] if len(one) == 1 else np.concatenate(one) for one in list(zip(*each, strict=True))[:2])
         self.tell_of_classes(half, labels)
         if resized := sum(count for _, _, count in each):
-            warnings.warn(
+            self.tell(
                 f"{resized} of {len(images)} images in {self.halves.place(half)} were not {self.image_size}x"
-                f"{self.image_size} and have been resized; data.image_size chooses the size",
-                stacklevel=2,
+                f"{self.image_size} and have been resized; data.image_size chooses the size"
             )
         return torch.from_numpy(images), torch.from_numpy(labels)
 
@@ -248,7 +246,7 @@ def write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> 
             np.savez(file, fingerprint=fingerprint, **arrays)
         part.replace(path)
     except OSError as error:
-        warnings.warn(f"no cache could be written, so images are decoded anew each time ({error})", stacklevel=2)
+        log.warning(f"warning: no cache could be written, so images are decoded anew each time ({error})")
         part.unlink(missing_ok=True)
 
 

@@ -148,10 +148,10 @@ def note_repeats(found: Sequence[Run]) -> None:
 
 
 def differences(found: Sequence[Run]) -> list[str]:
-    """Settings that tell these runs apart, leaving out what those before already tell.
+    """Settings that tell these runs apart.
 
-    First those that commands gave; then, where these leave a difference, the data set and whatever else differs, such
-    as a default that is another since.
+    First those that commands gave, whichever differ; then, where these leave a difference, the data set and whatever
+    else differs, such as a default that is another since, leaving out what those before already tell.
     """
     asked = [text.lstrip("+~").partition("=")[0] for run in found for text in run.record["config"]["overrides"]]
     given = [key for key in asked if key != "data" and bears_on_results(key)]
@@ -161,7 +161,8 @@ def differences(found: Sequence[Run]) -> list[str]:
     choices = ["data"] if len({member.record["data"] for member in found}) > 1 else []
     keys: list[str] = []
     for key in dict.fromkeys([*choices, "model", *given, "data", *other]):
-        if len(group(found, [*keys, key])) > len(group(found, keys)):
+        tells = len(group(found, [*keys, key])) > len(group(found, keys))
+        if tells or (key in given and len(group(found, [key])) > 1):
             keys.append(key)
     return keys
 

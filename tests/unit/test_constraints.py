@@ -286,3 +286,12 @@ def test_what_is_not_ours_is_checked_by_its_signature_and_a_table(settings, comp
 def test_the_tables_name_only_arguments_that_there_are():
     assert (FOREIGN["lightning.pytorch.trainer"] | RESERVED).keys() <= own_hints(Trainer).keys()
     assert FOREIGN["torch.optim"].keys() <= (own_hints(torch.optim.SGD) | own_hints(torch.optim.AdamW)).keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "is_advised"), [("0.2", True), ("3", True), ("x", False), ("[", False), (None, False)]
+)
+def test_a_number_that_is_a_text_is_told_how_to_be_one(value, is_advised):
+    complaint = complaint_about("lr", value, NonNegative)
+    assert complaint.startswith("lr must be a number, 0 or more. Got ")
+    assert ("${oc.decode:${oc.env:" in complaint) == is_advised

@@ -139,6 +139,15 @@ def test_groups_over_seeds_with_mean_deviation_and_interval(sweep, capsys):
     assert len(rows_of("outputs/report/runs.csv")) == 11
 
 
+def test_every_setting_that_was_given_and_differs_is_shown_though_one_would_tell_the_groups_apart():
+    a_run("runs/a", ["optimizer.lr=0.2", "model.depth=110"], 0.8, 0)
+    a_run("runs/b", [], 0.7, 0)
+    assert cli.report(["runs"]) == 0
+    head, *rows = section("Groups")
+    assert head[:3] == ["lr", "depth", "n"]
+    assert [row[:2] for row in rows] == [["0.1", "20"], ["0.2", "110"]]
+
+
 def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
     assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]"]) == 0
     head, *rows = section("Pivot")
