@@ -106,7 +106,7 @@ def measure(overrides: list[str]) -> dict:
             "steps": notes["steps"],
             "bare_step": notes["bare_step"],
             "bare_step_error": notes["bare_step_error"],
-            "command": command_seconds,
+            "seconds": command_seconds,
             "parts": {
                 "start, to the first step": notes["first_step"] - start,
                 "bare steps": bare,
@@ -131,8 +131,8 @@ def main() -> None:
     step, error = found["bare_step"], found["bare_step_error"]
     print(f"\n{found['steps']} steps; a bare one takes {step:.3f} ± {error:.3f} s")
     for part, seconds in found["parts"].items():
-        print(f"  {part:28}{seconds:8.1f} s{seconds / found['command']:8.1%}")
-    print(f"  {'whole command':28}{found['command']:8.1f} s")
+        print(f"  {part:28}{seconds:8.1f} s{seconds / found['seconds']:8.1%}")
+    print(f"  {'whole command':28}{found['seconds']:8.1f} s")
     print(f"  outside of the bare steps: {found['outside']:.1%} ± {found['outside_error']:.1%}")
     print(
         f"  as long as {found['yardstick_images']:,.0f} images take in the bare loop of ResNet-18, of which there were "
