@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
 from annotated_types import Ge, Gt, Interval, Len, MultipleOf, Predicate
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -203,13 +202,14 @@ def complaint_about(key: str, value: object, hint: object) -> str | None:
         if items and place < len(value):
             return f"{key}[{place}] must be {in_words(items[0])}. Got {as_yaml(value[place])}"
     advice = "; leave out the quotes, or from the environment take it as ${oc.decode:${oc.env:…}}"
-    return f"{key} must be {in_words(schema)}. Got {as_yaml(value)}{advice * is_right_without_quotes(value, hint)}"
+    return f"{key} must be {in_words(schema)}. Got {as_yaml(value)}{advice * is_number_in_quotes(value, hint)}"
 
 
-def is_right_without_quotes(value: object, hint: object) -> bool:
+def is_number_in_quotes(value: object, hint: object) -> bool:
+    """Whether a text would be right as the number that it shows."""
     try:
-        return isinstance(value, str) and not problems_with(yaml.safe_load(value), hint)
-    except yaml.YAMLError:
+        return isinstance(value, str) and not problems_with(float(value) if "." in value else int(value), hint)
+    except ValueError:
         return False
 
 

@@ -87,15 +87,16 @@ def test_what_is_admitted(hint, value):
     assert complaint_about("key", value, hint) is None
 
 
+IN_QUOTES = "; leave out the quotes, or from the environment take it as ${oc.decode:${oc.env:…}}"
 REFUSED = [
     # strictness: true is not 1, 1 is not true, 2.0 is not 2, "1" is not 1, nothing is not a number
     (int, True, "key must be a whole number. Got true"),
     (int, 1.0, "key must be a whole number. Got 1.0"),
-    (int, "1", "key must be a whole number. Got '1'"),
+    (int, "1", f"key must be a whole number. Got '1'{IN_QUOTES}"),
     (int, None, "key must be a whole number. Got null"),
     (int, [1], "key must be a whole number. Got [1]"),
     (float, True, "key must be a number. Got true"),
-    (float, "1", "key must be a number. Got '1'"),
+    (float, "1", f"key must be a number. Got '1'{IN_QUOTES}"),
     (float, math.nan, "key must be a number. Got nan"),
     (float, math.inf, "key must be a number. Got inf"),
     (bool, 1, "key must be true or false. Got 1"),
