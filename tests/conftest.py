@@ -1,3 +1,4 @@
+import collections
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,18 @@ from helpers import TINY, last_of
 from cifar_resnet import cli, runs
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import Classifier
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test marked quick_cases(n), all cases but the first n are slow."""
+    seen = collections.Counter()
+    for item in items:
+        if marker := item.get_closest_marker("quick_cases"):
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > marker.args[0]:
+                item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

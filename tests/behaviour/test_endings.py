@@ -72,6 +72,7 @@ EARLY = {
 }  # fmt: skip
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("how", EARLY)
 def test_an_early_end_is_an_end_to_a_run_that_lost_its_power_before_the_test(cifar_train, run_dirs, how, capsys):
     command = ["trainer.max_epochs=6", "optimizer.lr=1e-3", *EARLY[how]]
@@ -121,6 +122,7 @@ def test_a_signal_in_the_step_that_asks_for_an_end_leaves_that_end(cifar_train, 
     assert_same_end(whole, Path("mine"))
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_that_ended_early_go_straight_to_their_test(cifar_train):
     command = ["trainer.max_epochs=6", "ensemble.size=2", asks(epochs=[2])]
     assert cifar_train(*command, "output_dir=whole") == 0
@@ -171,6 +173,7 @@ def test_a_hopeless_trial_stopped_before_its_record_is_not_trained_on_and_one_th
 # trainer.min_epochs
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("epochs", "expected"), [([2], 6), ([2, 5], 5), ([3], 3)])
 def test_a_request_before_min_epochs_is_over_with_its_epoch(cifar_train, run_dirs, crash, epochs, expected):
     """Whether it was killed and resumed in between, or not."""
@@ -242,6 +245,7 @@ def test_every_second_epoch_and_the_last_are_validated_and_the_others_have_no_sc
     assert last_of(run_dir)["metrics"]["val/loss"] == float(rows[-1]["val/loss"])
 
 
+@pytest.mark.slow
 def test_an_epochs_checkpoint_has_no_scores_of_another_epoch(cifar_train, run_dirs, crash, send):
     command = ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4"]
     assert cifar_train(*command) == 0
@@ -330,6 +334,7 @@ def test_the_time_before_a_resume_counts_and_an_end_by_time_is_an_end(cifar_trai
     assert_same_end(run_dirs()[0], Path("mine"))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("time", "more"),
     [

@@ -321,6 +321,7 @@ def inputs(trained, tmp_path_factory) -> list[list[str]]:
     return bad_inputs(tmp_path_factory.mktemp("bad"), trained / "checkpoints" / "best.ckpt")
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_two_hundred_bad_inputs_get_one_line_each_run_no_code_and_leave_nothing(part, inputs, capsys, tmp_path):
     assert len(inputs) == 200

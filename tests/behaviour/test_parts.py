@@ -72,6 +72,7 @@ def test_predictions_of_all_images_are_in_the_files_order(cifar_train, run_dirs,
     assert (found.share, found.indices.tolist()) == ("all 50", list(range(50)))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("more", [[], ["ensemble.size=2"]], ids=["alone", "side by side"])
 def test_record_page_and_terminal_say_of_how_many_images_a_score_is(cifar_train, capsys, more):
     assert cifar_train(*PARTS, *more, "trainer.limit_train_batches=0.5", "page=true") == 0
@@ -111,6 +112,7 @@ def test_a_sweeps_table_and_a_report_say_of_how_many_images_a_score_is(cifar_tra
     assert remark in Path("report/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_part_is_compared_with_the_same_part_alone(cifar_train, capsys):
     for name, overrides in {"a": PARTS, "b": [*PARTS, "seed=1"], "whole": []}.items():
         assert cifar_train(*overrides, f"run_dir={name}") == 0
@@ -127,6 +129,7 @@ def test_a_part_is_compared_with_the_same_part_alone(cifar_train, capsys):
     assert cli.report(["compare", str(evaluated), "whole"]) == 0
 
 
+@pytest.mark.slow
 def test_a_search_says_of_how_many_images_its_scores_are_and_leaves_the_part_out_of_its_advice(capsys):
     command = [*TINY, "search.rounds=1", "search.trials=1", "optimizer.lr=interval(0.01,0.1)", *PARTS]
     for _ in range(2):  # the second has nothing left to do

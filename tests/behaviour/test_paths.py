@@ -96,6 +96,7 @@ def test_a_report_of_folders_that_look_like_settings(trained, monkeypatch, capsy
     assert cli.report(["compare", "lr=0.1", "lr=0.1"]) == 0
 
 
+@pytest.mark.slow
 def test_a_search_keeps_its_trials_in_a_folder_of_any_name_and_prints_a_command_that_can_be_pasted(capsys):
     one = ["search.rounds=1", "search.trials=1", "optimizer.lr=interval(0.01,0.1)", "trainer.max_epochs=1"]
     assert cli.search([*TINY, *one, f"output_dir=out {ODD}"]) == 0
@@ -112,6 +113,7 @@ def test_the_configuration_is_printed_and_words_completed_beside_odd_paths(monke
     assert capsys.readouterr().out.split() == ["trainer.max_epochs="]
 
 
+@pytest.mark.slow
 def test_where_no_curves_were_written_none_are_recommended(cifar_train, capsys):
     assert cifar_train("~logger.tensorboard", "~callbacks.learning_rate") == 0
     assert "tensorboard" not in capsys.readouterr().out

@@ -45,6 +45,7 @@ def test_without_a_profiler_nothing_is_profiled(cifar_train, run_dirs, capsys):
     assert "profile" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_and_trials_of_a_search_are_profiled_where_they_lie(cifar_train, capsys):
     assert cifar_train("trainer.profiler=simple", "ensemble.size=2") == 0
     (together,) = Path("outputs/train").glob("ensemble-*/together")

@@ -60,6 +60,7 @@ def test_a_sweep_shows_no_finished_job_of_another_recipe(capsys):
     assert "finished before" in capsys.readouterr().out
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("change", CHANGES)
 def test_resume_auto_goes_on_with_no_other_recipe(change, crash, capsys):
     command = [*SMALL, *MINE, "trainer.max_epochs=2", "resume=auto"]
@@ -109,6 +110,7 @@ def stopped_after_one_epoch(crash, *overrides: str) -> None:
     crash(None)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -145,6 +147,7 @@ def archives(monkeypatch) -> list[str]:
     return ["--config-dir", "mine", *own, "data=own", "data.batch_size=20", "data.num_val=20"]
 
 
+@pytest.mark.slow
 def test_images_that_have_moved_are_no_change_and_others_in_their_place_are(archives, crash, monkeypatch, capsys):
     stopped_after_one_epoch(crash, *archives)
     assert cli.train(["-m", *archives, "seed=0"]) == 0
@@ -170,6 +173,7 @@ def test_a_place_that_was_written_out_may_be_given_anew(archives, crash):
     assert cli.train(["resume=run", "data.train=there/train.npz", "data.test=there/test.npz"]) == 0
 
 
+@pytest.mark.slow
 def test_a_setting_from_the_environment_must_not_change_below_a_run(crash, monkeypatch, capsys):
     write("optimizer", BEFORE["optimizer"].replace("0.05", "${oc.decode:${oc.env:RATE}}"))
     monkeypatch.setenv("RATE", "0.05")

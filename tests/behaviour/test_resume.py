@@ -31,6 +31,7 @@ def same_rows(*folders: Path) -> bool:
 # Stopped and resumed
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -280,6 +281,7 @@ def test_tensorboard_has_no_point_twice(cifar_train, run_dirs, crash, send, even
 # Writing
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("what", ["metrics.csv.part", "predictions.npz.part", "result.json.part"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
 def test_a_file_that_cannot_be_written_ends_the_run_with_one_line_and_loses_nothing(

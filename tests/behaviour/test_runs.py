@@ -64,6 +64,7 @@ def test_an_epochs_learning_rate_is_that_at_its_end_whichever_steps_are_logged(c
     assert "lr" not in record_of(run_dir)["metrics"]
 
 
+@pytest.mark.slow
 def test_a_run_that_validates_nothing_and_tests_a_part_says_so(cifar_train, run_dirs, capsys):
     overrides = ["~callbacks.best", "trainer.limit_val_batches=0", "trainer.limit_test_batches=1"]
     assert cifar_train(*overrides, "data.eval_batch_size=20", "page=true") == 0

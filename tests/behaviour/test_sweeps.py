@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 from helpers import TINY, record_of
 
 from cifar_resnet import cli
@@ -34,6 +35,7 @@ def test_a_sweep_makes_one_named_folder_per_job_and_is_not_run_twice(cifar_train
     assert len(run_dirs()) == 6
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_sweep_read_their_images_once(cifar_train, run_dirs, monkeypatch):
     reads = []
     read = Synthetic.read
@@ -80,6 +82,7 @@ def test_a_job_that_asks_for_what_cannot_be_gets_the_line_that_it_would_get_alon
     assert "stopped before its end" not in captured.out
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_is_mended_and_never_mixed_with_what_it_was(cifar_train, capsys):
     def write(lr: str, momentum: str) -> None:
         text = f"_target_: torch.optim.SGD\n_partial_: true\nlr: {lr}\nmomentum: {momentum}\nweight_decay: 0\n"

@@ -96,6 +96,7 @@ def test_what_is_ours_torchs_or_lightnings_goes_on(cifar_train, run_dirs, crash)
     assert record_of(run_dir)["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_the_other_commands_that_take_a_run_folder_or_a_checkpoint_build_nothing_of_it(trained, capsys):
     """Nor does a sweep's folder, or a teacher's."""
     run_dir = Path("sweep", "strange")

@@ -37,6 +37,7 @@ def test_every_proposal_has_the_size_it_claims_and_fits(capsys):
         assert num_macs(model, (3, 32, 32)) <= 3e7
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("limits", [["max_params=2e5"], ["max_params=1e7", "max_macs=2e7", "blocks=[basic]"]])
 def test_one_step_wider_would_not_fit(limits):
     for proposal in proposals([*limits, *SMALL_GRID]):
@@ -56,6 +57,7 @@ def test_nearest_to_the_limit_first_and_no_two_alike():
     assert len(set(map(str, shapes))) == len(found) == 5
 
 
+@pytest.mark.slow
 def test_the_default_grid_fits_and_has_both_blocks_and_resolutions():
     found = proposals(["max_params=5e6"])
     assert len(found) == 12
@@ -64,6 +66,7 @@ def test_the_default_grid_fits_and_has_both_blocks_and_resolutions():
     assert {each.settings["block"] for each in found} == {"basic", "bottleneck"}
 
 
+@pytest.mark.slow
 def test_the_sweep_that_it_prints_runs(capsys):
     assert cli.design(["max_params=5e4", "num_designs=2", "output_dir=small", *SMALL_GRID]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar-train -m")]

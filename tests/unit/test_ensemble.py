@@ -33,6 +33,7 @@ def weights_of(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -190,6 +191,7 @@ def test_stacked_data_reads_what_nobody_has_read_before():
     assert modules[1].train is modules[0].train
 
 
+@pytest.mark.slow
 def test_an_ensemble_that_was_stopped_goes_on(cifar_train, crash, capsys):
     assert cifar_train(*FOUR, "trainer.max_epochs=3", "output_dir=whole") == 0
     crash(2)
@@ -210,6 +212,7 @@ def test_an_ensemble_that_was_stopped_goes_on(cifar_train, crash, capsys):
     assert {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*.ckpt")} == written
 
 
+@pytest.mark.slow
 def test_a_training_stopped_between_its_end_and_its_members_checkpoints(cifar_train, monkeypatch, capsys):
     command = [*FOUR[1:], "ensemble.size=2", "data.num_val=0", "model.dropout=0.1", "model.drop_block=0.1"]
     assert cifar_train(*command, "output_dir=whole") == 0
@@ -228,6 +231,7 @@ def test_a_training_stopped_between_its_end_and_its_members_checkpoints(cifar_tr
         assert_equal(weights_of(folder_of() / f"seed-{seed}"), weights_of(whole / f"seed-{seed}"))
 
 
+@pytest.mark.slow
 def test_stopped_within_an_epoch_of_limited_batches_it_goes_on_and_keeps_each_members_best(cifar_train, send):
     command = [*TWO, "trainer.limit_train_batches=4", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
     assert cifar_train(*command, "output_dir=whole") == 0
@@ -246,6 +250,7 @@ def test_stopped_within_an_epoch_of_limited_batches_it_goes_on_and_keeps_each_me
             assert row | {"train/images_per_second": ""} == other | {"train/images_per_second": ""}
 
 
+@pytest.mark.slow
 def test_a_configuration_changed_below_an_ensemble_is_refused(cifar_train, crash, capsys):
     crash(1)
     with pytest.raises(RuntimeError):
@@ -282,6 +287,7 @@ def test_a_network_that_diverges_is_named(cifar_train, monkeypatch, capsys):
     assert "the loss is no longer finite. Got nan with seed 4 by step 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_its_folder_is_an_ensemble_to_the_other_commands(cifar_train):
     assert cifar_train("ensemble.size=2", "page=true") == 0
     folder = folder_of()

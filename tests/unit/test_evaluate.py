@@ -133,6 +133,7 @@ def test_data_that_has_changed_in_its_place_is_another(pictures):
     assert result_in(folder)["own_test_images"] is False
 
 
+@pytest.mark.slow
 def test_a_run_that_noted_no_hash_knows_its_own_test_by_its_predictions(pictures):
     record = json.loads(Path("run/result.json").read_text())
     del record["test_hash"]
@@ -143,6 +144,7 @@ def test_a_run_that_noted_no_hash_knows_its_own_test_by_its_predictions(pictures
     assert len(list(Path("run").glob("evaluation-*"))) == 1
 
 
+@pytest.mark.slow
 def test_two_archives_of_almost_one_name_do_not_overwrite_each_other(own_run):
     for seed, name in enumerate(("a/b.npz", "a-b.npz")):
         Path(name).parent.mkdir(exist_ok=True)
@@ -152,6 +154,7 @@ def test_two_archives_of_almost_one_name_do_not_overwrite_each_other(own_run):
     assert len(list(own_run.glob("evaluation-*"))) == 2
 
 
+@pytest.mark.slow
 def test_the_runs_own_precision_is_the_default_and_another_has_a_folder_of_its_own(own_run):
     assert cli.evaluate([f"checkpoint={own_run}"]) == 0
     assert result_in(own_run)["precision"] == record_of(own_run)["precision"] == "32-true"
@@ -175,6 +178,7 @@ def test_a_run_that_has_not_finished_is_left_as_it_is(own_run):
     assert (own_run / "evaluation-best" / "page.html").exists()
 
 
+@pytest.mark.slow
 def test_an_ensembles_folder_keeps_the_evaluation_of_its_own_test(own_sweep):
     assert cli.evaluate([f"checkpoint={own_sweep}"]) == 0
     before = left_in(own_sweep)

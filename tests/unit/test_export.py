@@ -60,6 +60,7 @@ assert "cifar_resnet" not in sys.modules
     assert torch.allclose(torch.load("predictions.pt"), probabilities, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_runs_in_its_own_runtime(trained):
     onnxruntime = pytest.importorskip("onnxruntime")
     assert exported(trained, "formats=[onnx]") == 0
@@ -191,6 +192,7 @@ def test_an_ensemble_is_exported_as_one(sweep_dir, name):
         assert f"| member {place}, alone | {accuracy:.2%} |" in card
 
 
+@pytest.mark.slow
 def test_the_card_of_an_ensemble_has_the_scores_of_its_own_evaluation(sweep_dir):
     own = shutil.copytree(sweep_dir, "sweep")
     assert cli.evaluate([f"checkpoint={own}"]) == 0

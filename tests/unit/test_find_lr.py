@@ -49,6 +49,7 @@ def test_the_first_loss_is_that_of_a_fresh_network(cifar_train, run_dirs):
     assert np.mean(losses[:5]) == pytest.approx(float(rows_of(run_dir)[0]["train/loss"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_probes_need_no_schedule_of_the_users_own(capsys):
     """Whose peak may lie above theirs."""
     own = ["scheduler=one_cycle", "scheduler.min_lr=0.05", "range_test.steps=40", "range_test.probe_steps=20"]

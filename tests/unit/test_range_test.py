@@ -81,6 +81,7 @@ def test_the_longest_fall_is_the_longest_decreasing_subsequence():
     assert (first, last) == (1, 7)  # 9 8 7 6 2, or 9 8 7 3 2
 
 
+@pytest.mark.slow
 def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
     short = ["range_test.steps=40", "range_test.probe_steps=20"]
     assert cifar_train("scheduler=one_cycle", "scheduler.max_lr=auto", "trainer.max_epochs=2", *short) == 0

@@ -63,6 +63,7 @@ def test_random_search_narrows_around_the_best(scored):
     assert abs(math.log10(min(scored, key=lambda lr: abs(math.log10(lr / 0.02))) / 0.02)) < 0.15
 
 
+@pytest.mark.slow
 def test_the_best_is_printed_as_a_line_that_trains(scored, capsys):
     arguments = [*SMALL, "search.trials=3", "search.rounds=1", "model.dropout=choice(0.1,0.2)"]
     assert cli.search([*arguments, "optimizer.lr=tag(log,interval(0.001,0.1))", "trainer.max_epochs=2"]) == 0
@@ -126,6 +127,7 @@ def test_whole_numbers_stay_whole_in_trials_that_train():
     assert all(10 <= int(trial["data.batch_size"]) <= 30 for trial in trials_of())
 
 
+@pytest.mark.slow
 def test_a_trial_that_failed_is_tried_again(scored, monkeypatch):
     arguments = [*SMALL, "search.rounds=1", "search.trials=3"]
     run_in = search.run_in
@@ -161,6 +163,7 @@ def test_trials_leave_the_test_images_alone():
     assert not [name for name in json.loads(record.read_text())["metrics"] if name.startswith("test")]
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_ends_early(monkeypatch):
     monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", lambda self, study, trial: trial.number == 1)
     arguments = [*SMALL, "trainer.max_epochs=3", "search.method=tpe", "search.rounds=1", "search.trials=2"]

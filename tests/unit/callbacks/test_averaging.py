@@ -49,6 +49,7 @@ def test_validation_sees_the_average(cifar_train, run_dirs):
     assert none["val/loss"] == without["val/loss"] != much["val/loss"]
 
 
+@pytest.mark.slow
 def test_two_epochs_and_two_more_equal_four_with_averaged_weights(cifar_train, run_dirs, crash):
     overrides = ["averaging=ema", "averaging.decay=0.7", "trainer.max_epochs=4"]
     assert cifar_train(*overrides) == 0

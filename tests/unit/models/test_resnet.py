@@ -10,6 +10,7 @@ from cifar_resnet.compose import Composer
 from cifar_resnet.models import ResNet
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 def test_resnets_equal_torchvisions_with_the_cifar_stem(name):
     theirs = getattr(torchvision.models, name)(num_classes=10)

@@ -124,8 +124,17 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     return max((value - other[name]).abs().max().item() for name, value in a.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["sam", "asam"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("sam", "32-true"),
+        ("sam", "bf16-mixed"),
+        ("sam", "16-mixed"),
+        ("asam", "32-true"),
+        pytest.param("asam", "bf16-mixed", marks=pytest.mark.slow),
+        pytest.param("asam", "16-mixed", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("clip", "accumulate", "more"),
     [
