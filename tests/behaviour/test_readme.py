@@ -55,7 +55,7 @@ def trained_small(line: str, run_dir: Path | None) -> list[str]:
         return arguments
     kept = [argument for argument in arguments if not argument.startswith(DATA) or argument == "data.num_val=0"]
     depths = [argument for argument in kept if argument.startswith("model.depth=")]
-    given = {text.split("=")[0] for text in kept if text not in depths}
+    given = {text.split("=")[0] for text in kept}
     tiny = [setting for setting in TINY if setting.split("=")[0] not in given]
     tiny += SHORT_TEST if "scheduler.max_lr=auto" in arguments else []
     kept = [re.sub(r"range\(0,\d+\)", "range(0,2)", text) for text in kept if text not in depths]
