@@ -2,7 +2,7 @@
 # What waits for a GPU, the most telling first, within ten minutes: bash benchmarks/gpu.sh [overrides for the trainings]
 # What is not done within $GPU_SECONDS (540) is named, and the exit code is 1.
 # Figures go to benchmarks/results/*-gpu.* and gpu/; CIFAR-10 is looked for in $CIFAR_RESNET_DATA, or else in data/.
-# Whether CUDA computes what a CPU does: pytest tests/behaviour/test_on_cuda.py
+# Whether CUDA computes what a CPU does: make test-gpu, or CIFAR_RESNET_TEST_GPU=1 pytest tests/behaviour/test_on_cuda.py
 set -u
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD"
