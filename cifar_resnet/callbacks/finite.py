@@ -8,12 +8,15 @@ from cifar_resnet.errors import Diverged
 
 
 class FiniteLoss(Callback):
-    """Ends a training whose loss is no longer finite, and counts the steps that 16-bit loss scaling skipped.
+    """Ends a training whose loss or gradients are no longer finite, and counts the steps that loss scaling skipped.
 
-    All of them, from the first on, are logged as train/skipped_steps.
+    All of them, from the first on, are logged as train/skipped_steps. A scaler halves its scale with each, so that some
+    in a row are in order; `MAX_SKIPPED` are not.
 
     every_n_steps: how often a GPU is asked, which has to wait for it; a CPU is asked after each step.
     """
+
+    MAX_SKIPPED = 20  # the scale of 65,536 that a scaler begins with is 1/16 by then
 
     def __init__(self, every_n_steps: Count = 50):
         check(FiniteLoss, locals())
@@ -21,6 +24,7 @@ class FiniteLoss(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
+        self.skipped_in_a_row = torch.zeros((), device=pl_module.device)
         self.skipped = self.skipped.to(pl_module.device)
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.scale = self.scaler and self.scaler.get_scale()  # it has no tensor of it before the first step
@@ -29,18 +33,29 @@ class FiniteLoss(Callback):
         self.is_finite &= outputs["loss"].isfinite()
         if self.scaler is not None:
             scale = self.scaler._get_scale_async()
-            self.skipped += scale < self.scale  # which is how a scaler answers to gradients that are not finite
+            is_skipped = scale < self.scale  # which is how a scaler answers to gradients that are not finite
+            self.skipped += is_skipped
+            self.skipped_in_a_row = (self.skipped_in_a_row + is_skipped) * is_skipped
             self.scale = scale.clone()
         is_last = trainer.is_last_batch or trainer.should_stop
         is_asked = is_last or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
-        if is_asked and not self.is_finite:
+        if not is_asked:
+            return
+        when = (
+            f" by step {trainer.global_step} (epoch {trainer.current_epoch + 1}) at a learning rate of "
+            f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}; give "
+        )
+        calmer = "a lower optimizer.lr, scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"
+        if not self.is_finite:
             whose = f" with seed {', '.join(map(str, pl_module.diverged()))}" if hasattr(pl_module, "diverged") else ""
             raise Diverged(
-                f"the loss is no longer finite. Got {outputs['loss'].item()}{whose} by step {trainer.global_step} "
-                f"(epoch {trainer.current_epoch + 1}) at a learning rate of "
-                f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}; give a lower optimizer.lr, "
-                f"scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"
+                f"the loss is no longer finite. Got {outputs['loss'].item()}{whose}{when}{calmer}"
                 + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
+            )
+        if self.skipped_in_a_row >= self.MAX_SKIPPED:
+            raise Diverged(
+                f"the gradients are no longer finite. Got {self.skipped_in_a_row:.0f} steps in a row that loss scaling "
+                f"skipped{when}precision=bf16-mixed or 32-true, {calmer}"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from cifar_resnet.constraints import Count, PerStage, ProbabilityBelowOne, check
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.models.classifier import Classifier
+from cifar_resnet.models.pooling import max_over_image
 from cifar_resnet.models.resnet import conv_bn
 
 
@@ -69,4 +70,4 @@ class CustomResNet(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W), normalised; returns logits: (N, num_classes)."""
-        return self.fc(self.layers(self.stem(images)).amax((2, 3)))
+        return self.fc(max_over_image(self.layers(self.stem(images))))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cifar_resnet.constraints import Count, FractionAboveZero, PerStage, check
 from cifar_resnet.models.classifier import Classifier
+from cifar_resnet.models.pooling import max_over_image
 from cifar_resnet.models.whitening import Whitening
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -77,7 +78,7 @@ class SpeedNet(Classifier):
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W), normalised; returns logits: (N, num_classes)."""
         features = self.stages(self.activation(self.whitening(images)))
-        return self.fc(features.amax((2, 3))) * self.logit_scale
+        return self.fc(max_over_image(features)) * self.logit_scale
 
     def check_image_size(self, image_size: int) -> None:
         side = image_size - self.whitening.kernel_size[0] + 1

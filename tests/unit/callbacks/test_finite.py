@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from cifar_resnet.callbacks import FiniteLoss
 from cifar_resnet.data import Synthetic
+from cifar_resnet.errors import Diverged
 from cifar_resnet.models import ResNet
 
 
@@ -19,10 +20,13 @@ def skipped_after(finite: list[bool], callback: FiniteLoss, scaler: torch.amp.Gr
     """The count after so many steps, some of which have gradients that are not finite."""
     logged = {}
     model = SimpleNamespace(device=torch.device("cpu"), log=lambda name, value: logged.update({name: value.item()}))
-    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), is_last_batch=False, should_stop=False)
-    callback.on_train_start(trainer, model)
     weight = torch.ones(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.1)
+    trainer = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=scaler), is_last_batch=False, should_stop=False,
+        optimizers=[optimizer], global_step=len(finite), current_epoch=0,
+    )  # fmt: skip
+    callback.on_train_start(trainer, model)
     for index, is_finite in enumerate(finite):
         optimizer.zero_grad()
         loss = weight.sum()
@@ -39,6 +43,17 @@ def test_every_skipped_step_is_counted_the_first_as_well(finite):
     # a scale grows again after so many good steps
     scaler = torch.amp.GradScaler("cpu", growth_interval=2)
     assert skipped_after(finite, FiniteLoss(), scaler) == finite.count(False)
+
+
+def test_a_training_whose_every_step_is_skipped_ends():
+    callback, scaler = FiniteLoss(), torch.amp.GradScaler("cpu")
+    with pytest.raises(Diverged, match=r"gradients are no longer finite. Got 20 steps in a row .* give precision=bf16"):
+        skipped_after([True, *[False] * 20], callback, scaler)
+
+
+def test_steps_skipped_now_and_then_are_in_order():
+    finite = [False] * 19 + [True] + [False] * 19
+    assert skipped_after(finite, FiniteLoss(), torch.amp.GradScaler("cpu")) == 38
 
 
 def test_a_training_that_goes_on_counts_on():
