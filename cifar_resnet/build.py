@@ -119,6 +119,12 @@ def kept_images() -> Iterator[None]:
         _kept = outer
 
 
+def keep_images() -> None:
+    """From here on, as within `kept_images`; where that is around this, until its end."""
+    global _kept
+    _kept = {} if _kept is None else _kept
+
+
 _kept: dict[str, object] | None = None  # `settings` and `data`, the module, of the training before
 
 

@@ -82,10 +82,10 @@ def is_here(hostname: str) -> bool:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, wait: bool = False) -> Iterator[None]:
     """Within this the folder is ours; Busy where it is another process's. May be nested.
 
-    A claim from another host is waited for until its heartbeat tells whether that process lives.
+    A claim from another host is waited for until its heartbeat tells whether that process lives; with `wait`, any is.
     """
     _, thread = _held.get(folder.resolve(), (None, None))
     if thread == threading.get_ident():
@@ -94,6 +94,9 @@ def held(folder: Path) -> Iterator[None]:
     claim = Claim(folder)
     is_taken = claim.take()
     owner = claim.lease.owner
+    while wait and not is_taken:
+        time.sleep(0.05)
+        is_taken = claim.take()
     if not is_taken and owner and not is_here(owner.hostname):
         log.info(f"  process {owner.pid} on {owner.hostname} has claimed {folder}: waiting for its heartbeat")
         beat = claim.last_beat()

@@ -17,8 +17,9 @@ import hydra
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_resnet import constraints, preflight, terminal
-from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer, program
+from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer
 from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, one_line, refuse_if
+from cifar_resnet.overrides import program
 from cifar_resnet.quoting import with_plain_paths, without_paths
 
 HYDRA_FLAGS = {

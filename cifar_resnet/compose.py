@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cifar_resnet.constraints import RESERVED, did_you_mean, leaves, select
+from cifar_resnet.engine import LISTED, Engine, engine_of, is_used, no_such_launcher, refuse_misplaced
 from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.overrides import (
     COLLECTIONS,
@@ -32,9 +33,11 @@ from cifar_resnet.overrides import (
     instead_of,
     kind,
     parse,
+    program,
     refuse_mismatch,
     refuse_several_folders,
     refuse_unclear_sweeps,
+    resumes,
     values_of,
 )
 from cifar_resnet.own_files import refuse_gaps
@@ -55,12 +58,14 @@ class Job:
     composer: to compose it anew with other overrides.
     in_sweep: whether it was asked for with -m.
     words: what is no override, of a command that takes other arguments. space: by key, what a search goes through.
+    engine: what starts it, and where.
     """
 
     cfg: DictConfig
     overrides: list[str]
     varying: list[str]
     composer: "Composer"
+    engine: Engine
     in_sweep: bool = False
     words: list[str] = field(default_factory=list)
     space: dict[str, "Interval | list[str]"] = field(default_factory=dict)
@@ -73,7 +78,7 @@ def hydra_for_us() -> Iterator[None]:
         outer, version = GlobalHydra.instance().hydra, hydra.version.VersionBase.instance().version_base
         GlobalHydra.instance().clear()
         try:
-            with hydra.initialize_config_dir(str(CONF), **HYDRA_VERSION):
+            with hydra.initialize_config_dir(str(CONF), job_name="cifar-train", **HYDRA_VERSION):
                 yield
         finally:
             GlobalHydra.instance().hydra, hydra.version.VersionBase.instance().version_base = outer, version
@@ -115,9 +120,10 @@ class Composer:
             fixed = [override.input_line for override in parsed if override not in swept]
             refuse_unclear_sweeps(swept, parsed)
             refuse_several_folders(parsed if multirun else [])
+            refuse_misplaced(filter(Override.is_hydra_override, parsed), self.config_name, multirun)
             return [
-                self.job(fixed, list(varying), in_sweep=multirun, words=words)
-                for varying in itertools.product(*map(values_of, swept))
+                self.job(fixed, list(varying), number, in_sweep=multirun, words=words)
+                for number, varying in enumerate(itertools.product(*map(values_of, swept)))
             ]
 
     def space(self, overrides: list[str]) -> tuple[list[str], dict[str, Interval | list[str]]]:
@@ -126,6 +132,7 @@ class Composer:
             parsed = parse(overrides)
             fixed = [each.input_line for each in parsed if not each.is_sweep_override()]
             refuse_unclear_sweeps([each for each in parsed if each.is_sweep_override()], parsed)
+            refuse_misplaced(filter(Override.is_hydra_override, parsed), self.config_name, in_sweep=False)
             default = self.compose(fixed)
             searched = {
                 each.get_key_element(): domain_of(each, select(default, each.key_or_group))
@@ -158,8 +165,10 @@ class Composer:
             except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError, RecursionError) as error:
                 raise UsageError(self.explain(error, overrides)) from error
 
-    def job(self, fixed: list[str], varying: list[str], **facts: object) -> Job:
-        """The job of these overrides. facts: what else a `Job` holds."""
+    def job(self, fixed: list[str], varying: list[str], number: int = 0, **facts: object) -> Job:
+        """The job of these overrides. number: its own in a sweep, from 0. facts: what else a `Job` holds."""
+        of_hydra = [text for text in fixed if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        fixed = [text for text in fixed if text not in of_hydra]
         given = [*fixed, *varying]
         # the data set of a checkpoint, or of a run that goes on, is known only once that has been read
         of_a_file = self.config_name in ("evaluate", "export") or resumes(given)
@@ -172,7 +181,8 @@ class Composer:
         groups = [path.name for folder in self.folders for path in folder.iterdir() if path.is_dir()]
         if default is not None:  # a mistake in a file is not to be taken for one in a value
             refuse_gaps(default, default.hydra.runtime.choices, self.defaults(()), groups)
-        cfg = self.compose(composed)
+        cfg = self.compose([*composed, *of_hydra], f"hydra.job.num={number}")
+        engine = engine_of(cfg, self.defaults(tuple(text for text in of_hydra if text.startswith("hydra/"))))
         with open_dict(cfg):
             chosen = cfg.pop("hydra").runtime.choices
         if default is not None:
@@ -181,13 +191,16 @@ class Composer:
         with open_dict(cfg):
             ours = {key: file for key, file in chosen.items() if not key.startswith("hydra/")}
             cfg.overrides, cfg.choices = given, ours
-        return Job(cfg, fixed, varying, self, **facts)
+        if self.config_name == "train" and not facts.get("in_sweep"):
+            engine.set_run_dir(cfg)
+        return Job(cfg, fixed, varying, self, engine, **facts)
 
-    def compose(self, overrides: list[str]) -> DictConfig:
+    def compose(self, overrides: list[str], *ours: str) -> DictConfig:
+        """With Hydra's own settings. ours: overrides that nobody has typed."""
         for override in parse(overrides):
             self.refuse_what_hydra_would_misread(override)
         search = [f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]" for folder in self.folders[1:]]
-        return hydra.compose(self.config_name, [*search, *overrides], return_hydra_config=True)
+        return hydra.compose(self.config_name, [*search, *ours, *overrides], return_hydra_config=True)
 
     def defaults(self, choices: tuple[str, ...]) -> DictConfig:
         """The configuration of these choices and nothing else; to look at, not to change."""
@@ -203,9 +216,8 @@ class Composer:
     def refuse_what_hydra_would_misread(self, override: Override) -> None:
         group, value = override.key_or_group, override.value()
         refuse_if(
-            override.is_hydra_override(),
-            f"run folders and sweeps are not Hydra's here. Got {override.input_line}; "
-            f"see output_dir, name and run_dir, and -m, which runs its jobs one after the other",
+            override.is_hydra_override() and not is_used(override),
+            f"of Hydra's own settings {LISTED} are used here. Got {override.input_line}; leave it out",
         )
         refuse_if(
             group.partition(".")[0] in FILLED_IN, f"{group} is filled in. Got {override.input_line}; leave it out"
@@ -287,6 +299,8 @@ class Composer:
                 place = re.match("In '(.+?)'", text)
                 where = f" in {place[1]}.yaml" if place and place[1] != self.config_name else ""
                 group, _, choice = path.rpartition("/")
+                if group == "hydra/launcher":
+                    return no_such_launcher(choice, GlobalHydra.instance().config_loader().get_group_options(group))
                 if known := self.choices_of(group):
                     return (
                         f"unknown {group} {choice!r}{where}.{did_you_mean(choice, known)} Choices: {', '.join(known)}"
@@ -333,12 +347,3 @@ class Composer:
 @functools.cache
 def defaults_of(config_name: str, choices: tuple[str, ...]) -> DictConfig:
     return Composer(config_name).compose([*choices])
-
-
-def resumes(overrides: list[str]) -> bool:
-    """Whether a run folder says what is to be trained."""
-    return any(text.startswith("resume=") and text not in ("resume=auto", "resume=null") for text in overrides)
-
-
-def program(config_name: str) -> str:
-    return f"cifar-{config_name.replace('_', '-')}"

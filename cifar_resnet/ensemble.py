@@ -46,7 +46,7 @@ def run(jobs: list[Job]) -> int:
     if all(records):
         log.info("this ensemble has been trained before")
     else:
-        with claims.held(folder), kept_images():
+        with kept_images():
             records = train_members(cfg, folder, run_dirs, asked)
     print_table(sweep.table_of([([f"seed={seed}"], record) for seed, record in zip(run_dirs, records, strict=True)]))
     log.info(f"  as an ensemble: {command_line('cifar-evaluate', f'checkpoint={folder}')}")
@@ -113,15 +113,16 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         trainer = build_trainer(together, data, everyone, [*tables, splitting])
         everyone.check_trainer(trainer)
         everyone.config = plain(together)
-        for member, model, run_dir in zip(members, models, run_dirs.values(), strict=True):
+        for member, model in zip(members, models, strict=True):
             member.trainer.limit_val_batches = together.trainer.limit_val_batches
             model.config = plain(member)
-            run_dir.mkdir(parents=True, exist_ok=True)
-            runs.save_config(run_dir, member)
-        shared.mkdir(exist_ok=True)
     records = [begin_record(*each, trainer) for each in zip(members, modules, models, strict=True)]
     whole = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
-    with narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"):
+    with claims.held(shared), narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"):
+        with as_usage_error():
+            for member, run_dir in zip(members, run_dirs.values(), strict=True):
+                run_dir.mkdir(exist_ok=True)
+                runs.save_config(run_dir, member)
         if getattr(trainer.precision_plugin, "scaler", None):
             log.warning(
                 "warning: in 16-mixed, a step whose gradients overflow in one network is left out by all of them; "

@@ -139,3 +139,12 @@ def kind(value: object) -> str | None:
     """What a person calls this sort of value; whole and other numbers are one kind. None for null."""
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "settings"}
     return next((name for cls, name in kinds.items() if isinstance(value, cls)), None)
+
+
+def resumes(overrides: list[str]) -> bool:
+    """Whether a run folder says what is to be trained."""
+    return any(text.startswith("resume=") and text not in ("resume=auto", "resume=null") for text in overrides)
+
+
+def program(config_name: str) -> str:
+    return f"cifar-{config_name.replace('_', '-')}"

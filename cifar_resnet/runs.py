@@ -157,6 +157,10 @@ def time_in(folder: Path) -> float:
         return os.fstat(file.fileno()).st_mtime
 
 
+def is_finished(run_dir: Path) -> bool:
+    return (run_dir / RECORD).is_file()
+
+
 def can_go_on(run_dir: Path) -> bool:
     """Whether there is something to go on from."""
     return (run_dir / CONFIG).is_file() and any(run_dir.glob("checkpoints/*.ckpt"))

@@ -10,7 +10,9 @@ the same command, a search goes on where it was.
 import functools
 import json
 import math
-import sqlite3
+import time
+from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 import optuna
@@ -18,23 +20,33 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cifar_resnet import resume, runs, seeds, train
-from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
+from cifar_resnet import claims, resume, runs, seeds, train
+from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, sketch
 from cifar_resnet.compose import Job
 from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check, plain
+from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
+from cifar_resnet.launch import launch
 from cifar_resnet.overrides import Interval
 from cifar_resnet.quoting import command_line
 from cifar_resnet.recipe import differences
 from cifar_resnet.results import plots
-from cifar_resnet.sweep import run_in
+from cifar_resnet.search_space import distribution, shorten
+from cifar_resnet.sweep import SECONDS_BETWEEN_LOOKS, run_in
 from cifar_resnet.terminal import log, look_next, part, print_table
 
-SAMPLERS = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
+SAMPLERS = {
+    "random": optuna.samplers.RandomSampler,
+    # which takes the trials that other processes are at for bad ones, so as not to try the same
+    "tpe": functools.partial(optuna.samplers.TPESampler, constant_liar=True),
+}
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
+FINISHED = [TrialState.COMPLETE, TrialState.PRUNED]
 ROUND, DIVERGED, HOPELESS, PART = "round", "diverged", "hopeless", "part"  # attributes of a trial
 IN_WORDS = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}
 # left out of the line that is printed
@@ -55,7 +67,10 @@ def run(jobs: list[Job]) -> int:
         with as_usage_error():
             search = instantiate(jobs[0].cfg.search)
             search.open(jobs)
-        search.go_on()
+        if jobs[0].engine.launcher == BASIC:
+            search.go_on()
+        else:
+            search.launch()
     return search.report()
 
 
@@ -86,6 +101,9 @@ class Search:
         that learn from all trials before (Bergstra et al. 2011), where a trial worse than the median ends early.
     rounds, trials: of random search, so many trials in each round; TPE has one round.
     narrow: a round's range / that of the round before.
+    storage: the URL of a database for the trials; None keeps them in the search's folder.
+
+    The same command in another process, here or on another host that sees the folder, takes its share of the trials.
     """
 
     def __init__(
@@ -95,9 +113,10 @@ class Search:
         trials: Count = 10,
         narrow: FractionAboveZero = 0.4,
         seed: Seed = 0,
+        storage: str | None = None,
     ):
         check(Search, locals())
-        self.method, self.trials, self.narrow, self.seed = method, trials, narrow, seed
+        self.method, self.trials, self.narrow, self.seed, self.storage = method, trials, narrow, seed, storage
         self.rounds = rounds if method == "random" else 1
 
     def open(self, jobs: list[Job]) -> None:
@@ -111,16 +130,25 @@ class Search:
         digest = runs.digest([*job.composer.arguments, *lasting, *searched])
         self.folder = runs.parent_dir(job.cfg) / f"search-{runs.slug(list(self.space))}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.check_recipe([job.cfg for job in jobs])
-        # by hand, for a URL could not name every folder
-        connect = functools.partial(sqlite3.connect, self.folder / "study.db", check_same_thread=False)
+        with claims.held(self.folder, wait=True):
+            self.check_recipe([job.cfg for job in jobs])
+        self.began = datetime.now()
+        self.connect()
+
+    def connect(self) -> None:
+        journal = JournalFileBackend(str(self.folder / "trials.log"))
+        self.claimed: dict[int, claims.Claim] = {}  # by a trial's number: to watch those of others, and for our own
         self.study = optuna.create_study(
-            storage=optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect}),
-            study_name="search",
+            storage=self.storage or JournalStorage(journal),
+            study_name=self.folder.name,
             direction="maximize",
             load_if_exists=True,
             pruner=PRUNERS[self.method],
         )
+
+    def __getstate__(self) -> dict:
+        """For a launcher's workers, which connect on their own."""
+        return {key: value for key, value in vars(self).items() if key not in ("study", "claimed")}
 
     def check_recipe(self, corners: list[DictConfig]) -> None:
         """UsageError where trials of another recipe lie in the folder; these are noted for the next time."""
@@ -136,22 +164,57 @@ class Search:
             runs.write_json(file, [plain(cfg) for cfg in corners])
 
     def go_on(self) -> None:
-        """Finish the trial that was begun, then try out what is missing; what fails is tried again next time."""
-        for frozen in self.study.get_trials(states=[TrialState.RUNNING]):
-            if frozen.params.keys() == self.space.keys() and ROUND in frozen.user_attrs:
-                self.try_out(Trial(self.study, frozen._trial_id))
-            else:  # killed while it was drawn
-                self.study.tell(frozen.number, state=TrialState.FAIL)
+        """Finish what was begun, then try out what is missing, round by round; what fails is tried again next time."""
         for round_ in range(self.rounds):
-            for _ in range(self.trials - sum(trial.user_attrs[ROUND] == round_ for trial in self.finished())):
-                seed = seeds.seed_for("search", self.seed, len(self.study.get_trials())) % 2**32
-                self.study.sampler = SAMPLERS[self.method](seed=seed)
-                trial = self.study.ask(self.distributions(round_))
-                trial.set_user_attr(ROUND, round_)
-                self.try_out(trial)
+            is_told = False
+            while (trial := self.next_trial(round_)) is not None:
+                if isinstance(trial, Trial):
+                    self.try_out(trial)
+                    continue
+                if not is_told:
+                    log.info(f"\n  {trial} of its trials are other processes': waiting for them")
+                is_told = True
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def launch(self) -> None:
+        """The same by the workers of a launcher, one trial each."""
+        for round_ in range(self.rounds):
+            if missing := self.trials - len(self.of_round(round_, *FINISHED)):
+                launch(self.job, self.folder, missing, functools.partial(one_trial, self, round_))
+
+    def next_trial(self, round_: int) -> Trial | int | None:
+        """One of this round that is now ours; or how many are still other processes'; or None, where all are done."""
+        with claims.held(self.folder, wait=True):  # so that no two count, and draw, at once
+            for frozen in self.study.get_trials(states=[TrialState.RUNNING]):
+                if frozen.params.keys() != self.space.keys() or ROUND not in frozen.user_attrs:
+                    self.study.tell(frozen.number, state=TrialState.FAIL)  # killed while it was drawn
+                elif frozen.user_attrs[ROUND] == round_ and self.claim_of(frozen).take():
+                    return Trial(self.study, frozen._trial_id)
+            running = self.of_round(round_, TrialState.RUNNING)
+            failed = [
+                trial for trial in self.of_round(round_, TrialState.FAIL) if trial.datetime_complete >= self.began
+            ]
+            if len(self.of_round(round_, *FINISHED)) + len(running) + len(failed) >= self.trials:
+                return len(running) or None
+            seed = seeds.seed_for("search", self.seed, len(self.study.get_trials())) % 2**32
+            self.study.sampler = SAMPLERS[self.method](seed=seed)
+            trial = self.study.ask(self.distributions(round_))
+            trial.set_user_attr(ROUND, round_)
+            self.claim_of(trial).take()
+            return trial
+
+    def claim_of(self, trial: Trial | FrozenTrial) -> claims.Claim:
+        run_dir = self.folder / f"{trial.number:03d}-{runs.slug(self.varying(trial))}"
+        return self.claimed.setdefault(trial.number, claims.Claim(run_dir))
+
+    def varying(self, trial: Trial | FrozenTrial) -> list[str]:
+        return [f"{key}={shorten(value)}" for key, value in trial.params.items()]
+
+    def of_round(self, round_: int, *states: TrialState) -> list[FrozenTrial]:
+        return [trial for trial in self.study.get_trials(states=states) if trial.user_attrs.get(ROUND) == round_]
 
     def finished(self) -> list[FrozenTrial]:
-        return self.study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+        return self.study.get_trials(states=FINISHED)
 
     def best(self, rounds: float = math.inf) -> FrozenTrial | None:
         """Of the first `rounds`."""
@@ -168,11 +231,18 @@ class Search:
         return {key: distribution(domain, params.get(key), self.narrow**round_) for key, domain in self.space.items()}
 
     def try_out(self, trial: Trial) -> None:
-        """Train with the trial's values, from where that stopped if it was begun before, and note what came out."""
-        varying = [f"{key}={shorten(value)}" for key, value in trial.params.items()]
-        run_dir = self.folder / f"{trial.number:03d}-{runs.slug(varying)}"
+        """Train with the values of a trial that is ours, from where that stopped if it was begun before, and note what
+        came out."""
+        varying, claim = self.varying(trial), self.claim_of(trial)
         where = f"round {trial.user_attrs[ROUND] + 1} of {self.rounds}, " if self.rounds > 1 else ""
-        log.info(f"\n{where}trial {len(self.finished()) + 1} of {self.rounds * self.trials}: {' '.join(varying)}")
+        begun = len(self.study.get_trials(states=[*FINISHED, TrialState.RUNNING]))
+        log.info(f"\n{where}trial {begun} of {self.rounds * self.trials}: {' '.join(varying)}")
+        try:
+            self.train(trial, varying, claim.folder)
+        finally:
+            claim.release()
+
+    def train(self, trial: Trial, varying: list[str], run_dir: Path) -> None:
         try:
             (job,) = self.job.composer.jobs([*self.job.overrides, *varying])
         except UsageError:
@@ -202,6 +272,18 @@ class Search:
         print_table(self.table(trials))
         if seen := sorted({trial.user_attrs[PART] for trial in trials if trial.user_attrs.get(PART)}):
             log.info(f"  validation  on {' or '.join(seen)}")
+        with claims.held(self.folder, wait=True):
+            self.save(trials, best)
+        if command := look_next(self.folder, self.folder):
+            log.info(f"  look next   {command}")
+        log.info("\nto train with the best:\n")
+        kept = [override for override in self.job.overrides if not override.startswith(NOT_FOR_TRAINING)]
+        found = [f"{key}={value}" for key, value in zip(self.space, self.values(best), strict=True)]
+        log.info(command_line("cifar-train", *self.job.composer.arguments, *kept, *found))
+        return 0
+
+    def save(self, trials: list[FrozenTrial], best: FrozenTrial) -> None:
+        """The table, and a picture for each interval."""
         rows = [
             [trial.number, trial.user_attrs.get(ROUND), *self.values(trial), trial.value, trial.state.name]
             for trial in trials
@@ -215,13 +297,6 @@ class Search:
                 figure = plots.search_figure(points, (best.params[key], best.value), key, domain.log)
                 plots.save_figure(picture, figure)
                 log.info(f"  picture     {picture}")
-        if command := look_next(self.folder, self.folder):
-            log.info(f"  look next   {command}")
-        log.info("\nto train with the best:\n")
-        kept = [override for override in self.job.overrides if not override.startswith(NOT_FOR_TRAINING)]
-        found = [f"{key}={value}" for key, value in zip(self.space, self.values(best), strict=True)]
-        log.info(command_line("cifar-train", *self.job.composer.arguments, *kept, *found))
-        return 0
 
     def values(self, trial: FrozenTrial) -> list[object]:
         """Of what is searched, in its order; four digits are enough of a number. None for what was not drawn."""
@@ -239,34 +314,21 @@ class Search:
         return rows
 
 
+def one_trial(search: Search, round_: int, _: int) -> None:
+    """What a launcher's worker does."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    keep_images()
+    search.connect()
+    trial = search.next_trial(round_)
+    if isinstance(trial, Trial):
+        print(f"  trial {trial.number + 1} begins: {' '.join(search.varying(trial))}", flush=True)
+        search.try_out(trial)
+        print(f"  trial {trial.number + 1} has ended", flush=True)
+
+
 def prune(trial: Trial, trainer: Trainer, model: LightningModule) -> None:
     """End a training that the pruner gives up; called after each validation."""
     trial.report(trainer.callback_metrics["val/acc"].item(), trainer.current_epoch)
     if trial.should_prune():
         trial.set_user_attr(HOPELESS, True)  # the trial itself may ask for an end as well, and is none the worse for it
         trainer.should_stop = True
-
-
-def shorten(value: object) -> object:
-    """Four digits are enough of a searched number."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def distribution(domain: Interval | list[str], best: object, share: float) -> BaseDistribution:
-    """Where to draw from: that share of an interval around the best value, all of it where there is none yet."""
-    if isinstance(domain, list):
-        return CategoricalDistribution(domain)
-    low, high = (domain.low, domain.high) if best is None else narrowed(domain, best, share)
-    if isinstance(domain.low, int):
-        return IntDistribution(math.floor(low), math.ceil(high), log=domain.log)
-    return FloatDistribution(low, high, log=domain.log)
-
-
-def narrowed(domain: Interval, best: float, share: float) -> tuple[float, float]:
-    """A range of that share of the domain's width around the best value, moved where it would leave the domain."""
-    forth, back = (math.log, math.exp) if domain.log else (float, float)
-    low, high = forth(domain.low), forth(domain.high)
-    width = (high - low) * share
-    start = min(max(forth(best) - width / 2, low), high - width)
-    # rounding must leave neither the best nor the domain outside
-    return max(domain.low, min(best, back(start))), min(domain.high, max(best, back(start + width)))

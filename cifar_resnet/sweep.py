@@ -4,6 +4,7 @@ The same command in another process, here or on another host that sees the folde
 """
 
 import contextlib
+import functools
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ from omegaconf import DictConfig
 
 from cifar_resnet import claims, resume, runs
 from cifar_resnet.compose import Job
+from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import RunError, UsageError, as_usage_error, refuse_if
+from cifar_resnet.launch import launch
 from cifar_resnet.terminal import duration, log, look_next, part, print_table
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at jobs that other processes are at
@@ -38,16 +41,23 @@ def refuse(jobs: Sequence[Job]) -> None:
 
 
 def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
-    """Run what has not finished before; the exit code: 0, or 1 where a job failed.
+    """Run what has not finished before, here or by a launcher; the exit code: 0, or 1 where a job failed.
 
-    run: trains one job and returns its record.
+    run: trains one job and returns its record; a function of a module, for a launcher's workers import it.
     """
-    varying = list(dict.fromkeys(override for job in jobs for override in job.varying))
-    folder = runs.sweep_dir(runs.parent_dir(jobs[0].cfg), [*jobs[0].composer.arguments, *jobs[0].overrides], varying)
+    folder, run_dirs = folders_of(jobs)
     with as_usage_error():
         folder.mkdir(parents=True, exist_ok=True)
-    names = runs.distinct_slugs([job.varying for job in jobs])
-    outcomes = share([Task(job, folder / name) for job, name in zip(jobs, names, strict=True)], run)
+    tasks = [
+        Task(f"job {number} of {len(jobs)}: {' '.join(job.varying)}", job.cfg, run_dir)
+        for number, (job, run_dir) in enumerate(zip(jobs, run_dirs, strict=True), 1)
+    ]
+    began = runs.time_in(folder)
+    if jobs[0].engine.launcher != BASIC:
+        waiting = [task for task in tasks if not runs.is_finished(task.run_dir)]
+        launch(jobs[0], folder, len(waiting), functools.partial(attempt_by_number, waiting, run, began))
+        run = None
+    outcomes = share(tasks, run, began)
     print_table(table_of([(job.varying, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]))
     reasons = [
         f"    {' '.join(job.varying)}: {outcome}\n"
@@ -64,27 +74,48 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     return 1 if reasons else 0
 
 
+def folders_of(jobs: Sequence[Job]) -> tuple[Path, list[Path]]:
+    """That of the sweep and of each job: as Hydra's settings name them, or else by what varies."""
+    job, varying = jobs[0], list(dict.fromkeys(override for job in jobs for override in job.varying))
+    usual = runs.sweep_dir(runs.parent_dir(job.cfg), [*job.composer.arguments, *job.overrides], varying)
+    folder = Path(job.engine.sweep_dir) if job.engine.sweep_dir else usual
+    names = [job.engine.subdir for job in jobs]
+    if names[0] is None:
+        names = runs.distinct_slugs([job.varying for job in jobs])
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    refuse_if(
+        twice, f"each job needs a folder of its own. Got hydra.sweep.subdir={twice} twice; put ${{hydra.job.num}} in it"
+    )
+    return folder, [folder / name for name in names]
+
+
 class Task:
-    """A job of a sweep, in its folder."""
+    """A job of a sweep, in its folder. title: such as "job 2 of 3: seed=1"."""
 
-    def __init__(self, job: Job, run_dir: Path):
-        self.cfg, self.label, self.run_dir = job.cfg, " ".join(job.varying), run_dir
-        self.claim = claims.Claim(run_dir)
+    def __init__(self, title: str, cfg: DictConfig, run_dir: Path):
+        self.title, self.cfg, self.run_dir = title, cfg, run_dir
 
-    def attempt(self, run: Callable[[DictConfig], dict], title: str, began: float) -> Outcome | None:
+    @functools.cached_property
+    def claim(self) -> claims.Claim:
+        return claims.Claim(self.run_dir)
+
+    def attempt(self, run: Callable[[DictConfig], dict] | None, began: float) -> Outcome | None:
         """Run it, unless that has been done; None while another process is at it.
 
-        What failed stays claimed, so that no other process that shares the sweep tries it as well. began: when this
-        one did; what has failed since then is not tried again.
+        What failed stays claimed, so that no other process that shares the sweep tries it as well. run: None where
+        others should have. began: when this process did; what has failed since then is not tried again.
         """
         try:
             if record := self.record():
-                log.info(f"{title}\nfinished before")
+                if run:
+                    log.info(f"\n{self.title}\nfinished before")
                 (self.run_dir / runs.FAILURE).unlink(missing_ok=True)  # of what came after its record
                 return record
             if (reason := self.failure(since=began)) or not self.claim.take():
                 return reason or self.failure()
-            log.info(title)
+            if run is None:
+                return "it was not finished, for its worker was stopped or lost; the same command again goes on with it"
+            log.info(f"\n{self.title}")
             record = self.record() or run_in(self.run_dir, self.cfg, run)
         except Exception as error:
             return reason_of(error)
@@ -108,15 +139,23 @@ class Task:
         return None
 
 
-def share(tasks: Sequence[Task], run: Callable[[DictConfig], dict]) -> list[Outcome]:
+def attempt_by_number(tasks: Sequence[Task], run: Callable[[DictConfig], dict], began: float, number: int) -> None:
+    """What a launcher's worker does."""
+    task = tasks[number]
+    print(f"  {task.title} begins", flush=True)
+    outcome = task.attempt(run, began)
+    ended = "is another process's" if outcome is None else "has failed" if isinstance(outcome, str) else "is done"
+    print(f"  {task.title} {ended}", flush=True)
+
+
+def share(tasks: Sequence[Task], run: Callable[[DictConfig], dict] | None, began: float) -> list[Outcome]:
     """The outcome of each, whichever process ran it: those that others are at are waited for."""
-    began, outcomes = runs.time_in(tasks[0].run_dir.parent), {}
+    outcomes = {}
     while len(outcomes) < len(tasks):
         before = len(outcomes)
-        for number, task in enumerate(tasks, 1):
-            if task not in outcomes:
-                outcome = task.attempt(run, f"\njob {number} of {len(tasks)}: {task.label}", began)
-                outcomes |= {} if outcome is None else {task: outcome}
+        for task in tasks:
+            if task not in outcomes and (outcome := task.attempt(run, began)) is not None:
+                outcomes[task] = outcome
         if not before and len(outcomes) < len(tasks):
             log.info(f"\n  {len(tasks) - len(outcomes)} of {len(tasks)} jobs are other processes': waiting for them")
         if len(outcomes) == before:

@@ -27,15 +27,15 @@ class ConsoleHandler(logging.Handler):
         get_console().print(self.format(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def set_up_logging() -> None:
+def set_up_logging(only_warnings: bool = False) -> None:
     """Our lines go to the terminal as they are; from Lightning only warnings, and none about our own choices.
 
-    Of several processes that train one network, only the first speaks.
+    Of several processes that train one network, only the first speaks. only_warnings: of our own lines as well.
     """
     log.setLevel(logging.INFO)
     log.propagate = False
     if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
-        log.addHandler(ConsoleHandler())
+        log.addHandler(ConsoleHandler(logging.WARNING if only_warnings else logging.NOTSET))
     # lightning.pytorch and lightning.fabric set their own level where they are imported later
     for name in (
         "pytorch", "pytorch.utilities.rank_zero", "pytorch.accelerators.cuda",
@@ -48,6 +48,7 @@ def set_up_logging() -> None:
         "|The number of training batches .* is smaller than the logging interval.*"  # epochs are logged all the same
         "|You're resuming from a checkpoint that ended before the epoch ended.*"  # and our batches go on there
         "|Image size .* exceeds limit.*"  # pictures too large are refused, with a line of our own
+        "|The `srun` command is available on your system but is not used.*"
         "|.*isinstance.treespec, LeafSpec.*",  # Lightning's own affair with torch
     )
 

@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from omegaconf import DictConfig
 
 from cifar_resnet import callbacks, constraints, preflight, resume, runs, sweep
-from cifar_resnet.build import build_data_and_model, build_trainer, kept_images, sketch
+from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, sketch
 from cifar_resnet.compose import Composer, Job
 from cifar_resnet.constraints import plain
 from cifar_resnet.errors import refuse_if
@@ -46,10 +46,16 @@ def run(jobs: list[Job]) -> int:
             describe(job)
     elif jobs[0].in_sweep:
         with kept_images():
-            return sweep.sweep(jobs, train_run)
+            return sweep.sweep(jobs, train_job)
     else:
         train_run(resume.chosen_run(jobs[0]))  # jobs[0].cfg, but for resume=…
     return 0
+
+
+def train_job(cfg: DictConfig) -> dict:
+    """Train a job of a sweep, here or in a launcher's worker, whose next job finds the images in memory."""
+    keep_images()
+    return train_run(cfg)
 
 
 def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict:

@@ -100,7 +100,7 @@ def test_a_report_of_folders_that_look_like_settings(trained, monkeypatch, capsy
 def test_a_search_keeps_its_trials_in_a_folder_of_any_name_and_prints_a_command_that_can_be_pasted(capsys):
     one = ["search.rounds=1", "search.trials=1", "optimizer.lr=interval(0.01,0.1)", "trainer.max_epochs=1"]
     assert cli.search([*TINY, *one, f"output_dir=out {ODD}"]) == 0
-    assert [path.parts[0] for path in Path().rglob("study.db")] == [f"out {ODD}"]
+    assert [path.parts[0] for path in Path().rglob("trials.log")] == [f"out {ODD}"]
     (line,) = re.findall(r"^cifar-train .*", capsys.readouterr().out, re.MULTILINE)
     assert run(line + " dry_run=true") == 0
 

@@ -147,7 +147,7 @@ def test_so_are_an_ensemble_and_a_search(cifar_train, capsys):
     search = [*TINY, "search.rounds=1", "search.trials=1"]
     assert cli.search(search) == 0
     (trial,) = Path("outputs/search").glob("*/000-*")
-    for name in ("result.json", "../study.db"):
+    for name in ("result.json", "../trials.log"):
         (trial / name).unlink()
     poisoned(trial, {"logger": {"x": TRAP}})
     cli.search(search)

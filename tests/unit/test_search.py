@@ -19,7 +19,8 @@ from cifar_resnet import cli, search
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import UsageError
 from cifar_resnet.overrides import Interval
-from cifar_resnet.search import Search, narrowed
+from cifar_resnet.search import Search
+from cifar_resnet.search_space import narrowed
 
 SMALL = [*TINY, "data.num_train=120"]
 
@@ -32,7 +33,7 @@ def scored(monkeypatch):
     def run_in(run_dir, cfg, run):
         lr = cfg.optimizer.lr
         seen.append(lr)
-        run_dir.mkdir(parents=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
         record = {"epochs": 5, "metrics": {"val/acc": 1 - 0.1 * abs(math.log10(lr / 0.02))}}
         (run_dir / "result.json").write_text(json.dumps(record))
         return record

@@ -1,0 +1,74 @@
+"""A sweep's jobs and a search's trials through Hydra's launchers: joblib, submitit on SLURM, Ray."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from omegaconf import open_dict
+
+from cifar_resnet import terminal
+from cifar_resnet.compose import Job, hydra_for_us
+from cifar_resnet.errors import Interrupted, UsageError, as_usage_error, one_line
+from cifar_resnet.quoting import in_quotes
+from cifar_resnet.terminal import log
+
+
+class Work:
+    """What a launcher's worker calls, wherever that is: one of several pieces of work, by its number.
+
+    do: what does it; as everything here, it is pickled.
+    """
+
+    def __init__(self, do: Callable[[int], object]):
+        self.do, self.folder = do, Path.cwd()
+
+    def __call__(self, _: object) -> None:
+        number = HydraConfig.get().job.num
+        HydraConfig.instance().cfg = None  # with it, Lightning would tell the processes that it starts where to write
+        os.chdir(self.folder)
+        terminal.set_up_logging(only_warnings=True)
+        try:
+            self.do(number)
+        except Interrupted as interrupted:
+            # a launcher takes no such end: it would lose what the other workers have done
+            log.warning(f"warning: {interrupted}")
+            requeue(interrupted)
+
+
+def requeue(interrupted: Interrupted) -> None:
+    """Hand the signal on where submitit waits for it, which then has SLURM start the job again."""
+    number = interrupted.exit_code - 128
+    if "SUBMITIT_EXECUTOR" in os.environ and callable(signal.getsignal(number)):
+        signal.raise_signal(number)
+
+
+def launch(job: Job, folder: Path, count: int, do: Callable[[int], object]) -> None:
+    """Have `do(0)` to `do(count - 1)` done by the workers of the job's launcher, and wait for them.
+
+    What comes of it is not returned but left in files, for a worker may be lost. folder: for what the launcher writes.
+    """
+    engine = job.engine
+    log.info(f"\n  {count} pieces of work through hydra/launcher={engine.launcher}")
+    overrides = [
+        "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.sweep.subdir=.",
+        f"hydra.sweep.dir={in_quotes(str(folder.absolute()))}",
+    ]  # fmt: skip
+    with hydra_for_us(), as_usage_error():
+        cfg = hydra.compose(job.composer.config_name, overrides, return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.launcher, cfg.hydra.job.name = engine.hydra.launcher, engine.hydra.job.name
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=Work(do), config=cfg)
+        try:
+            launcher.launch([[] for _ in range(count)], initial_job_idx=0)
+        except UsageError:
+            raise
+        except Exception as error:  # of a lost worker, say: what the others have done is in their folders
+            log.warning(f"warning: hydra/launcher={engine.launcher} reports: {one_line(error)}")
