@@ -31,6 +31,7 @@ from cifar_resnet.compose import Job
 from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check, plain
 from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
+from cifar_resnet.gpus import claim_gpu
 from cifar_resnet.launch import launch
 from cifar_resnet.overrides import Interval
 from cifar_resnet.quoting import command_line
@@ -57,6 +58,7 @@ NOT_FOR_TRAINING = (
 
 def run(jobs: list[Job]) -> int:
     """jobs: of what is searched through every combination of choices and of intervals' ends."""
+    claim_gpu(jobs[0].cfg)
     for job in jobs:
         refuse(job.cfg)
         sketch(job.cfg)
@@ -317,6 +319,7 @@ class Search:
 def one_trial(search: Search, round_: int, _: int) -> None:
     """What a launcher's worker does."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    claim_gpu(search.job.cfg)
     keep_images()
     search.connect()
     trial = search.next_trial(round_)

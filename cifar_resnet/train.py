@@ -28,6 +28,7 @@ from cifar_resnet.build import build_data_and_model, build_trainer, keep_images,
 from cifar_resnet.compose import Composer, Job
 from cifar_resnet.constraints import plain
 from cifar_resnet.errors import refuse_if
+from cifar_resnet.gpus import claim_gpu
 from cifar_resnet.models.summary import size_rows, summarize
 from cifar_resnet.narration import narrated
 from cifar_resnet.quoting import command_line, with_plain_paths
@@ -40,6 +41,7 @@ def run(jobs: list[Job]) -> int:
     """Train each job; the exit code: 0, or 1 where a job of a sweep failed."""
     if jobs[0].in_sweep:
         sweep.refuse(jobs)
+        claim_gpu(jobs[0].cfg)
         constraints.check_jobs([job.cfg for job in jobs], sketch)
     if jobs[0].cfg.dry_run:
         for job in jobs:
@@ -54,6 +56,7 @@ def run(jobs: list[Job]) -> int:
 
 def train_job(cfg: DictConfig) -> dict:
     """Train a job of a sweep, here or in a launcher's worker, whose next job finds the images in memory."""
+    claim_gpu(cfg)
     keep_images()
     return train_run(cfg)
 
