@@ -53,7 +53,7 @@ def is_used(override: Override) -> bool:
 
 def refuse_misplaced(given: Iterable[Override], command: str, in_sweep: bool) -> None:
     """UsageError for overrides of Hydra's settings that would mean nothing here."""
-    for key, text in ((override.key_or_group, override.input_line) for override in given):
+    for key, text in ((override.key_or_group, override.input_line) for override in given if is_used(override)):
         is_launcher = key.startswith(("hydra/launcher", "hydra.launcher", "hydra.job.name"))
         refuse_if(command not in ("train", "search"), f"{key} is cifar-train's. Got {text}; leave it out")
         refuse_if(
