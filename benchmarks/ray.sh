@@ -5,7 +5,8 @@
 set -u
 cd "$(dirname "$0")/.." || exit
 work=$(mktemp -d)
-export PATH="$(realpath "${VENV:-.venv}")/bin:$PATH" OMP_NUM_THREADS=1
+venv=$(realpath "${VENV:-.venv}")
+export PATH="$venv/bin:$PATH" OMP_NUM_THREADS=1
 export RAY_TMPDIR=$work/ray RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0  # nothing outside of our folder
 python3 -c "import hydra_plugins.hydra_ray_launcher" || { echo "install it first: pip install -e '.[ray]'" >&2; exit 2; }
 trap 'pgrep --full "$work" | xargs --no-run-if-empty kill; rm -rf "$work"' EXIT

@@ -32,8 +32,8 @@ check() {  # what, expected, seen
     echo "${rows[-1]}" >&2
 }
 title() { printf '\n== %s\n' "$*" >&2; rows+=("$*"); }
-# until it succeeds, a minute and a half at most
-until_true() { for _ in $(seq 180); do "$@" && return; sleep 0.5; done; echo "waited in vain: $*" >&2; return 1; }
+# until it succeeds, five minutes at most
+until_true() { for _ in $(seq 600); do "$@" && return; sleep 0.5; done; echo "waited in vain: $*" >&2; return 1; }
 count() { find "$1" -name "$2" | wc -l; }
 state() { squeue --noheader --states=all --jobs="$1" --format=%T; }
 is() { [ "$(state "$1")" = "$2" ]; }
@@ -129,12 +129,13 @@ disturb "an sbatch script, queued again by scontrol requeue" requeue "COMPLETED 
 disturb "an sbatch script, ended by scancel; then submitted again" cancel "CANCELLED 0"
 
 title "two processes train one network: srun -n2 cifar-train trainer.devices=2 trainer.strategy=ddp"
-sbatch --wait --ntasks=2 --ntasks-per-node=2 --output="$work/ddp.log" \
+sbatch --wait --ntasks=2 --output="$work/ddp.log" \
     --wrap="srun -n2 cifar-train trainer.devices=2 trainer.strategy=ddp ${short[*]@Q} output_dir=$work/ddp" > "$work/none"
 check "exit code" 0 $?
 check "run folders" 1 "$(count "$work/ddp" config.yaml)"
 check "records" 1 "$(count "$work/ddp" result.json)"
 check "summaries told" 1 "$(grep -c "look next" "$work/ddp.log")"
+check "warnings" 0 "$(grep -ci warn "$work/ddp.log")"
 
 ((failed)) && cp "$work"/*.log "${LOGS:-/tmp}" && echo "the commands' output is in ${LOGS:-/tmp}" >&2
 printf '%-66s %-24s %s\n' "" expected seen
