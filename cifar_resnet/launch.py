@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,17 +37,27 @@ class Work:
         terminal.set_up_logging(only_warnings=True)
         try:
             self.do(number)
-        except Interrupted as interrupted:
-            # a launcher takes no such end: it would lose what the other workers have done
-            log.warning(f"warning: {interrupted}")
-            requeue(interrupted)
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            # out of a worker, such an end would take with it what all others have done
+            log.warning(f"warning: {stopped or 'interrupted'}")
+            requeue()
 
 
-def requeue(interrupted: Interrupted) -> None:
-    """Hand the signal on where submitit waits for it, which then has SLURM start the job again."""
-    number = interrupted.exit_code - 128
-    if "SUBMITIT_EXECUTOR" in os.environ and callable(signal.getsignal(number)):
-        signal.raise_signal(number)
+def requeue() -> None:
+    """Have SLURM start this job of submitit's again, unless it was cancelled."""
+    signalled = signal.getsignal(signal.SIGUSR2)
+    if "SUBMITIT_EXECUTOR" in os.environ and callable(signalled) and is_to_run_on():
+        signal.raise_signal(signal.SIGUSR2)  # by which submitit does it, and ends the process
+
+
+def is_to_run_on() -> bool:
+    """Whether SLURM still takes the job for a running one, as before a pre-emption or a time limit; cancelled, it does
+    not."""
+    number = os.environ.get("SLURM_JOB_ID")
+    if number is None:
+        return True
+    command = ["squeue", "--noheader", "--jobs", number, "--format", "%T"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() == "RUNNING"
 
 
 def launch(job: Job, folder: Path, count: int, do: Callable[[int], object]) -> None:

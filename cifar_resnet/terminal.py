@@ -48,7 +48,7 @@ def set_up_logging(only_warnings: bool = False) -> None:
         "|The number of training batches .* is smaller than the logging interval.*"  # epochs are logged all the same
         "|You're resuming from a checkpoint that ended before the epoch ended.*"  # and our batches go on there
         "|Image size .* exceeds limit.*"  # pictures too large are refused, with a line of our own
-        "|The `srun` command is available on your system but is not used.*"
+        "|The .srun. command is available on your system but is not used.*"  # as on a cluster's login node
         "|.*isinstance.treespec, LeafSpec.*",  # Lightning's own affair with torch
     )
 
