@@ -99,7 +99,10 @@ FOREIGN: dict[str, dict[str, object]] = {
         "check_val_every_n_epoch": Count,
         "min_epochs": CountOrZero | None,
         "accelerator": ACCELERATOR,
-        "devices": Count | Literal[-1] | Sequence[CountOrZero],
+        "devices": Count
+        | Literal[-1, "auto"]
+        | Annotated[Sequence[CountOrZero], Len(1)]
+        | Annotated[str, Field(pattern=r"^(-1|[1-9]\d*|\d+(,\d+)*,?)$")],
         "num_nodes": Count,
         "max_time": Duration | None,
         "profiler": Literal["simple", "advanced", "pytorch"] | None,

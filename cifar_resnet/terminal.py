@@ -28,18 +28,16 @@ class ConsoleHandler(logging.Handler):
 
 
 def set_up_logging() -> None:
-    """Our lines go to the terminal as they are; from Lightning only warnings, and none about our own choices.
-
-    Of several processes that train one network, only the first speaks.
-    """
+    """Our lines go to the terminal as they are; from Lightning only warnings, and none about our own choices."""
     log.setLevel(logging.INFO)
     log.propagate = False
-    if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not log.handlers:
         log.addHandler(ConsoleHandler())
     # lightning.pytorch and lightning.fabric set their own level where they are imported later
     for name in (
         "pytorch", "pytorch.utilities.rank_zero", "pytorch.accelerators.cuda",
         "pytorch.trainer.connectors.checkpoint_connector", "fabric", "fabric.utilities.rank_zero",
+        "fabric.utilities.distributed",
     ):  # fmt: skip
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings(
@@ -52,9 +50,25 @@ def set_up_logging() -> None:
     )
 
 
+def be_silent() -> None:
+    """Of several processes that train one network only the first speaks, and this is another."""
+    log.handlers[:] = [logging.NullHandler()]
+    set_up_logging()
+
+
+def speak() -> None:
+    """After all, for this process works on its own."""
+    log.handlers.clear()
+    set_up_logging()
+
+
+def is_silent() -> bool:
+    return any(isinstance(handler, logging.NullHandler) for handler in log.handlers)
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path) if os.environ.get("LOCAL_RANK", "0") == "0" else logging.NullHandler()
+    handler = logging.NullHandler() if is_silent() else logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     try:
@@ -244,7 +258,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich import progress  # which takes as long as all of rich that is imported above
 
     stderr = console.Console(stderr=True)
-    is_shown = stderr.is_terminal and os.environ.get("LOCAL_RANK", "0") == "0"
+    is_shown = stderr.is_terminal and not is_silent()
     with progress.Progress(console=stderr, transient=True, disable=not is_shown) as shown:
         task = shown.add_task(title, total=total)
         yield lambda count: shown.advance(task, count)
