@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cifar_resnet.callbacks.ending import is_ending
 from cifar_resnet.errors import Interrupted
-from cifar_resnet.processes import SIGNALS
+from cifar_resnet.processes import SIGNALS, end_in_order
 
 
 class Interruption(Callback):
@@ -70,9 +70,9 @@ class Interruption(Callback):
             self.stop(asked, when)
 
     def stop(self, asked: int, when: str) -> None:
-        before = self.handlers_before.get(self.received)
-        if callable(before) and before is not signal.default_int_handler:
-            before(self.received, None)
+        theirs = self.handlers_before.get(self.received)
+        if callable(theirs) and theirs not in (signal.default_int_handler, end_in_order):
+            theirs(self.received, None)
         raise Interrupted(f"stopped {when} by {signal.Signals(asked).name}", asked)
 
 
