@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import sys
+import time
 from unittest import mock
 
 import hydra
@@ -54,7 +55,9 @@ def main(command: str, argv: list[str] | None = None) -> int:
 
 
 def complain(text: str) -> None:
-    if not terminal.is_silent():
+    if terminal.is_silent():
+        time.sleep(2)  # torchrun ends all of them once one has ended, and the first is still to say why
+    else:
         print(text, file=sys.stderr)
 
 
@@ -85,6 +88,7 @@ def run(command: str, argv: list[str]) -> int:
     composer = Composer(command, options.config_dir)
     jobs = composer.examples(overrides) if command == "search" else composer.jobs(overrides, options.multirun)
     if place:
+        terminal.set_up_logging()
         processes = importlib.import_module("cifar_resnet.processes")
         may_share = jobs[0].in_sweep or command == "search"
         if processes.is_rank(place, [job.cfg for job in jobs], may_share):

@@ -236,7 +236,7 @@ def led(meeting: Meeting, cfg: DictConfig) -> Iterator[None]:
         leave_group()  # or the others would wait for this one
         if not isinstance(error, RuntimeError):
             raise
-        if reason := meeting.failure(PATIENCE if is_of_the_group(error) else 0.0):
+        if reason := meeting.failure(2.0 if is_of_the_group(error) else 0.0):
             raise reason from error
         if is_of_the_group(error):
             raise RunError(f"another process of this training was lost ({first_sentence(error)})") from error

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # here, before torch is imported: help and mistakes 
 
     sys.exit(cli.train())
 
+import functools
 import time
 from collections.abc import Sequence
 
@@ -148,6 +149,24 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
         "train() answers with the record of one run: leave out ensemble.size, or use cifar-train",
     )
     refuse_if(job.cfg.dry_run, "train() trains. Got dry_run=true; leave it out, or use cifar-train")
-    preflight.check_files("train", jobs)
     set_up_logging()
-    return train_run(resume.chosen_run(job))
+    place = ranks.given()
+    if place and processes.is_rank(place, [job.cfg], may_share=False):
+        return train_together(place, jobs)
+    return train_job(jobs)
+
+
+def train_job(jobs: list[Job]) -> dict:
+    preflight.check_files("train", jobs)
+    return train_run(resume.chosen_run(jobs[0]))
+
+
+def train_together(place: ranks.Place, jobs: list[Job]) -> dict:
+    """The record of the run, in each of the processes that somebody has started for it."""
+    if not place.rank:
+        return processes.lead(place, functools.partial(train_job, jobs))
+    found: dict = {}
+    terminal.be_silent()
+    if code := processes.follow(place, lambda cfg: found.update(run_dir=train_along(cfg)["run_dir"])):
+        sys.exit(code)
+    return runs.read_record(Path(found["run_dir"]))
