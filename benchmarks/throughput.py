@@ -37,7 +37,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cifar_resnet import runs
+from cifar_resnet import provenance
 from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
 from cifar_resnet.hardware import device_name, keep_freed_memory, resolve_precision
@@ -221,13 +221,13 @@ def begin() -> dict:
     set_up_logging()
     keep_freed_memory()  # it serves the bare loop as well
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"{device}; torch {torch.__version__}; commit {runs.commit()}; {date.today()}\n")
+    print(f"{device}; torch {torch.__version__}; commit {provenance.commit()}; {date.today()}\n")
     script, *arguments = sys.argv
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments]),
         "device": device,
-        "versions": runs.versions(),
-        "commit": runs.commit(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
         "date": str(date.today()),
     }
 

@@ -182,11 +182,7 @@ def build_trainer(
 @as_usage_error()
 def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Trainer:
     """Lightning's trainer as `cfg` says but for these options; UsageError for what it could not do with this model."""
-    strategy = str(cfg.trainer.get("strategy"))
-    refuse_if(
-        any(name in strategy for name in ("spawn", "fork", "notebook")),
-        f"cifar-train starts the processes itself. Got trainer.strategy={strategy}; give ddp",
-    )
+    processes.refuse_own_starters(cfg)
     precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
     plugins = [checkpoints.AtomicCheckpointIO(), processes.environment()]
     trainer = instantiate(cfg.trainer, precision=precision, plugins=plugins, **options)

@@ -93,7 +93,7 @@ def run(command: str, argv: list[str]) -> int:
         may_share = jobs[0].in_sweep or command == "search"
         if processes.is_rank(place, [job.cfg for job in jobs], may_share):
             if place.rank:
-                return importlib.import_module("cifar_resnet.train").follow()
+                return importlib.import_module("cifar_resnet.training").follow()
             return processes.lead(place, functools.partial(answer, command, jobs))
         terminal.speak()
     return answer(command, jobs)

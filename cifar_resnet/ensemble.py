@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_resnet import callbacks, resume, runs, sweep, train
+from cifar_resnet import callbacks, claims, resume, runs, sweep, training
 from cifar_resnet.build import (
     QUIET,
     build_callbacks,
@@ -46,7 +46,7 @@ def run(jobs: list[Job]) -> int:
     if all(records):
         log.info("this ensemble has been trained before")
     else:
-        with kept_images():
+        with claims.held(folder), kept_images():
             records = train_members(cfg, folder, run_dirs, asked)
     print_table(sweep.table_of([([f"seed={seed}"], record) for seed, record in zip(run_dirs, records, strict=True)]))
     log.info(f"  as an ensemble: {command_line('cifar-evaluate', f'checkpoint={folder}')}")
@@ -127,7 +127,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
                 "warning: in 16-mixed, a step whose gradients overflow in one network is left out by all of them; "
                 "precision=bf16-mixed has no such steps\n"
             )
-        trained = train.fit(trainer, everyone, StackedData(modules), shared, start) | {"side_by_side": len(members)}
+        trained = training.fit(trainer, everyone, StackedData(modules), shared, start) | {"side_by_side": len(members)}
         splitting.complete(everyone)
         trained |= {key: trained[key] / len(members) for key in ("images", "images_per_second")}
         for member, model, record in zip(members, models, records, strict=True):

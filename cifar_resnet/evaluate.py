@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from cifar_resnet import checkpoints, hardware, preflight, runs, terminal
+from cifar_resnet import checkpoints, hardware, preflight, provenance, runs, terminal
 from cifar_resnet.compose import Composer, Job
 from cifar_resnet.data import DataModule
 from cifar_resnet.errors import UsageError, one_line, refuse_if
@@ -77,8 +77,8 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
         **evaluation.evaluate_predictions(each, labels, val),
         "temperature_from": val_text,
         "device": hardware.device_name(ensemble.device),
-        "commit": runs.commit(),
-        "versions": runs.versions(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     predictions = Predictions.of(images, inference.mean_probability(each), labels)

@@ -6,17 +6,16 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from importlib.metadata import distributions
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from cifar_resnet import claims
 from cifar_resnet.constraints import value_at
 from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
 from cifar_resnet.folders import natural
@@ -79,7 +78,7 @@ def parent_dir(cfg: DictConfig) -> Path:
 
 def check_new(run_dir: Path) -> None:
     refuse_if(
-        run_dir.exists() and any(file.suffix != ".part" for file in run_dir.iterdir()),
+        run_dir.exists() and any(file.suffix != ".part" and file.name != claims.CLAIM for file in run_dir.iterdir()),
         f"run_dir must be a new folder. Got {run_dir}, which is not empty; to continue it, "
         f"{in_shell(f'resume={run_dir}')}",
     )
@@ -103,20 +102,25 @@ def create_run_dir(cfg: DictConfig) -> Path:
 
 @contextlib.contextmanager
 def open_folder(cfg: DictConfig) -> Iterator[Path]:
-    """The folder that this run writes to, as `cfg.run_dir`; a new one holds the configuration by the time it is open.
+    """The folder that this run writes to, as `cfg.run_dir`, claimed; a new one holds the configuration by then.
 
     It goes again where the user's mistake is found before anything else was written.
     """
     is_new = not cfg.resume
-    if is_new:
-        with as_usage_error():
-            cfg.run_dir = str(create_run_dir(cfg))
-            save_config(Path(cfg.run_dir), cfg)
+    with as_usage_error():
+        cfg.run_dir = str(create_run_dir(cfg) if is_new else cfg.run_dir)
+    run_dir = Path(cfg.run_dir)
     try:
-        yield Path(cfg.run_dir)
+        with claims.held(run_dir):
+            if is_new:
+                with as_usage_error():
+                    save_config(run_dir, cfg)
+            yield run_dir
+    except claims.Busy:
+        raise
     except UsageError:
         if is_new:
-            discard(Path(cfg.run_dir))
+            discard(run_dir)
         raise
 
 
@@ -133,6 +137,21 @@ def discard(run_dir: Path) -> None:
     with contextlib.suppress(OSError):  # not empty: somebody's
         for folder in (run_dir, *run_dir.parents[:2]):
             folder.rmdir()
+
+
+def clear(run_dir: Path) -> None:
+    """Take everything out of a run folder but the claim on it."""
+    for path in run_dir.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != claims.CLAIM:
+            path.unlink()
+
+
+def time_in(folder: Path) -> float:
+    """Now, by the clock that stamps the files there."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def can_go_on(run_dir: Path) -> bool:
@@ -267,24 +286,6 @@ def readable_metrics(path: Path) -> list[dict[str, str]]:
             check_row(row)
             found += [row] if line.endswith(b"\n") else []
     return found
-
-
-def commit() -> str | None:
-    """The commit of the clone this code runs from, "+" behind it where files differ; None outside a clone."""
-    folder = Path(__file__).resolve().parents[1]
-    command = ["git", f"--git-dir={folder}/.git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    try:  # where it is installed, the repository around it, if any, is another project's
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def versions() -> dict[str, str]:
-    found = {  # the first counts; ourselves, run from a clone, may be nowhere
-        package: [distribution.version for distribution in distributions(name=package)]
-        for package in ("cifar-resnet", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
-    }
-    return {"python": platform.python_version()} | {package: each[0] for package, each in found.items() if each}
 
 
 def last_checkpoint(run_dir: str | Path) -> Path:

@@ -1,16 +1,24 @@
-"""cifar-train -m: one job after the other, each in its own folder, and a table of all at the end."""
+"""cifar-train -m: one job after the other, each in its own folder, and a table of all at the end.
 
-import shutil
+The same command in another process, here or on another host that sees the folder, takes its share of the jobs.
+"""
+
+import contextlib
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_resnet import resume, runs
+from cifar_resnet import claims, resume, runs
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import RunError, UsageError, as_usage_error, refuse_if
 from cifar_resnet.terminal import duration, log, look_next, part, print_table
+
+SECONDS_BETWEEN_LOOKS = 0.5  # at jobs that other processes are at
+
+Outcome = dict | str  # a record, or why there is none
 
 
 def refuse(jobs: Sequence[Job]) -> None:
@@ -34,15 +42,14 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     folder = runs.sweep_dir(runs.parent_dir(jobs[0].cfg), [*jobs[0].composer.arguments, *jobs[0].overrides], varying)
     with as_usage_error():
         folder.mkdir(parents=True, exist_ok=True)
-    records, reasons = [], []
-    for number, (job, name) in enumerate(zip(jobs, runs.distinct_slugs([job.varying for job in jobs]), strict=True), 1):
-        log.info(f"\njob {number} of {len(jobs)}: {' '.join(job.varying)}")
-        try:
-            records.append((job.varying, run_unless_finished(folder / name, job.cfg, run)))
-        except Exception as error:
-            records.append((job.varying, None))
-            reasons.append(f"    {' '.join(job.varying)}: {reason_of(error)}\n")
-    print_table(table_of(records))
+    names = runs.distinct_slugs([job.varying for job in jobs])
+    outcomes = share([Task(job, folder / name) for job, name in zip(jobs, names, strict=True)], run)
+    print_table(table_of([(job.varying, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]))
+    reasons = [
+        f"    {' '.join(job.varying)}: {outcome}\n"
+        for job, outcome in zip(jobs, outcomes, strict=True)
+        if isinstance(outcome, str)
+    ]
     if reasons:
         log.error(
             f"  {len(reasons)} of {len(jobs)} jobs failed; the same command again trains only those\n\n"
@@ -53,14 +60,66 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     return 1 if reasons else 0
 
 
-def run_unless_finished(run_dir: Path, cfg: DictConfig, run: Callable[[DictConfig], dict]) -> dict:
-    record = runs.read_record(run_dir)
-    if record or runs.can_go_on(run_dir):
-        resume.check_same_job(cfg, run_dir)
-    if record:
-        log.info("finished before")
-        (run_dir / runs.FAILURE).unlink(missing_ok=True)  # of what came after its record
-    return record or run_in(run_dir, cfg, run)
+class Task:
+    """A job of a sweep, in its folder."""
+
+    def __init__(self, job: Job, run_dir: Path):
+        self.cfg, self.label, self.run_dir = job.cfg, " ".join(job.varying), run_dir
+        self.claim = claims.Claim(run_dir)
+
+    def attempt(self, run: Callable[[DictConfig], dict], title: str, began: float) -> Outcome | None:
+        """Run it, unless that has been done; None while another process is at it.
+
+        What failed stays claimed, so that no other process that shares the sweep tries it as well. began: when this
+        one did; what has failed since then is not tried again.
+        """
+        try:
+            if record := self.record():
+                log.info(f"{title}\nfinished before")
+                (self.run_dir / runs.FAILURE).unlink(missing_ok=True)  # of what came after its record
+                return record
+            if (reason := self.failure(since=began)) or not self.claim.take():
+                return reason or self.failure()
+            log.info(title)
+            record = self.record() or run_in(self.run_dir, self.cfg, run)
+        except Exception as error:
+            return reason_of(error)
+        except BaseException:
+            self.claim.release()
+            raise
+        self.claim.release()
+        return record
+
+    def record(self) -> dict | None:
+        record = runs.read_record(self.run_dir)
+        if record or runs.can_go_on(self.run_dir):
+            resume.check_same_job(self.cfg, self.run_dir)
+        return record
+
+    def failure(self, since: float = 0.0) -> str | None:
+        """What was left as the reason, the last line of it, if anything was since that time."""
+        file = self.run_dir / runs.FAILURE
+        with contextlib.suppress(FileNotFoundError):
+            return file.read_text().splitlines()[-1] if file.stat().st_mtime >= since else None
+        return None
+
+
+def share(tasks: Sequence[Task], run: Callable[[DictConfig], dict]) -> list[Outcome]:
+    """The outcome of each, whichever process ran it: those that others are at are waited for."""
+    began, outcomes = runs.time_in(tasks[0].run_dir.parent), {}
+    while len(outcomes) < len(tasks):
+        before = len(outcomes)
+        for number, task in enumerate(tasks, 1):
+            if task not in outcomes:
+                outcome = task.attempt(run, f"\njob {number} of {len(tasks)}: {task.label}", began)
+                outcomes |= {} if outcome is None else {task: outcome}
+        if not before and len(outcomes) < len(tasks):
+            log.info(f"\n  {len(tasks) - len(outcomes)} of {len(tasks)} jobs are other processes': waiting for them")
+        if len(outcomes) == before:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    for task in tasks:
+        task.claim.release()
+    return [outcomes[task] for task in tasks]
 
 
 def run_in(run_dir: Path, cfg: DictConfig, run: Callable[[DictConfig], dict]) -> dict:
@@ -70,7 +129,7 @@ def run_in(run_dir: Path, cfg: DictConfig, run: Callable[[DictConfig], dict]) ->
     try:
         goes_on = runs.can_go_on(run_dir)
         if (run_dir / runs.CONFIG).is_file() and not goes_on:  # it may have been mended since
-            shutil.rmtree(run_dir)
+            runs.clear(run_dir)
         cfg = resume.load_begun(run_dir, cfg) if goes_on else cfg
         cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if goes_on else None
         return run(cfg)
@@ -89,10 +148,12 @@ def reason_of(error: Exception, whole: bool = False) -> str:
     return "".join(traceback.format_exception(error) if whole else traceback.format_exception_only(error)[-1:]).strip()
 
 
-def table_of(records: Sequence[tuple[list[str], dict | None]]) -> list[list[str]]:
+def table_of(outcomes: Sequence[tuple[list[str], Outcome]]) -> list[list[str]]:
     """A head, and a row for each job: what it varied, how well it did."""
-    values = [dict(override.split("=", 1) for override in varying) for varying, _ in records]
-    results = [results_of(record) if record else ["failed", "", "", "", ""] for _, record in records]
+    values = [dict(override.split("=", 1) for override in varying) for varying, _ in outcomes]
+    results = [
+        results_of(outcome) if isinstance(outcome, dict) else ["failed", "", "", "", ""] for _, outcome in outcomes
+    ]
     return [
         [*values[0], "validation", "test", "parameters", "time", "folder"],
         *([*each.values(), *result] for each, result in zip(values, results, strict=True)),

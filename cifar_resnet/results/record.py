@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
-from cifar_resnet import checkpoints, hardware, runs, sweep
+from cifar_resnet import checkpoints, hardware, provenance, runs, sweep
 from cifar_resnet.data import DataModule
 from cifar_resnet.images import content_hash
 from cifar_resnet.models.summary import num_macs, num_parameters
@@ -52,8 +52,8 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
         "training_flops": 6 * record["macs"] * record["images"],  # the backward pass taken for two forward ones
         "seconds": record["seconds"] + time.perf_counter() - start,
         "metrics": checkpoint["metrics"] | test,
-        "commit": runs.commit(),
-        "versions": runs.versions(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
         "config": model.config,
     }

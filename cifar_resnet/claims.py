@@ -1,0 +1,115 @@
+"""Who is at work on a folder: a run, a sweep's job and a search's trial belong to the process that holds their claim.
+
+A claim is a file in the folder that names a host and a process. It ends with that process: of one on this host at once,
+of one on another, which a cluster's file system need not tell about, when its heartbeat has stopped for `EXPIRES`
+seconds.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
+
+from cifar_resnet.errors import RunError, UsageError
+from cifar_resnet.terminal import log
+
+CLAIM = ".claim"
+EXPIRES = 120.0  # seconds: a network's file system may show a heartbeat a minute late
+
+_held: dict[Path, tuple["Claim", int]] = {}  # by folder, with the thread that took it
+
+
+class Busy(UsageError):
+    """Another process is at work on the folder."""
+
+
+class Claim:
+    """This process's claim on a folder, once `take` has said so. The same object has to be asked again, until then: it
+    watches the heartbeat of whoever holds it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.is_lost = folder, False
+        self.lease = SoftFileLease(
+            folder / CLAIM, lease_duration=EXPIRES, thread_local=False, on_compromise=self.note_loss
+        )
+
+    def note_loss(self, _: object) -> None:
+        self.is_lost = True
+
+    def take(self) -> bool:
+        """Claim the folder, which is made where there is none; False where another process holds it."""
+        before = self.lease.owner
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lease.acquire(timeout=0)
+        except (Timeout, LeaseSettingsMismatch):
+            return False
+        self.is_lost = False
+        _held[self.folder.resolve()] = self, threading.get_ident()
+        if before and not is_here(before.hostname):
+            log.warning(
+                f"warning: {self.folder} is taken over from process {before.pid} on {before.hostname}, whose heartbeat "
+                f"has stopped"
+            )
+        return True
+
+    def release(self) -> None:
+        _held.pop(self.folder.resolve(), None)
+        self.lease.release()
+
+    def last_beat(self) -> float:
+        """When its holder was last heard of, by the file system's clock."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / CLAIM).stat().st_mtime
+        return 0.0
+
+    def busy(self) -> Busy:
+        owner = self.lease.owner
+        who = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+        return Busy(f"another process is at work there. Got {self.folder}, which {who} has claimed; wait for its end")
+
+
+def is_here(hostname: str) -> bool:
+    """Whether a claim's host is this one, so that its processes can be looked for."""
+    with contextlib.suppress(OSError):  # a container's name says which processes are its own
+        if hostname.endswith(f"?pidns-{Path('/proc/self/ns/pid').stat().st_ino:x}"):
+            return True
+    return hostname == socket.gethostname()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within this the folder is ours; Busy where it is another process's. May be nested.
+
+    A claim from another host is waited for until its heartbeat tells whether that process lives.
+    """
+    _, thread = _held.get(folder.resolve(), (None, None))
+    if thread == threading.get_ident():
+        yield
+        return
+    claim = Claim(folder)
+    is_taken = claim.take()
+    owner = claim.lease.owner
+    if not is_taken and owner and not is_here(owner.hostname):
+        log.info(f"  process {owner.pid} on {owner.hostname} has claimed {folder}: waiting for its heartbeat")
+        beat = claim.last_beat()
+        while not is_taken and claim.last_beat() == beat:
+            time.sleep(EXPIRES / 100)
+            is_taken = claim.take()
+    if not is_taken:
+        raise claim.busy()
+    try:
+        yield
+    finally:
+        claim.release()
+
+
+def check_kept(folder: Path) -> None:
+    """RunError where another process has taken the folder over, as after this one was suspended for long."""
+    claim, _ = _held.get(folder.resolve(), (None, None))
+    if claim and claim.is_lost:
+        raise RunError(f"another process has taken this run over while this one stood still. Got {folder}; it goes on")
