@@ -99,10 +99,13 @@ FOREIGN: dict[str, dict[str, object]] = {
         "check_val_every_n_epoch": Count,
         "min_epochs": CountOrZero | None,
         "accelerator": ACCELERATOR,
-        "devices": Count
-        | Literal[-1, "auto"]
-        | Annotated[Sequence[CountOrZero], Len(1)]
-        | Annotated[str, Field(pattern=r"^(-1|[1-9]\d*|\d+(,\d+)*,?)$")],
+        "devices": Annotated[
+            Count
+            | Literal[-1, "auto"]
+            | Annotated[Sequence[CountOrZero], Len(1)]
+            | Annotated[str, Field(pattern=r"^(-1|[1-9]\d*|\d+(,\d+)*,?)$")],
+            Field(description="a whole number, 1 or more; auto or -1 for all there are; or a list, such as [0,1]"),
+        ],
         "num_nodes": Count,
         "max_time": Duration | None,
         "profiler": Literal["simple", "advanced", "pytorch"] | None,

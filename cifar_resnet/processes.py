@@ -26,13 +26,8 @@ from cifar_resnet import ranks
 from cifar_resnet.errors import Diverged, Interrupted, RunError, UsageError, first_sentence, refuse_if
 from cifar_resnet.meeting import PATIENCE, Meeting, is_of_the_group
 from cifar_resnet.ranks import ALONE, Place
+from cifar_resnet.signals import SIGNALS, ended_by_signals
 
-SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)  # the latter two: SLURM's, before a time limit
 CHILD = "import sys; from cifar_resnet.training import follow; sys.exit(follow())"
 
 Answer = TypeVar("Answer")
@@ -264,20 +259,6 @@ def spare_lightnings_signals(trainer: Trainer) -> None:
 def leave_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def ended_by_signals(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Within this, and where nobody else has asked to be told of it, such a signal ends the command in order."""
-    with contextlib.ExitStack() as handlers_before:
-        for number in numbers if threading.current_thread() is threading.main_thread() else ():
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                handlers_before.callback(signal.signal, number, signal.signal(number, end_in_order))
-        yield
-
-
-def end_in_order(number: int, frame: object) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(number).name}", number)
 
 
 def lead(place: Place, run: Callable[[], Answer]) -> Answer:

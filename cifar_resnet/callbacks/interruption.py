@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cifar_resnet.callbacks.ending import is_ending
 from cifar_resnet.errors import Interrupted
-from cifar_resnet.processes import SIGNALS, end_in_order
+from cifar_resnet.signals import SIGNALS, end_in_order
 
 
 class Interruption(Callback):
