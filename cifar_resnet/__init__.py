@@ -1,7 +1,7 @@
 """ResNets on CIFAR-10 with PyTorch Lightning and Hydra.
 
 from cifar_resnet import load
-from cifar_resnet.train import train
+from cifar_resnet.api import train
 
 record = train(overrides=["model=resnet20", "trainer.max_epochs=15"])   # what cifar-train would do
 network = load(record["run_dir"])            # in eval mode, on the CPU

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, resume, runs
+from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, processes, resume, runs
 from cifar_resnet.data import DataModule, Files
 from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import as_usage_error, refuse_if
@@ -152,7 +152,9 @@ def build_trainer(
     if not data.has_val:
         cfg.trainer.limit_val_batches = 0
     before = checkpoints.resumable(last, model.state_dict()) if last.exists() else {}
-    resume.check_same_config(cfg, before.get("config"))
+    # `resume.keep_global_batch` has set it by the number of processes
+    is_shared = len(before.get("mid_epoch_state", ())) != processes.num_processes(cfg)
+    resume.check_same_config(cfg, before.get("config"), ["data.batch_size"] if is_shared else [])
     resume.check_same_data(data.state(), before.get("data"))
     check_best(cfg, last)
     check_same_validation(cfg, before.get("config"))
@@ -173,8 +175,7 @@ def build_trainer(
         callbacks.MidEpochState(),
         callbacks.Interruption(last),
     ]
-    plugins = [checkpoints.AtomicCheckpointIO()]
-    trainer = new_trainer(cfg, model, callbacks=ours, max_time=None, logger=loggers, plugins=plugins)
+    trainer = new_trainer(cfg, model, callbacks=ours, max_time=None, logger=loggers)
     batches, limit = len(data.train) // (data.batch_size * trainer.world_size), trainer.limit_train_batches
     check_limits(cfg, data, trainer.world_size)
     check_accumulation(cfg, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
@@ -187,9 +188,12 @@ def build_trainer(
 @as_usage_error()
 def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Trainer:
     """Lightning's trainer as `cfg` says but for these options; UsageError for what it could not do with this model."""
-    trainer = instantiate(
-        cfg.trainer, precision=instantiate(cfg.precision, accelerator=cfg.trainer.accelerator), **options
-    )
+    processes.refuse_own_starters(cfg)
+    precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
+    plugins = [checkpoints.AtomicCheckpointIO(), processes.environment()]
+    trainer = instantiate(cfg.trainer, precision=precision, plugins=plugins, **options)
+    if trainer.world_size > 1:
+        processes.spare_lightnings_signals(trainer)
     refuse_if(
         trainer.world_size > 1 and isinstance(model.build_optimizer(total_steps=1)[0], SAM),
         f"SAM trains on one device: each would look for a worst point of its own. "

@@ -11,13 +11,14 @@ import io
 import itertools
 import os
 import sys
+import time
 from unittest import mock
 
 import hydra
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_resnet import constraints, preflight, terminal
-from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer
+from cifar_resnet import constraints, preflight, ranks, terminal
+from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer, Job
 from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, one_line, refuse_if
 from cifar_resnet.overrides import program
 from cifar_resnet.quoting import with_plain_paths, without_paths
@@ -26,6 +27,7 @@ HYDRA_FLAGS = {
     "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version",
 }  # fmt: skip
 HYDRA_FLAGS_WITH_VALUE = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-cd", "--config-dir"}
+TRAINS = ("train", "find_lr", "search")
 # why a command takes no -m
 NO_SWEEPS = {
     "find_lr": "cifar-find-lr looks at one network at a time: leave out -m",
@@ -43,18 +45,28 @@ def main(command: str, argv: list[str] | None = None) -> int:
     try:
         return run(command, sys.argv[1:] if argv is None else argv)
     except (UsageError, RunError, OmegaConfBaseException) as error:  # the last, where a key has no value and should
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        complain(f"error: {one_line(error)}")
         return getattr(error, "exit_code", UsageError.exit_code)
     except (Interrupted, KeyboardInterrupt) as interrupted:
-        print(str(interrupted) or "interrupted", file=sys.stderr)
+        complain(str(interrupted) or "interrupted")
         return getattr(interrupted, "exit_code", 130)
     except BrokenPipeError:  # whoever read our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
+def complain(text: str) -> None:
+    if terminal.is_silent():
+        time.sleep(2)  # torchrun ends all of them once one has ended, and the first is still to say why
+    else:
+        print(text, file=sys.stderr)
+
+
 def run(command: str, argv: list[str]) -> int:
     """Compose the jobs that the arguments mean, and hand them to the `run` of the command's module."""
+    place = ranks.given() if command in TRAINS else None
+    if place and place.rank:
+        terminal.be_silent()  # whatever is wrong, the first says it
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("--config-dir")
@@ -76,6 +88,20 @@ def run(command: str, argv: list[str]) -> int:
     overrides = with_plain_paths(overrides, swept=options.multirun or command == "search")
     composer = Composer(command, options.config_dir)
     jobs = composer.examples(overrides) if command == "search" else composer.jobs(overrides, options.multirun)
+    if place:
+        terminal.set_up_logging()
+        processes = importlib.import_module("cifar_resnet.processes")
+        may_share = jobs[0].in_sweep or command == "search"
+        if processes.is_rank(place, [job.cfg for job in jobs], may_share):
+            if place.rank:
+                return importlib.import_module("cifar_resnet.train").follow()
+            return processes.lead(place, functools.partial(answer, command, jobs))
+        terminal.speak()
+    return answer(command, jobs)
+
+
+def answer(command: str, jobs: list[Job]) -> int:
+    """Hand the jobs to the command's module, once what they name is there."""
     preflight.check_files(command, jobs)
     terminal.set_up_logging()
     is_ensemble = command == "train" and not jobs[0].in_sweep and (jobs[0].cfg.ensemble.size or 1) > 1
@@ -84,7 +110,7 @@ def run(command: str, argv: list[str]) -> int:
             constraints.check_config(job.cfg)
     module = importlib.import_module(f"cifar_resnet.{'ensemble' if is_ensemble else command}")
     # a ValueError out of a training may be a mistake of ours: then its traceback is wanted
-    with contextlib.nullcontext() if command in ("train", "find_lr", "search") else as_usage_error():
+    with contextlib.nullcontext() if command in TRAINS else as_usage_error():
         return module.run(jobs)
 
 

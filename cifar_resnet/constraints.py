@@ -92,15 +92,18 @@ FOREIGN: dict[str, dict[str, object]] = {
         "eps": NonNegative,
     },
     "lightning.pytorch.trainer": {
-        "max_epochs": Count,
+        **dict.fromkeys(("max_epochs", "accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"), Count),
         "gradient_clip_val": NonNegative | None,
         "gradient_clip_algorithm": Literal["norm", "value"] | None,
-        "accumulate_grad_batches": Count,
-        "check_val_every_n_epoch": Count,
         "min_epochs": CountOrZero | None,
         "accelerator": ACCELERATOR,
-        "devices": Count | Literal[-1] | Sequence[CountOrZero],
-        "num_nodes": Count,
+        "devices": Annotated[
+            Count
+            | Literal[-1, "auto"]
+            | Annotated[Sequence[CountOrZero], Len(1)]
+            | Annotated[str, Field(pattern="^[0-9,]+$")],
+            Field(description="a whole number, 1 or more; auto or -1 for all there are; or a list, such as [0,1]"),
+        ],
         "max_time": Duration | None,
         "profiler": Literal["simple", "advanced", "pytorch"] | None,
         **dict.fromkeys(

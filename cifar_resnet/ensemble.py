@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_resnet import callbacks, claims, resume, runs, sweep, train
+from cifar_resnet import callbacks, claims, processes, resume, runs, sweep, train
 from cifar_resnet.build import (
     QUIET,
     build_callbacks,
@@ -55,7 +55,9 @@ def run(jobs: list[Job]) -> int:
 
 def refuse(cfg: DictConfig) -> None:
     """UsageError for what networks side by side cannot have; what only the network can tell, it tells itself."""
+    count = processes.num_processes(cfg)
     for holds, text in (
+        (count > 1, f"networks are trained side by side on one device. Got {count}; give trainer.devices=1"),
         (cfg.dry_run, "dry_run describes one network. Got ensemble.size as well; leave that out"),
         (
             cfg.resume or cfg.run_dir,

@@ -17,6 +17,7 @@ from cifar_resnet.quoting import in_quotes, in_shell
 
 MAY_BE_LEFT_OUT = ("scheduler", "averaging")
 COLLECTIONS = ("callbacks", "logger")
+OF_SEVERAL_KINDS = ("trainer.devices",)  # a number, a list of them, a text
 FILLED_IN = ("overrides", "choices")  # of a configuration, by the composer
 OF_THE_WHOLE = ("name", "dry_run")  # and search.…: what a sweep or a search has one of
 
@@ -124,6 +125,8 @@ def refuse_mismatch(override: Override, expected: object, given: object) -> None
         f"{key} must be a whole number. {got}",
     )
     # where null is an argument, its constructor knows about it; some of a network's take a list, a number a stage
+    if key in OF_SEVERAL_KINDS:
+        return
     must_be = needed and (found or not owner or needed == "settings")
     per_stage = owner == "model" and (needed, found) == ("a number", "a list")
     of_the_shell = f"; oc.env gives text, so let the shell put it in: {key}=$…" * ("oc.env" in got)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from cifar_resnet import optim, resume, runs
+from cifar_resnet import optim, processes, resume, runs
 from cifar_resnet.build import QUIET, build_data_and_model, kept_images, new_trainer, sketch
 from cifar_resnet.constraints import FractionBelowOne, Positive, check
 from cifar_resnet.errors import as_usage_error, refuse_if
@@ -175,9 +175,6 @@ def longest_fall(values: np.ndarray) -> tuple[int, int]:
 @as_usage_error()
 def plan(cfg: DictConfig) -> RangeTest:
     """The test that `cfg` describes, not begun; UsageError for what could not be tested."""
-    refuse_if(
-        cfg.trainer.devices != 1, f"a range test runs on one device. Got trainer.devices={cfg.trainer.devices}; give 1"
-    )
     refuse_if(cfg.optimizer.get("lr") == 0, "a range test scales optimizer.lr. Got 0; give any other learning rate")
     sketch(cfg)
     return instantiate(cfg.range_test)
@@ -185,7 +182,7 @@ def plan(cfg: DictConfig) -> RangeTest:
 
 def run_range_test(cfg: DictConfig) -> RangeTest:
     """Test fresh copies of what `cfg` would train; nothing of them is kept but the losses."""
-    test = plan(cfg)
+    test, cfg = plan(cfg), processes.on_one_device(cfg)
     log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
     with kept_images():
         train_briefly(cfg, test.max_lr, test.steps, test.rising, test.add)

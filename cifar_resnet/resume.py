@@ -13,13 +13,14 @@ from cifar_resnet.compose import Job
 from cifar_resnet.constraints import plain
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.recipe import AUTO, differences
+from cifar_resnet.terminal import log
 from cifar_resnet.trust import check_targets, named_in, named_in_files
 
 # what a run may go on with another value of: where it is computed, the places where the same images lie, how much time
 # it has, and what bears on its test and its looks alone
 MAY_CHANGE = (
     "resume", "trust", "data.root", "data.train", "data.test", "data.device", "trainer.accelerator", "trainer.devices",
-    "trainer.strategy", "trainer.max_time", "test", "page", "logger", "data.eval_batch_size",
+    "trainer.num_nodes", "trainer.strategy", "trainer.max_time", "test", "page", "logger", "data.eval_batch_size",
     "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
 )  # fmt: skip
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
@@ -36,7 +37,7 @@ def chosen_run(job: Job) -> DictConfig:
     )
     if cfg.resume:
         return find_or_create(job) if cfg.resume == AUTO else begun_run(job)
-    if cfg.run_dir and not cfg.dry_run and "LOCAL_RANK" not in os.environ:
+    if cfg.run_dir and not cfg.dry_run:
         runs.check_new(Path(cfg.run_dir))
     return cfg
 
@@ -99,14 +100,42 @@ def load_begun(run_dir: Path, now: DictConfig, named: Iterable[str] = ()) -> Dic
     return cfg
 
 
+def keep_global_batch(cfg: DictConfig, before: tuple[int, int, bool] | None, count: int) -> None:
+    """Have a step see as many images as before, where a run goes on with another number of processes, and say so.
+
+    before: as `checkpoints.batches_before` gives it; count: the processes now. UsageError where they do not divide it.
+    """
+    if before is None:
+        return
+    earlier, batch_size, is_within_epoch = before
+    images = earlier * batch_size
+    refuse_if(
+        images % count,
+        f"a step of this run sees {images} images, {batch_size} on each of {earlier} devices. Got {count} devices, "
+        f"which do not divide them; give a number that does",
+    )
+    if count != earlier:
+        log.warning(
+            f"warning: goes on with {count} process{'es' * (count > 1)} where it was {earlier}: each now sees "
+            f"{images // count} images a step (data.batch_size), all together {images} as before. Steps, schedule and "
+            f"the order of images stay; augmentation draws anew{' within this epoch' * is_within_epoch}, so that it "
+            f"will not end with the same weights, bit for bit\n"
+        )
+    cfg.data.batch_size = images // count
+
+
 def without_folders(overrides: list[str]) -> list[str]:
     return [text for text in overrides if not text.startswith(("resume=", "run_dir="))]
 
 
-def check_same_config(cfg: DictConfig, before: dict | None) -> None:
-    """What a run began with must not change below it, or its end would be that of neither. before: its checkpoint's."""
+def check_same_config(cfg: DictConfig, before: dict | None, also: Sequence[str] = ()) -> None:
+    """What a run began with must not change below it, or its end would be that of neither.
+
+    before: its checkpoint's. also: which keys may change, beside those that always may.
+    """
+    changed = differences(before, cfg, (*MAY_CHANGE, *SET_BY_US, *also), raw=cfg) if before else []
     refuse_if(
-        changed := differences(before, cfg, (*MAY_CHANGE, *SET_BY_US), raw=cfg) if before else [],
+        changed,
         f"config.yaml, or what it refers to, has been changed since the run began. Got another {listed(changed)}; "
         f"change it back, or start a new run",
     )

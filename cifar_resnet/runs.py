@@ -33,7 +33,6 @@ RECORD, CONFIG, METRICS, LOG, CURVES = "result.json", "config.yaml", "metrics.cs
 OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", LOG)
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
-RUN_DIR_VARIABLE = "CIFAR_RESNET_RUN_DIR"  # tells the other processes of a multi-device run where the first one writes
 
 
 def slug(overrides: list[str], max_length: int = 80) -> str:
@@ -107,14 +106,12 @@ def open_folder(cfg: DictConfig) -> Iterator[Path]:
 
     It goes again where the user's mistake is found before anything else was written.
     """
-    inherited = os.environ.get(RUN_DIR_VARIABLE) if "LOCAL_RANK" in os.environ else None
-    is_new = not inherited and not cfg.resume
+    is_new = not cfg.resume
     with as_usage_error():
-        cfg.run_dir = inherited or str(create_run_dir(cfg) if is_new else cfg.run_dir)
+        cfg.run_dir = str(create_run_dir(cfg) if is_new else cfg.run_dir)
     run_dir = Path(cfg.run_dir)
-    os.environ[RUN_DIR_VARIABLE] = cfg.run_dir
     try:
-        with contextlib.nullcontext() if inherited else claims.held(run_dir):
+        with claims.held(run_dir):
             if is_new:
                 with as_usage_error():
                     save_config(run_dir, cfg)

@@ -85,10 +85,6 @@ def refuse(cfg: DictConfig) -> None:
         cfg.ensemble.size != 1,
         f"a search trains one network at a time. Got ensemble.size={cfg.ensemble.size}; leave it out",
     )
-    refuse_if(
-        cfg.trainer.devices != 1,
-        f"a search trains on one device at a time. Got trainer.devices={cfg.trainer.devices}; give 1",
-    )
     refuse_if(cfg.data.get("num_val") == 0, "a search needs validation images. Got data.num_val=0; give some")
     refuse_if(
         cfg.trainer.get("limit_val_batches") == 0,

@@ -34,10 +34,6 @@ def refuse(jobs: Sequence[Job]) -> None:
         any(job.cfg.ensemble.size != 1 for job in jobs),
         "a sweep trains one network after the other: leave out ensemble.size, or -m",
     )
-    refuse_if(
-        any(job.cfg.trainer.devices != 1 for job in jobs),
-        "a sweep trains on one device at a time. Leave out trainer.devices, or train without -m",
-    )
 
 
 def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:

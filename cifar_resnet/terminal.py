@@ -30,16 +30,17 @@ class ConsoleHandler(logging.Handler):
 def set_up_logging(only_warnings: bool = False) -> None:
     """Our lines go to the terminal as they are; from Lightning only warnings, and none about our own choices.
 
-    Of several processes that train one network, only the first speaks. only_warnings: of our own lines as well.
+    only_warnings: of our own lines as well.
     """
     log.setLevel(logging.INFO)
     log.propagate = False
-    if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not log.handlers:
         log.addHandler(ConsoleHandler(logging.WARNING if only_warnings else logging.NOTSET))
     # lightning.pytorch and lightning.fabric set their own level where they are imported later
     for name in (
         "pytorch", "pytorch.utilities.rank_zero", "pytorch.accelerators.cuda",
         "pytorch.trainer.connectors.checkpoint_connector", "fabric", "fabric.utilities.rank_zero",
+        "fabric.utilities.distributed",
     ):  # fmt: skip
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings(
@@ -47,15 +48,32 @@ def set_up_logging(only_warnings: bool = False) -> None:
         "Checkpoint directory .* exists and is not empty"  # that of a resumed run
         "|The number of training batches .* is smaller than the logging interval.*"  # epochs are logged all the same
         "|You're resuming from a checkpoint that ended before the epoch ended.*"  # and our batches go on there
+        "|The `srun` command is available.*"  # it is for those who want several processes
         "|Image size .* exceeds limit.*"  # pictures too large are refused, with a line of our own
         "|The .srun. command is available on your system but is not used.*"  # as on a cluster's login node
         "|.*isinstance.treespec, LeafSpec.*",  # Lightning's own affair with torch
     )
 
 
+def be_silent() -> None:
+    """Of several processes that train one network only the first speaks, and this is another."""
+    log.handlers[:] = [logging.NullHandler()]
+    set_up_logging()
+
+
+def speak() -> None:
+    """After all, for this process works on its own."""
+    log.handlers.clear()
+    set_up_logging()
+
+
+def is_silent() -> bool:
+    return any(isinstance(handler, logging.NullHandler) for handler in log.handlers)
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path) if os.environ.get("LOCAL_RANK", "0") == "0" else logging.NullHandler()
+    handler = logging.NullHandler() if is_silent() else logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     try:
@@ -245,7 +263,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich import progress  # which takes as long as all of rich that is imported above
 
     stderr = console.Console(stderr=True)
-    is_shown = stderr.is_terminal and os.environ.get("LOCAL_RANK", "0") == "0"
+    is_shown = stderr.is_terminal and not is_silent()
     with progress.Progress(console=stderr, transient=True, disable=not is_shown) as shown:
         task = shown.add_task(title, total=total)
         yield lambda count: shown.advance(task, count)

@@ -23,18 +23,19 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig
 
-from cifar_resnet import callbacks, constraints, preflight, resume, runs, sweep
+from cifar_resnet import callbacks, checkpoints, constraints, processes, ranks, resume, runs, sweep, terminal
 from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, sketch
-from cifar_resnet.compose import Composer, Job
+from cifar_resnet.compose import Job
 from cifar_resnet.constraints import plain
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.data import DataModule
 from cifar_resnet.gpus import claim_gpu
+from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import size_rows, summarize
 from cifar_resnet.narration import narrated
-from cifar_resnet.quoting import command_line, with_plain_paths
-from cifar_resnet.range_test import resolve_max_lr
+from cifar_resnet.quoting import command_line
+from cifar_resnet.range_test import RangeTest, resolve_max_lr
 from cifar_resnet.results.record import begin_record, test_and_record
-from cifar_resnet.terminal import log, print_table, set_up_logging, summary
+from cifar_resnet.terminal import log, print_table, summary
 
 
 def run(jobs: list[Job]) -> int:
@@ -70,20 +71,35 @@ def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict
         log.info(f"this run has finished before\n\n{summary(record)}")
         return record
     start = time.perf_counter()
+    if cfg.resume:
+        resume.keep_global_batch(cfg, checkpoints.batches_before(Path(cfg.run_dir)), processes.num_processes(cfg))
     range_test = resolve_max_lr(cfg)  # None but for scheduler.max_lr=auto
     data, model = build_data_and_model(cfg)
-    with runs.open_folder(cfg) as run_dir:  # made only now; goes again if nothing comes of it
-        trainer = build_trainer(cfg, data, model, extra_callbacks)
-        model.config = plain(cfg)
-        record = begin_record(cfg, data, model, trainer)
-        to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}')}"
-        with narrated(cfg, record, run_dir, range_test, to_continue):
-            if cfg.compile:
-                model.compile()
-            record |= fit(trainer, model, data, run_dir, start)
-            test_and_record(cfg, record, trainer, model, data)
-            if trainer.is_global_zero:
-                log.info(f"\n{summary(record)}")
+    with runs.open_folder(cfg), processes.together(cfg):  # made only now; goes again if nothing comes of it
+        return train_and_test(cfg, data, model, extra_callbacks, range_test, start)
+
+
+def train_and_test(
+    cfg: DictConfig,
+    data: DataModule,
+    model: Classifier,
+    extra_callbacks: Sequence[Callback],
+    range_test: RangeTest | None,
+    start: float,
+) -> dict:
+    """What each of the processes does, when there is a folder; the first one's record is the run's."""
+    run_dir = Path(cfg.run_dir)
+    trainer = build_trainer(cfg, data, model, extra_callbacks)
+    model.config = plain(cfg)
+    record = begin_record(cfg, data, model, trainer)
+    to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}')}"
+    with narrated(cfg, record, run_dir, range_test, to_continue):
+        if cfg.compile:
+            model.compile()
+        record |= fit(trainer, model, data, run_dir, start)
+        test_and_record(cfg, record, trainer, model, data)
+        if trainer.is_global_zero:
+            log.info(f"\n{summary(record)}")
     return record
 
 
@@ -106,30 +122,19 @@ def fit(
     }
 
 
+def follow() -> int:
+    """Be one of the processes after the first, which says what to train; the exit code."""
+    terminal.be_silent()
+    return processes.follow(ranks.given(), train_along)
+
+
+def train_along(cfg: DictConfig) -> dict:
+    return train_and_test(cfg, *build_data_and_model(cfg), (), None, time.perf_counter())
+
+
 def describe(job: Job) -> None:
     """Print the network, stage by stage; nothing is read, allocated or written."""
     data, model = sketch(resume.chosen_run(job), check_budget=False)
     log.info(" ".join([job.cfg.choices.model, *job.varying]))
     print_table(*size_rows(summarize(model, data.image_shape)))
     model.check_budget()
-
-
-def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
-    """What `cifar-train` does with these overrides, from Python; returns the run's record.
-
-    overrides: such as ["model=resnet20", "trainer.max_epochs=15"]. config_dir: a folder of one's own choices.
-    Raises UsageError, with one line that says what is wrong with them.
-    """
-    refuse_if(
-        isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides),
-        f"overrides are a list of texts. Got {overrides!r}; give such as ['model=resnet20']",
-    )
-    jobs = (job,) = Composer("train", config_dir).jobs(with_plain_paths(list(overrides), swept=False))
-    refuse_if(
-        job.cfg.ensemble.size > 1,
-        "train() answers with the record of one run: leave out ensemble.size, or use cifar-train",
-    )
-    refuse_if(job.cfg.dry_run, "train() trains. Got dry_run=true; leave it out, or use cifar-train")
-    preflight.check_files("train", jobs)
-    set_up_logging()
-    return train_run(resume.chosen_run(job))

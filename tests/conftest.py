@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import TINY, last_of
 
-from cifar_resnet import cli, runs
+from cifar_resnet import cli
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import Classifier
 
@@ -36,7 +36,6 @@ def one_thread_each():
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(runs.RUN_DIR_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -66,7 +65,6 @@ def sweep_dir(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     outputs = tmp_path_factory.mktemp("outputs")
     assert cli.train(["-m", *TINY, "trainer.max_epochs=2", f"output_dir={outputs}", "seed=0,1"]) == 0
-    os.environ.pop(runs.RUN_DIR_VARIABLE)
     return next(outputs.glob("train/sweep-*"))
 
 

@@ -94,7 +94,8 @@ class Ending(LightningCheckpoint):
             trainer.check_val_every_n_epoch = 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop = is_ending(trainer)
+        # a search asks the first process alone, in the validation
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(is_ending(trainer), all=False)
         if trainer.should_stop and trainer.enable_validation and "val/loss" not in trainer.callback_metrics:
             trainer.validating = True  # as Lightning does within an epoch
             trainer.fit_loop.epoch_loop.val_loop.run()

@@ -46,7 +46,8 @@ class FiniteLoss(Callback):
             f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}; give "
         )
         calmer = "a lower optimizer.lr, scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"
-        if not self.is_finite:
+        # of several processes none ends alone
+        if not trainer.strategy.reduce_boolean_decision(bool(self.is_finite)):
             whose = f" with seed {', '.join(map(str, pl_module.diverged()))}" if hasattr(pl_module, "diverged") else ""
             raise Diverged(
                 f"the loss is no longer finite. Got {outputs['loss'].item()}{whose}{when}{calmer}"

@@ -6,32 +6,37 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cifar_resnet.callbacks.ending import is_ending
 from cifar_resnet.errors import Interrupted
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from cifar_resnet.signals import SIGNALS, end_in_order
 
 
 class Interruption(Callback):
-    """On SIGTERM or Ctrl-C finishes the step at hand, saves a checkpoint and ends the training.
+    """On SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C finishes the step at hand, saves a checkpoint and ends the training.
 
-    A training that is resumed goes on with the next step. A second Ctrl-C ends it at once. Has to come after those
-    callbacks that change the weights, such as an average of them.
+    A training that is resumed goes on with the next step. A second Ctrl-C ends it at once. Of several processes all
+    stop after the same step, whichever was asked. Whoever had a handler of its own for the signal, as submitit has to
+    queue a job again, is told of it then. Has to come after those callbacks that change the weights, such as an average
+    of them.
 
     path: where the checkpoint goes.
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.received = Path(path), None  # the signal's number, once one has come
-        self.handlers_before = contextlib.ExitStack()  # puts them back
+        self.path, self.received = Path(path), 0  # the signal's number, once one has come
+        self.handlers_before: dict[int, object] = {}
+        self.shared: SharedNumber | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last_step = trainer.global_step
+        if trainer.world_size > 1:
+            self.shared = SharedNumber()
         for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
-            self.handlers_before.callback(signal.signal, number, signal.signal(number, self.note))
+            self.handlers_before[number] = signal.signal(number, self.note)
 
     def note(self, number: int, frame: object) -> None:
         if self.received == signal.SIGINT == number:
@@ -40,24 +45,67 @@ class Interruption(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         has_stepped, self.last_step = trainer.global_step > self.last_step, trainer.global_step
+        asked = self.shared.so_far(self.received) if self.shared else self.received
         # gradients that are still being accumulated would be lost; the end of an epoch saves by itself
-        if self.received and has_stepped and not trainer.is_last_batch and not is_ending(trainer):
+        if asked and has_stepped and not trainer.is_last_batch and not is_ending(trainer):
             trainer.save_checkpoint(self.path)
-            self.stop_if_asked(f"after step {trainer.global_step}")
+            self.stop(asked, f"after step {trainer.global_step}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.stop_if_asked(f"after epoch {trainer.current_epoch}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.handlers_before.close()
+        self.put_handlers_back()
         self.stop_if_asked("after the last epoch, before the test")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.handlers_before.close()
+        self.put_handlers_back()
+
+    def put_handlers_back(self) -> None:
+        for number, handler in self.handlers_before.items():
+            signal.signal(number, handler)
 
     def stop_if_asked(self, when: str) -> None:
-        if self.received:
-            raise Interrupted(f"stopped {when} by {signal.Signals(self.received).name}", self.received)
+        if asked := self.shared.now(self.received) if self.shared else self.received:
+            self.stop(asked, when)
+
+    def stop(self, asked: int, when: str) -> None:
+        theirs = self.handlers_before.get(self.received)
+        if callable(theirs) and theirs not in (signal.default_int_handler, end_in_order):
+            theirs(self.received, None)
+        raise Interrupted(f"stopped {when} by {signal.Signals(asked).name}", asked)
+
+
+class SharedNumber:
+    """The largest number that any process has named, known to all of them after the same step.
+
+    A group of its own, on the CPU: neither does a GPU wait for it nor does it come between gradients.
+    """
+
+    def __init__(self):
+        self.group, self.pending = torch.distributed.new_group(backend="gloo"), None
+
+    def so_far(self, number: int) -> int:
+        """As of the call before, so that nobody waits: by now it has come round. 0 in the first."""
+        found = self.result() if self.pending else 0
+        self.send(number)
+        return found
+
+    def now(self, number: int) -> int:
+        if self.pending:
+            self.result()
+        self.send(number)
+        return self.result()
+
+    def send(self, number: int) -> None:
+        value = torch.tensor([number])
+        maximum = torch.distributed.ReduceOp.MAX
+        self.pending = torch.distributed.all_reduce(value, maximum, group=self.group, async_op=True), value
+
+    def result(self) -> int:
+        (work, value), self.pending = self.pending, None
+        work.wait()
+        return int(value)
 
 
 @contextlib.contextmanager

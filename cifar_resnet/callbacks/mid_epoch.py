@@ -5,13 +5,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
 from cifar_resnet.optim import RngState
+from cifar_resnet.seeds import seed_for
 
 
 class MidEpochState(Callback):
     """Keeps in each checkpoint what it takes to go on with the next step, and takes it up again.
 
     `mid_epoch_state` is a list with an entry for each process: its place in the order of the images and the state of
-    its augmentation, its random state, and the training metrics of the epoch so far.
+    its augmentation, its random state, and the training metrics of the epoch so far. Another number of processes goes
+    on at the same place of the order and with the same metrics, and draws anew.
     """
 
     def __init__(self):
@@ -37,13 +39,26 @@ class MidEpochState(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not by Lightning's own way for loaders: that comes too early, before what it should load into is there
-        if trainer.fit_loop.restarted_mid_epoch and trainer.global_rank < len(self.restored):
-            own = self.restored[trainer.global_rank]
+        if trainer.fit_loop.restarted_mid_epoch and self.restored:
+            if len(self.restored) == trainer.world_size:
+                own = self.restored[trainer.global_rank]
+                RngState(pl_module.device, own["rng"]).restore()
+            else:
+                own = shared_out(self.restored, trainer.is_global_zero)
+                torch.manual_seed(seed_for("network", pl_module.seed, trainer.global_step, trainer.global_rank))
             trainer.train_dataloader.sampler.load_state_dict(own["sampler"])
-            RngState(pl_module.device, own["rng"]).restore()
             for name, states in own["metrics"].items():
                 metric = pl_module.get_submodule(name)
                 for state, value in states.items():
                     setattr(metric, state, value.to(pl_module.device))
                 metric._update_count = 1  # or it would warn that it has seen nothing
         self.restored = []
+
+
+def shared_out(states: list[dict], is_first: bool) -> dict:
+    """What one of another number of processes goes on with: the first has counted what all of them had."""
+    metrics = {
+        name: {state: sum(each["metrics"][name][state] for each in states) * is_first for state in counts}
+        for name, counts in states[0]["metrics"].items()
+    }
+    return {"sampler": {"num_given": states[0]["sampler"]["num_given"]}, "metrics": metrics}

@@ -70,11 +70,15 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
         state, self.restored = self.restored, {}
         self.num_given = state.get("num_given", 0)
         if state:
-            if len(state["generator"]) == len(self.generator.get_state()):
+            anew = self.seed, self.epoch, self.rank, self.num_given
+            if len(state.get("generator", ())) == len(self.generator.get_state()):
                 self.generator.set_state(state["generator"])
-            else:  # that of another kind of device
-                self.generator.manual_seed(seed_for("augmentation", self.seed, self.epoch, self.rank, self.num_given))
-            self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
+            else:  # that of another kind of device, or there is none
+                self.generator.manual_seed(seed_for("augmentation", *anew))
+            if "numpy_rng" in state:
+                self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
+            else:
+                self.numpy_rng = np.random.default_rng(seed_for("policies", *anew))
         for batch in batches[self.num_given :, self.rank].to(self.device):
             self.num_given += 1
             yield batch
@@ -90,4 +94,5 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """state: as `state_dict` gave it, or of it only num_given: then augmentation draws anew."""
         self.restored = state

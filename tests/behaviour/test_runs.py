@@ -18,12 +18,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_resnet import cli, load
+from cifar_resnet.api import train
 from cifar_resnet.data import Augment, Synthetic
 from cifar_resnet.errors import UsageError
 from cifar_resnet.models import Classifier, ResNet
 from cifar_resnet.models.regularisers import DropBlock
 from cifar_resnet.results.predictions import Predictions
-from cifar_resnet.train import train
 
 
 def test_a_run_leaves_everything_in_its_folder(cifar_train, run_dirs, capsys):

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 
 from cifar_resnet import cli
+from cifar_resnet.api import train
 from cifar_resnet.callbacks import MemberCheckpoints
 from cifar_resnet.data import StackedData, Synthetic
 from cifar_resnet.errors import UsageError
 from cifar_resnet.models import Classifier, ResNet, SpeedNet, StackedEnsemble
 from cifar_resnet.runs import find_checkpoints
-from cifar_resnet.train import train
 
 FOUR = ["ensemble.size=4", "optimizer.lr=0.02", "trainer.max_epochs=2"]
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from helpers import TINY, record_of
 from PIL import Image
 
-from cifar_resnet import cli, load, runs
+from cifar_resnet import cli, load
 from cifar_resnet.data import ImageFolder, Synthetic
 from cifar_resnet.results import metrics
 from cifar_resnet.results.predictions import Predictions
@@ -69,7 +69,6 @@ def of_pictures(tmp_path_factory) -> Path:
     tiny = [text for text in TINY if not text.startswith("data")]
     data = ["data=image_folder", f"data.root={folder}/data", "data.num_val=9", "data.batch_size=9"]
     assert cli.train([*tiny, *data, "page=true", f"run_dir={folder}/run"]) == 0
-    os.environ.pop(runs.RUN_DIR_VARIABLE)
     return folder
 
 

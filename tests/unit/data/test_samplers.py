@@ -2,6 +2,7 @@
 
 import hashlib
 
+import pytest
 import torch
 
 from cifar_resnet.data.samplers import ShuffledBatchSampler, spread_order, stratified_split
@@ -69,3 +70,20 @@ def test_an_epoch_begun_on_another_kind_of_device_goes_on():
     other.load_state_dict(state)
     assert len(torch.cat([*first, *other]).unique()) == 100
     assert not torch.equal(other.generator.get_state(), fresh)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_another_number_of_ranks_goes_on_with_the_images_that_were_to_come(world_size):
+    """In its middle an epoch in batches of 2 x 6 goes on in as many batches of `world_size` x 12 / world_size."""
+    cpu = torch.device("cpu")
+
+    def batches(rank: int, world_size: int, num_given: int) -> list[torch.Tensor]:
+        sampler = ShuffledBatchSampler(103, 12 // world_size, seed=0, rank=rank, world_size=world_size, device=cpu)
+        sampler.load_state_dict({"num_given": num_given})
+        return list(sampler)
+
+    before = [torch.cat(step) for step in zip(*(batches(rank, 2, 0) for rank in range(2)), strict=True)]
+    after = [
+        torch.cat(step) for step in zip(*(batches(rank, world_size, 5) for rank in range(world_size)), strict=True)
+    ]
+    assert [step.tolist() for step in before[5:]] == [step.tolist() for step in after]

@@ -1,0 +1,333 @@
+"""The processes that train one network together: who starts them, what they tell each other, how they end.
+
+Only the first composes, checks and writes. The others get the finished configuration from it, train along in silence,
+and end when it does. Where nobody has started them, the first one does so for each training, and not as Lightning
+would, by its own command again: that may be a sweep, a test, or somebody else's program.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+from unittest import mock
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_resnet import ranks
+from cifar_resnet.errors import Diverged, Interrupted, RunError, UsageError, first_sentence, refuse_if
+from cifar_resnet.meeting import PATIENCE, Meeting, is_of_the_group
+from cifar_resnet.ranks import ALONE, Place
+from cifar_resnet.signals import SIGNALS, ended_by_signals
+
+CHILD = "import sys; from cifar_resnet.train import follow; sys.exit(follow())"
+
+Answer = TypeVar("Answer")
+
+_here = ALONE  # the place of this process in the training at hand
+_others: Meeting | None = None  # who wait for trainings, where they were not started for one alone
+
+
+class Environment(LightningEnvironment):
+    """What Lightning asks about the processes that train together: all are there by the time it does."""
+
+    creates_processes_externally = True
+
+    def __init__(self, place: Place):
+        super().__init__()
+        self.place = place
+
+    @property
+    def main_address(self) -> str:
+        return self.place.address
+
+    @property
+    def main_port(self) -> int:
+        return self.place.port or super().main_port
+
+    def local_rank(self) -> int:
+        return self.place.local_rank
+
+    def node_rank(self) -> int:
+        return 0  # it serves Lightning to compute a rank, which is known here
+
+    def set_global_rank(self, rank: int) -> None:
+        super().set_global_rank(self.place.rank)
+
+
+def refuse_own_starters(cfg: DictConfig) -> None:
+    strategy = str(cfg.trainer.get("strategy"))
+    refuse_if(
+        any(name in strategy for name in ("spawn", "fork", "notebook")),
+        f"cifar-train starts the processes itself. Got trainer.strategy={strategy}; give ddp",
+    )
+
+
+def environment() -> Environment:
+    """Of the training at hand. A process that trains alone is no part of a cluster, though it may run on one."""
+    return Environment(_here)
+
+
+def num_processes(cfg: DictConfig) -> int:
+    """How many processes Lightning makes of trainer.devices and its like."""
+    names = ("accelerator", "devices", "strategy", "num_nodes")
+    settings = {name: value for name in names if (value := cfg.trainer.get(name)) is not None}
+    settings = OmegaConf.to_container(OmegaConf.create(settings))
+    if settings.get("devices") == 1 and settings.get("num_nodes", 1) == 1:
+        return 1
+    try:
+        return Trainer(**settings, plugins=[Environment(ALONE)], logger=False, enable_checkpointing=False).world_size
+    except Exception as error:  # Lightning's own kinds, and those of what it asks
+        raise UsageError(
+            f"trainer.devices is nothing that Lightning can take here: {first_sentence(error)}. "
+            f"Got {settings.get('devices')} for accelerator={settings.get('accelerator')}; give a number, or auto"
+        ) from error
+
+
+def on_one_device(cfg: DictConfig) -> DictConfig:
+    """The same training on its first device alone, in batches of what all devices together see in a step."""
+    if (count := num_processes(cfg)) == 1:
+        return cfg
+    cfg, devices = cfg.copy(), cfg.trainer.devices
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(index) for index in devices.split(",") if index]
+    cfg.trainer.devices = 1 if isinstance(devices, (int, str)) else [devices[0]]
+    cfg.trainer.strategy, cfg.trainer.num_nodes, cfg.trainer.sync_batchnorm = "auto", 1, False
+    cfg.data.batch_size *= count
+    return cfg
+
+
+def is_rank(place: Place | None, configurations: list[DictConfig], may_share: bool) -> bool:
+    """Whether this process, so started, trains together with the others, and not on its own.
+
+    may_share: whether n processes with a device each may as well work through these trainings side by side.
+    UsageError where there are more or fewer processes than a training is of.
+    """
+    if place is None:
+        return False
+    counts = {num_processes(cfg) for cfg in configurations}
+    if may_share and counts == {1}:
+        return False
+    refuse_if(
+        counts != {place.world_size},
+        f"{place.starter} has started {place.world_size} processes for trainings of "
+        f"{' and '.join(map(str, sorted(counts)))}. Got trainer.devices={configurations[0].trainer.devices}; "
+        f"give trainer.devices and trainer.num_nodes whose product is {place.world_size}, or start as many as they say",
+    )
+    return True
+
+
+@contextlib.contextmanager
+def together(cfg: DictConfig) -> Iterator[None]:
+    """Around a training of the first process: the others begin it too, and none of them is left when it ends.
+
+    RunError where one of them is lost.
+    """
+    if _here.rank:  # one of the others
+        yield
+        return
+    count, before = num_processes(cfg), torch.get_num_threads()
+    with ended_by_signals(SIGNALS if count > 1 else SIGNALS[2:]):
+        if count == 1:
+            yield
+        elif _others:
+            with led(_others, cfg):
+                yield
+        else:
+            with mock.patch.dict(os.environ), started(count, cfg) as meeting, led(meeting, cfg):
+                yield
+            torch.set_num_threads(before)  # Lightning takes this process's share of the cores
+    if not _others:
+        leave_group()
+
+
+@contextlib.contextmanager
+def led(meeting: Meeting, cfg: DictConfig) -> Iterator[None]:
+    """Of this meeting's processes the first, as long as this training takes."""
+    global _here
+    if error := meeting.failure():
+        raise error
+    if meeting.is_over:
+        raise RunError("the other processes ended with the training before; the same command again goes on")
+    meeting.order(cfg)
+    _here = meeting.place
+    try:
+        yield
+    except (UsageError, Diverged, Interrupted):  # which all of them have met alike
+        raise
+    except BaseException as error:
+        meeting.dismiss(getattr(error, "exit_code", 1))
+        leave_group()  # or the others would wait for this one
+        if not isinstance(error, RuntimeError):
+            raise
+        if reason := meeting.failure(2.0 if is_of_the_group(error) else 0.0):
+            raise reason from error
+        if is_of_the_group(error):
+            raise RunError(f"another process of this training was lost ({first_sentence(error)})") from error
+        raise
+    finally:
+        _here = ALONE
+
+
+@contextlib.contextmanager
+def started(count: int, cfg: DictConfig) -> Iterator[Meeting]:
+    """The other processes of a training on this host, from its beginning to its end."""
+    refuse_if(
+        cfg.trainer.get("num_nodes", 1) > 1,
+        f"on several hosts others start the processes: torchrun, or srun. Got trainer.num_nodes={cfg.trainer.num_nodes}"
+        f" and nobody has; see the docs",
+    )
+    meeting = Meeting(dataclasses.replace(ALONE, world_size=count, starter=ranks.OURSELVES), serves=True)
+    children, is_over, code = [child(meeting.place, rank, cfg) for rank in range(1, count)], threading.Event(), 1
+    threading.Thread(target=watch, args=(children, is_over), daemon=True).start()
+    try:
+        yield meeting
+        code = 0
+    except RunError as error:
+        fates = [(rank, fate) for rank, each in enumerate(children, 1) if (fate := fate_of(each))]
+        if fates and "lost" in str(error):  # gloo has noticed it, and this is what became of it
+            raise RunError("a process of this training was lost: process {}, {}".format(*fates[0])) from error
+        raise
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        raise
+    finally:
+        is_over.set()
+        leave_group()
+        meeting.dismiss(code)
+        end(children)
+
+
+def child(place: Place, rank: int, cfg: DictConfig) -> subprocess.Popen:
+    variables = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": place.world_size,
+        "MASTER_ADDR": place.address, "MASTER_PORT": place.port,
+        "PYTHONPATH": os.pathsep.join(sys.path),  # a network of one's own may lie beside the program
+        ranks.PARENT: os.getpid(),
+        "TORCH_CPP_LOG_LEVEL": "FATAL",  # or a process that is left alone would print pages
+    }  # fmt: skip
+    others = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+    command = [sys.executable, "-P", "-c", CHILD, cfg.run_dir]  # the folder, for those who look at a list of processes
+    return subprocess.Popen(command, env=others | {name: str(value) for name, value in variables.items()})
+
+
+def watch(children: list[subprocess.Popen], is_over: threading.Event) -> None:
+    """End this process where another is lost and it does not notice by itself, as when it waits for a GPU."""
+    while not is_over.wait(0.5):
+        if any(each.poll() for each in children):
+            if is_over.wait(2 * PATIENCE):
+                return
+            print("error: a process of this training was lost; the last checkpoint is whole", file=sys.stderr)
+            end(children, patience=0.0)
+            os._exit(1)
+
+
+def fate_of(process: subprocess.Popen) -> str | None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)
+    code = process.returncode
+    return code and (f"killed by {signal.Signals(-code).name}" if code < 0 else f"which ended with exit code {code}")
+
+
+def end(processes: list[subprocess.Popen], patience: float = PATIENCE) -> None:
+    last = time.monotonic() + patience
+    for each in processes:
+        try:
+            each.wait(max(0.0, last - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            each.kill()
+            each.wait()
+
+
+def spare_lightnings_signals(trainer: Trainer) -> None:
+    """Leave signals to us: Lightning's handler begins a collective wherever the process is, which hangs all of them.
+
+    What it asks before each step, it asks of the first process alone, and has a GPU waited for.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def lead(place: Place, run: Callable[[], Answer]) -> Answer:
+    """Run as the first of processes that others have started: the rest train what it trains, and end with it.
+
+    run: its answer, where it is a number, is the exit code.
+    """
+    global _others
+    _others = Meeting(place, serves=place.starter != ranks.TORCHRUN)
+    code = 1
+    try:
+        answer = run()
+        code = answer if isinstance(answer, int) else 0
+        return answer
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        raise
+    finally:
+        meeting, _others = _others, None
+        meeting.dismiss(code)
+        leave_group()
+        if meeting.place.starter != ranks.TORCHRUN:
+            time.sleep(0.5)  # what it serves must be there until they have read that it is over
+
+
+def follow(place: Place, train: Callable[[DictConfig], object]) -> int:
+    """Train what the first process trains, until it ends; its exit code."""
+    global _here
+    _here = place
+    if parent := os.environ.get(ranks.PARENT):
+        threading.Thread(target=end_with, args=(int(parent), place), daemon=True).start()
+    try:
+        meeting = Meeting(place, serves=False)
+        with ended_by_signals(SIGNALS):
+            return train_along(meeting, train)
+    except torch.distributed.DistError:  # nobody to hear from
+        say_lost(place)
+        return 1
+    finally:
+        _here = ALONE
+        leave_group()
+
+
+def train_along(meeting: Meeting, train: Callable[[DictConfig], object]) -> int:
+    try:
+        for cfg in meeting.orders():
+            with contextlib.suppress(UsageError, Diverged):  # the first process says so
+                train(cfg)
+    except BaseException as error:
+        if not is_of_the_group(error):
+            meeting.report(error)
+            return getattr(error, "exit_code", 1)
+        leave_group()
+        code = meeting.exit_code(2 * PATIENCE)
+        if code is None and not meeting.failure():
+            say_lost(meeting.place)
+        return code or 1
+    return meeting.exit_code() or 0
+
+
+def say_lost(place: Place) -> None:
+    if place.rank == 1:  # one line is enough
+        print("error: the first process of this training was lost; resume=<run folder> goes on", file=sys.stderr)
+
+
+def end_with(parent: int, place: Place) -> None:
+    """End this process soon after the one that started it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    time.sleep(PATIENCE)
+    say_lost(place)
+    os._exit(1)
