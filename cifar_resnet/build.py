@@ -16,8 +16,8 @@ from cifar_resnet.data import DataModule, Files
 from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import Classifier
+from cifar_resnet.models.parallel import check_strategy
 from cifar_resnet.monitored import mode_of
-from cifar_resnet.optim import SAM
 
 # a trainer that leaves nothing
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "profiler": None}
@@ -184,11 +184,7 @@ def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Traine
     trainer = instantiate(
         cfg.trainer, precision=instantiate(cfg.precision, accelerator=cfg.trainer.accelerator), **options
     )
-    refuse_if(
-        trainer.world_size > 1 and isinstance(model.build_optimizer(total_steps=1)[0], SAM),
-        f"SAM trains on one device: each would look for a worst point of its own. "
-        f"Got {trainer.world_size} devices; give trainer.devices=1, or another optimizer",
-    )
+    check_strategy(trainer, model)
     return trainer
 
 
@@ -314,6 +310,12 @@ def resolve_conflicts(cfg: DictConfig) -> None:
     refuse_if(
         isinstance(strategy, str) and strategy not in known,
         f"trainer.strategy is unknown to Lightning. Got {strategy!r}; give such as auto, ddp or fsdp",
+    )
+    device = hardware.device_type(constraints.select(cfg, "trainer.accelerator"))
+    refuse_if(
+        trainer.get("sync_batchnorm") and device != "cuda",
+        f"trainer.sync_batchnorm needs CUDA. Got trainer.accelerator={trainer.get('accelerator')}, which is {device} "
+        f"here; leave it out, and each device normalises by its own part of a batch",
     )
     has_val = cfg.data.get("num_val") != 0
     refuse_if(

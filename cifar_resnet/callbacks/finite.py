@@ -10,6 +10,8 @@ from cifar_resnet.errors import Diverged
 class FiniteLoss(Callback):
     """Ends a training whose loss or gradients are no longer finite, and counts the steps that loss scaling skipped.
 
+    On several devices a loss that is not finite on one of them ends all, at the same step.
+
     All of them, from the first on, are logged as train/skipped_steps. A scaler halves its scale with each, so that some
     in a row are in order; `MAX_SKIPPED` are not.
 
@@ -46,10 +48,11 @@ class FiniteLoss(Callback):
             f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}; give "
         )
         calmer = "a lower optimizer.lr, scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"
-        if not self.is_finite:
+        if not trainer.strategy.reduce_boolean_decision(bool(self.is_finite)):
+            loss = trainer.strategy.reduce(outputs["loss"].clone()).item()  # the ranks' mean is not finite either
             whose = f" with seed {', '.join(map(str, pl_module.diverged()))}" if hasattr(pl_module, "diverged") else ""
             raise Diverged(
-                f"the loss is no longer finite. Got {outputs['loss'].item()}{whose}{when}{calmer}"
+                f"the loss is no longer finite. Got {loss}{whose}{when}{calmer}"
                 + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
             )
         if self.skipped_in_a_row >= self.MAX_SKIPPED:
@@ -60,7 +63,7 @@ class FiniteLoss(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.scaler is not None:
-            pl_module.log("train/skipped_steps", self.skipped)
+            pl_module.log("train/skipped_steps", self.skipped, sync_dist=True)  # as many on each rank
 
     def state_dict(self) -> dict:
         return {"skipped": self.skipped.item()}
