@@ -14,6 +14,7 @@ import torch
 from helpers import TINY
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
@@ -24,6 +25,7 @@ from cifar_resnet.compose import Composer
 from cifar_resnet.errors import Diverged
 from cifar_resnet.models import Distillation, ResNet
 from cifar_resnet.optim import Schedule
+from cifar_resnet.results.record import predictions_of
 from cifar_resnet.terminal import set_up_logging
 
 RANKS = 2
@@ -55,9 +57,9 @@ FROZEN = {
     "sam, accumulation": (*SAM, *ACCUMULATED),
 }
 USUAL = {
-    "one validation batch": ("data.eval_batch_size=40", "trainer.max_epochs=2"),
+    "one validation batch": ("data.eval_batch_size=40", "trainer.max_epochs=2", "trainer.limit_test_batches=1"),
     "an average, and one validation batch": ("data.eval_batch_size=40", "averaging=ema", "trainer.max_epochs=2"),
-    "two of three validation batches": ("trainer.limit_val_batches=2",),
+    "two of three validation batches": ("trainer.limit_val_batches=2", "trainer.limit_test_batches=3"),
     "half of four validation batches": ("trainer.limit_val_batches=0.5", "data.eval_batch_size=10"),
     "a plateau": ("trainer.max_epochs=4", "data.eval_batch_size=25"),
     "early stopping": (
@@ -65,6 +67,8 @@ USUAL = {
         "trainer.max_epochs=9",
     ),
     "a loss of nan on the second rank": (),
+    "sam, as usual": SAM,
+    "sam in 16 bits, gradients of nan on the second rank": (*SAM, "optimizer.base.fused=false"),
 }  # fmt: skip
 CASES = FROZEN | USUAL
 
@@ -82,8 +86,8 @@ class Watch(Callback):
                 module.eval()
 
 
-class NanOnTheSecondRank(Callback):
-    """Its third loss; not its gradients, by which the other would hear of it."""
+class NanLoss(Callback):
+    """The second rank's third loss; not its gradients, by which the other would hear of it."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_rank == 1 and batch_idx == 2:
@@ -106,36 +110,60 @@ class Training:
             self.model.scheduler = Schedule(
                 partial(torch.optim.lr_scheduler.ReduceLROnPlateau, threshold=9, patience=0)
             )
+        if "gradients of nan" in case:
+            self.spoil_gradients()
         self.watch = Watch(freeze=case in FROZEN)
 
-    def trainer(self) -> Trainer:
+    def spoil_gradients(self) -> None:
+        """Of the second rank, in SAM's first pass of the third batch; the loss stays."""
+        loss_of, calls = self.model.loss_of, iter(range(100))
+
+        def spoiled(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+            if next(calls) == 4 and self.model.global_rank == 1:
+                logits.register_hook(lambda gradient: gradient * torch.nan)
+            return loss_of(images, logits, labels)
+
+        self.model.loss_of = spoiled
+
+    def callbacks(self) -> list[Callback]:
         ours: list[Callback] = [callbacks.Throughput(), self.watch]
         if self.case == "a loss of nan on the second rank":
-            ours.append(NanOnTheSecondRank())
+            ours.append(NanLoss())
         if "averaging" in self.cfg:
             ours.append(instantiate(self.cfg.averaging))
         if "early_stopping" in self.cfg.callbacks:
             ours.append(instantiate(self.cfg.callbacks.early_stopping))
-        return new_trainer(self.cfg, self.model, callbacks=[*ours, callbacks.FiniteLoss()], **QUIET)
+        return [*ours, callbacks.FiniteLoss()]
+
+    def trainer(self, ours: list[Callback]) -> Trainer:
+        if "16 bits" not in self.case:
+            return new_trainer(self.cfg, self.model, callbacks=ours, **QUIET)
+        half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))
+        return instantiate(self.cfg.trainer, plugins=[half], callbacks=ours, **QUIET)
 
     def fit(self, batches: Batches | None = None) -> dict[str, object]:
         """What came of it. batches: to train on in the place of the data's."""
-        trainer, start = self.trainer(), copy.deepcopy(self.model.state_dict())
+        trainer, start = self.trainer(self.callbacks()), copy.deepcopy(self.model.state_dict())
         if batches:
             self.data.train_dataloader = lambda: DataLoader(batches, batch_size=None)
         try:
             trainer.fit(self.model, self.data)
         except Diverged as error:
             return {"ended": str(error)}
-        return {
+        found = {
             "start": start,
-            "weights": self.model.state_dict(),
+            "weights": copy.deepcopy(self.model.state_dict()),
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
             "batches": self.watch.batches,
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
+        return found | self.test(trainer)
+
+    def test(self, trainer: Trainer) -> dict[str, object]:
+        (metrics,) = trainer.test(self.model, self.data, verbose=False)
+        return {"tested": metrics, "predictions": vars(predictions_of(self.model, self.data))}
 
 
 def train_all(rank: int, folder: str, port: int, cases: list[str]) -> None:
