@@ -16,8 +16,9 @@ from cifar_resnet.data import DataModule, Files
 from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.models import Classifier
+from cifar_resnet.models.distillation import check_teacher
+from cifar_resnet.models.parallel import check_strategy
 from cifar_resnet.monitored import mode_of
-from cifar_resnet.optim import SAM
 
 # a trainer that leaves nothing
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "profiler": None}
@@ -46,7 +47,7 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     model.init_whitening(data.sample())
     model.seed, model.data_state = data.seed, data.state()
     for path, teacher in teachers:
-        check_teacher(path, teacher, data)
+        check_teacher(path, teacher, data.image_size, list(data.classes))
     if teachers:
         model.distillation = instantiate(cfg.distill, teacher=[teacher for _, teacher in teachers])
     return data, model
@@ -128,20 +129,6 @@ def keep_images() -> None:
 _kept: dict[str, object] | None = None  # `settings` and `data`, the module, of the training before
 
 
-def check_teacher(path: str, teacher: Classifier, data: DataModule) -> None:
-    own = teacher.data_state
-    refuse_if(
-        own["image_size"] != data.image_size,
-        f"a teacher must look at images of the student's size. Got {path}, trained on {own['image_size']} pixels, "
-        f"and images of {data.image_size}; give another distill.teacher",
-    )
-    refuse_if(
-        own["classes"] != list(data.classes),
-        f"a teacher must know the student's classes. Got {path}, trained on {', '.join(own['classes'])}; give "
-        f"another distill.teacher",
-    )
-
-
 @as_usage_error()
 def build_trainer(
     cfg: DictConfig, data: DataModule, model: Classifier, extra_callbacks: Sequence[Callback] = ()
@@ -194,11 +181,7 @@ def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Traine
     trainer = instantiate(cfg.trainer, precision=precision, plugins=plugins, **options)
     if trainer.world_size > 1:
         processes.spare_lightnings_signals(trainer)
-    refuse_if(
-        trainer.world_size > 1 and isinstance(model.build_optimizer(total_steps=1)[0], SAM),
-        f"SAM trains on one device: each would look for a worst point of its own. "
-        f"Got {trainer.world_size} devices; give trainer.devices=1, or another optimizer",
-    )
+    check_strategy(trainer, model)
     return trainer
 
 
@@ -324,6 +307,12 @@ def resolve_conflicts(cfg: DictConfig) -> None:
     refuse_if(
         isinstance(strategy, str) and strategy not in known,
         f"trainer.strategy is unknown to Lightning. Got {strategy!r}; give such as auto, ddp or fsdp",
+    )
+    device = hardware.device_type(constraints.select(cfg, "trainer.accelerator"))
+    refuse_if(
+        trainer.get("sync_batchnorm") and device != "cuda",
+        f"trainer.sync_batchnorm needs CUDA. Got trainer.accelerator={trainer.get('accelerator')}, which is {device} "
+        f"here; leave it out, and each device normalises by its own part of a batch",
     )
     has_val = cfg.data.get("num_val") != 0
     refuse_if(

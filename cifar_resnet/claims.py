@@ -20,7 +20,8 @@ from cifar_resnet.terminal import log
 CLAIM = ".claim"
 EXPIRES = 120.0  # seconds: a network's file system may show a heartbeat a minute late
 
-_held: dict[Path, tuple["Claim", int]] = {}  # by folder, with the thread that took it
+_held: dict[Path, int] = {}  # the thread that took it, by folder
+_lost: set[Path] = set()  # folders that others have taken over
 
 
 class Busy(UsageError):
@@ -32,13 +33,13 @@ class Claim:
     watches the heartbeat of whoever holds it."""
 
     def __init__(self, folder: Path):
-        self.folder, self.is_lost = folder, False
+        self.folder = folder
         self.lease = SoftFileLease(
             folder / CLAIM, lease_duration=EXPIRES, thread_local=False, on_compromise=self.note_loss
         )
 
     def note_loss(self, _: object) -> None:
-        self.is_lost = True
+        _lost.add(self.folder.resolve())
 
     def take(self) -> bool:
         """Claim the folder, which is made where there is none; False where another process holds it."""
@@ -48,8 +49,8 @@ class Claim:
             self.lease.acquire(timeout=0)
         except (Timeout, LeaseSettingsMismatch):
             return False
-        self.is_lost = False
-        _held[self.folder.resolve()] = self, threading.get_ident()
+        _lost.discard(self.folder.resolve())
+        _held[self.folder.resolve()] = threading.get_ident()
         if before and not is_here(before.hostname):
             log.warning(
                 f"warning: {self.folder} is taken over from process {before.pid} on {before.hostname}, whose heartbeat "
@@ -59,6 +60,7 @@ class Claim:
 
     def release(self) -> None:
         _held.pop(self.folder.resolve(), None)
+        _lost.discard(self.folder.resolve())
         self.lease.release()
 
     def last_beat(self) -> float:
@@ -87,8 +89,7 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
 
     A claim from another host is waited for until its heartbeat tells whether that process lives; with `wait`, any is.
     """
-    _, thread = _held.get(folder.resolve(), (None, None))
-    if thread == threading.get_ident():
+    if _held.get(folder.resolve()) == threading.get_ident():
         yield
         return
     claim = Claim(folder)
@@ -112,7 +113,6 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def check_kept(folder: Path) -> None:
-    """RunError where another process has taken the folder over, as after this one was suspended for long."""
-    claim, _ = _held.get(folder.resolve(), (None, None))
-    if claim and claim.is_lost:
+    """RunError where another process has taken the folder over: this one must have stood still for long."""
+    if _lost and folder.resolve() in _lost:  # asked in each step: mostly there is nothing to resolve
         raise RunError(f"another process has taken this run over while this one stood still. Got {folder}; it goes on")

@@ -61,9 +61,17 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def machine(device: torch.device, precision: str) -> dict[str, str | int]:
-    """What numbers come from, as records and checkpoints say it; precision: as Lightning names it."""
-    return {"device": device_name(device), "precision": precision, "threads": torch.get_num_threads()}
+def machine(device: torch.device, precision: str, count: int = 1) -> dict[str, str | int]:
+    """What numbers come from, as records and checkpoints say it.
+
+    precision: as Lightning names it. count: how many such devices train together.
+    """
+    name = device_name(device)
+    return {
+        "device": f"{count} x {name}" if count > 1 else name,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def keep_freed_memory() -> bool:

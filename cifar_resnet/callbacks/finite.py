@@ -6,9 +6,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cifar_resnet.constraints import Count, check
 from cifar_resnet.errors import Diverged
 
+CALMER = "a lower optimizer.lr, scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"
+
 
 class FiniteLoss(Callback):
     """Ends a training whose loss or gradients are no longer finite, and counts the steps that loss scaling skipped.
+
+    On several devices a loss that is not finite on one of them ends all, at the same step.
 
     All of them, from the first on, are logged as train/skipped_steps. A scaler halves its scale with each, so that some
     in a row are in order; `MAX_SKIPPED` are not.
@@ -39,32 +43,29 @@ class FiniteLoss(Callback):
             self.scale = scale.clone()
         is_last = trainer.is_last_batch or trainer.should_stop
         is_asked = is_last or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
-        if not is_asked:
-            return
-        when = (
-            f" by step {trainer.global_step} (epoch {trainer.current_epoch + 1}) at a learning rate of "
-            f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}; give "
-        )
-        calmer = "a lower optimizer.lr, scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"
         # of several processes none ends alone
-        if not trainer.strategy.reduce_boolean_decision(bool(self.is_finite)):
+        if is_asked and not trainer.strategy.reduce_boolean_decision(bool(self.is_finite)):
+            loss = trainer.strategy.reduce(outputs["loss"].clone()).item()  # the ranks' mean is not finite either
             whose = f" with seed {', '.join(map(str, pl_module.diverged()))}" if hasattr(pl_module, "diverged") else ""
-            raise Diverged(
-                f"the loss is no longer finite. Got {outputs['loss'].item()}{whose}{when}{calmer}"
-                + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
-            )
-        if self.skipped_in_a_row >= self.MAX_SKIPPED:
+            remedy = CALMER + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
+            raise Diverged(f"the loss is no longer finite. Got {loss}{whose}{where(trainer)}; give {remedy}")
+        if is_asked and self.skipped_in_a_row >= self.MAX_SKIPPED:
             raise Diverged(
                 f"the gradients are no longer finite. Got {self.skipped_in_a_row:.0f} steps in a row that loss scaling "
-                f"skipped{when}precision=bf16-mixed or 32-true, {calmer}"
+                f"skipped{where(trainer)}; give precision=bf16-mixed or 32-true, {CALMER}"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.scaler is not None:
-            pl_module.log("train/skipped_steps", self.skipped)
+            pl_module.log("train/skipped_steps", self.skipped, sync_dist=True)  # as many on each rank
 
     def state_dict(self) -> dict:
         return {"skipped": self.skipped.item()}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.skipped = torch.tensor(state_dict["skipped"])
+
+
+def where(trainer: Trainer) -> str:
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    return f" by step {trainer.global_step} (epoch {trainer.current_epoch + 1}) at a learning rate of {rate:.3g}"

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from cifar_resnet import claims
 from cifar_resnet.callbacks.ending import is_ending
 from cifar_resnet.errors import Interrupted
 from cifar_resnet.signals import SIGNALS, end_in_order
@@ -21,9 +22,9 @@ class Interruption(Callback):
     A training that is resumed goes on with the next step. A second Ctrl-C ends it at once. Of several processes all
     stop after the same step, whichever was asked. Whoever had a handler of its own for the signal, as submitit has to
     queue a job again, is told of it then. Has to come after those callbacks that change the weights, such as an average
-    of them.
+    of them. RunError where another process has taken the run over.
 
-    path: where the checkpoint goes.
+    path: where the checkpoint goes, in the run folder's checkpoints.
     """
 
     def __init__(self, path: str | Path):
@@ -45,6 +46,7 @@ class Interruption(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         has_stepped, self.last_step = trainer.global_step > self.last_step, trainer.global_step
+        claims.check_kept(self.path.parents[1])
         asked = self.shared.so_far(self.received) if self.shared else self.received
         # gradients that are still being accumulated would be lost; the end of an epoch saves by itself
         if asked and has_stepped and not trainer.is_last_batch and not is_ending(trainer):

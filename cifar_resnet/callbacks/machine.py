@@ -9,14 +9,14 @@ from cifar_resnet.terminal import log
 class Machine(Callback):
     """Keeps in each checkpoint what the training has been computed on, and says so where it goes on with another.
 
-    The same numbers to the last bit come from the same device, precision and, on a CPU, number of threads alone.
+    The same numbers to the last bit come from the same devices, precision and, on a CPU, number of threads alone.
     """
 
     def __init__(self):
         self.machines: list[dict[str, str | int]] = []  # one after the other, as `hardware.machine` describes each
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now = hardware.machine(trainer.strategy.root_device, str(trainer.precision))
+        now = hardware.machine(trainer.strategy.root_device, str(trainer.precision), trainer.world_size)
         before = self.machines[-1] if self.machines else now
         if said(before) != said(now):
             log.warning(

@@ -42,6 +42,9 @@ class Throughput(Callback):
         if self.latest is not None:
             return
         seconds = self.now(trainer) - self.start
+        if trainer.world_size > 1:  # all know the same speed
+            taken = torch.tensor(seconds, device=trainer.strategy.root_device)
+            seconds = trainer.strategy.reduce(taken, reduce_op="mean").item()
         self.images += self.epoch_images
         self.seconds += seconds
         self.latest = self.epoch_images / seconds
@@ -52,7 +55,7 @@ class Throughput(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.measure(trainer)
-        pl_module.log("train/images_per_second", self.latest)
+        pl_module.log("train/images_per_second", self.latest, sync_dist=True)
 
     def now(self, trainer: Trainer) -> float:
         if trainer.strategy.root_device.type == "cuda":
@@ -110,10 +113,11 @@ class MetricsCSV(Callback):
             self.rows = [row for row in rows if int(row["epoch"]) <= trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch, rate = trainer.current_epoch + 1, trainer.optimizers[0].param_groups[0]["lr"]
+        # on all ranks, for who asks first for a metric has the others' shares added up
+        row = {"epoch": epoch, "step": trainer.global_step, "lr": rate, **self.metrics(trainer, pl_module)}
+        self.rows = [*self.rows[: -1 if self.has_row(epoch) else None], row]
         if trainer.is_global_zero:
-            epoch, rate = trainer.current_epoch + 1, trainer.optimizers[0].param_groups[0]["lr"]
-            row = {"epoch": epoch, "step": trainer.global_step, "lr": rate, **self.metrics(trainer, pl_module)}
-            self.rows = [*self.rows[: -1 if self.has_row(epoch) else None], row]
             names = list(dict.fromkeys(name for row in self.rows for name in row))
             write_table(self.path, [names, *([row.get(name, "") for name in names] for row in self.rows)])
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from annotated_types import Len
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Generator, Tensor
 
 from cifar_resnet.constraints import Count, CountOrZero, FractionBelowOne, Positive, Seed, check
@@ -158,14 +159,22 @@ class DataModule(LightningDataModule, ABC):
         flip_mask = random_mask(count, 0.5, Generator().manual_seed(seed_for("flips", self.seed))).to(device)
         return TrainLoader(self.train, sampler, self.augment, self.pixel_stats, self.num_classes, flip_mask)
 
-    # every rank sees all of them: shares would count some images twice where they do not divide evenly
     def val_dataloader(self) -> EvalLoader:
         refuse_if(self.val is None, "no images have been read. Call prepare_data() and setup('fit') first")
-        return EvalLoader(self.val, self.eval_batch_size, self.pixel_stats)
+        return self.eval_loader(self.val, "limit_val_batches")
 
     def test_dataloader(self) -> EvalLoader:
         refuse_if(self.test is None, "no test images have been read. Call prepare_data() and setup('test') first")
-        return EvalLoader(self.test, self.eval_batch_size, self.pixel_stats)
+        return self.eval_loader(self.test, "limit_test_batches")
+
+    def eval_loader(self, data: LabelledImages, limit: str) -> EvalLoader:
+        """limit: the trainer's attribute that limits its batches."""
+        if self.trainer is None:
+            return EvalLoader(data, self.eval_batch_size, self.pixel_stats)
+        # where a network is spread over the ranks, each of its forward passes needs all of them: all see every batch
+        is_whole = isinstance(self.trainer.strategy, DDPStrategy)
+        place = (self.trainer.global_rank, self.trainer.world_size) if is_whole else (0, 1)
+        return EvalLoader(data, self.eval_batch_size, self.pixel_stats, getattr(self.trainer, limit), *place)
 
     def num_batches(self, world_size: int = 1) -> dict[str, int | None]:
         """Of an epoch's training, of validation and of the test; None where only reading the images tells."""

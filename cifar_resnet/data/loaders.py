@@ -67,19 +67,36 @@ class EvalLoader:
     """Every image once, normalised, dealt so that a part of the batches is a sample of all classes; the last batch may
     be smaller.
 
+    Of several ranks each gets whole batches, in turn, so that a batch gives the same numbers on however many; the last
+    ranks may get fewer of them, or none.
+
+    limit: how many of all batches there are, or which share of them, as Lightning's trainer means it.
     order: (N,) int64, which image comes when: the same in each epoch and each run.
     """
 
-    def __init__(self, data: LabelledImages, batch_size: int, pixel_stats: Tensor):
-        self.data, self.batch_size, self.pixel_stats = data, batch_size, pixel_stats
+    def __init__(
+        self,
+        data: LabelledImages,
+        batch_size: int,
+        pixel_stats: Tensor,
+        limit: int | float | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.data, self.batch_size, self.pixel_stats, self.limit = data, batch_size, pixel_stats, limit
+        self.rank, self.world_size = rank, world_size
         self.order = spread_order(data.labels).to(data.device)
 
     def __len__(self) -> int:
+        """The batches of all ranks without the limit: the trainer applies that, and must not apply it to a share."""
         return -(-len(self.data) // self.batch_size)
 
+    def batches_of(self, rank: int) -> Sequence[Tensor]:
+        """Which images come in each of that rank's batches, (batch_size,) int64 or fewer."""
+        return self.order.split(self.batch_size)[: limited(len(self), self.limit)][rank :: self.world_size]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self.data), self.batch_size):
-            batch = self.order[start : start + self.batch_size]
+        for batch in self.batches_of(self.rank):
             yield normalise(self.data.images[batch], *self.pixel_stats), self.data.labels[batch]
 
 

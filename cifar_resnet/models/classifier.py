@@ -12,13 +12,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, classification
+from torchmetrics import MeanMetric, Metric, classification
+from torchmetrics.utilities.prints import rank_zero_only
 
 from cifar_resnet.archives import as_planes, batches_of, to_size
 from cifar_resnet.constraints import TTA, FractionBelowOne, Positive, WholeNumber, check
 from cifar_resnet.errors import UsageError, first_sentence, refuse_if
 from cifar_resnet.images import normalise
 from cifar_resnet.models.distillation import Distillation
+from cifar_resnet.models.parallel import exchanged, keep_gradients, share_statistics
 from cifar_resnet.models.summary import num_parameters, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
@@ -129,7 +131,8 @@ class Classifier(LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        self.test_log_probs: list[Tensor] = []  # batch by batch
+        self.test_log_probs: list[Tensor] = []  # batch by batch, of this rank
+        rank_zero_only.rank = self.global_rank  # torchmetrics warns on the first, if it knows which that is
         self.to(memory_format=torch.channels_last)
         if self.distillation and stage == "fit":
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
@@ -150,10 +153,11 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch  # mixed images come with probabilities, (N, num_classes), for labels
         if self.sam:
-            self.first_pass = batch, RngState(images.device)
+            self.first_pass = batch, RngState(images.device), keep_gradients(self)
         loss, logits = self.loss(images, labels)
         # a mixed image counts as the class that it shows most of: so a perfect network still scores 100%
-        self.log_metrics("train", loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
+        self.update_metrics("train", loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
+        self.log_metrics("train")
         return loss
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,10 +186,10 @@ class Classifier(LightningModule):
 
     def loss_again(self) -> Tensor:
         """SAM's second pass: the same pixels and dropout masks, and BatchNorm's statistics stay."""
-        batch, rng_state = self.first_pass
+        batch, rng_state, exchange = self.first_pass
         plugin = self.trainer.precision_plugin
         with rng_state.repeated(), frozen_statistics(self), plugin.train_step_context():
-            loss = self.loss(*batch)[0] / self.batches_in_step
+            loss = exchanged(self, "loss", *batch, exchange=exchange)[0] / self.batches_in_step
         scaler = getattr(plugin, "scaler", None)
         return scaler.scale(loss) if scaler else loss
 
@@ -258,24 +262,39 @@ class Classifier(LightningModule):
 
     # Validation and test
 
+    def on_validation_epoch_start(self) -> None:
+        share_statistics(self)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.evaluation_step("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_metrics("val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.test_log_probs.append(self.evaluation_step("test", batch))
 
+    def on_test_epoch_end(self) -> None:
+        self.log_metrics("test")
+
     def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         log_probs = log_probabilities(self, images, self.tta)
-        self.log_metrics(split, F.nll_loss(log_probs, labels), log_probs, labels)
+        self.update_metrics(split, F.nll_loss(log_probs, labels), log_probs, labels)
         return log_probs
 
-    def log_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def metrics(self, split: str) -> dict[str, Metric]:
+        return {f"{split}/{name}": getattr(self, f"{split}_{name}") for name in ("loss", "acc")}
+
+    def update_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Means over the epoch, kept on the device: nothing here waits for the GPU."""
         mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_acc")
         mean.update(loss.detach(), torch.full_like(loss, len(labels)))
         accuracy.update(logits, labels)
-        self.log_dict({f"{split}/loss": mean, f"{split}/acc": accuracy}, on_step=False, on_epoch=True)
+
+    def log_metrics(self, split: str) -> None:
+        """Of all ranks, which do so together: after validation and test, in which some may have had no batch."""
+        self.log_dict(self.metrics(split), on_step=False, on_epoch=True)
 
     # Checkpoints: what makes one of use on its own, in another process or another year, as plain values
 

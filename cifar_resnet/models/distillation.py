@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet.constraints import Fraction, Positive, check
+from cifar_resnet.errors import refuse_if
 
 
 class Distillation:
@@ -45,3 +46,18 @@ class Distillation:
         divergence = nn.functional.kl_div(log_student, self.probabilities(images), reduction="batchmean")
         # its gradient shrinks with the square of the temperature, so it is scaled back (section 2.1)
         return (1 - self.weight) * loss + self.weight * (divergence * self.temperature**2)
+
+
+def check_teacher(path: str, teacher: nn.Module, image_size: int, classes: list[str]) -> None:
+    """UsageError where it was trained on other images than its student will be. path: where it comes from."""
+    own = teacher.data_state
+    refuse_if(
+        own["image_size"] != image_size,
+        f"a teacher must look at images of the student's size. Got {path}, trained on {own['image_size']} pixels, "
+        f"and images of {image_size}; give another distill.teacher",
+    )
+    refuse_if(
+        own["classes"] != classes,
+        f"a teacher must know the student's classes. Got {path}, trained on {', '.join(own['classes'])}; give "
+        f"another distill.teacher",
+    )

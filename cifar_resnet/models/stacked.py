@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 from torchvision.ops import StochasticDepth
 
 from cifar_resnet.errors import refuse_if
@@ -122,19 +123,21 @@ class StackedEnsemble(Classifier):
         images, labels = batch[0].repeat(count, 1, 1, 1), batch[1].repeat(count)
         log_probs = log_probabilities(self, images, self.tta)
         losses = torch.stack([F.nll_loss(*own) for own in self.shares(log_probs, labels)])
-        self.log_metrics(split, losses, log_probs, labels)
+        self.update_metrics(split, losses, log_probs, labels)
         return log_probs
 
-    def log_metrics(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """The members' mean, and each member's own under its number. losses: (members,)."""
-        super().log_metrics(split, losses.mean(), logits, labels)
-        found = {}
-        for number, (loss, own_logits, own) in enumerate(self.shares(losses.detach(), logits, labels)):
-            mean, accuracy = (getattr(self.members[number], f"{split}_{name}") for name in ("loss", "acc"))
-            mean.update(loss, torch.full_like(loss, len(own)))
-            accuracy.update(own_logits, own)
-            found |= {f"{split}/loss_{number}": mean, f"{split}/acc_{number}": accuracy}
-        self.log_dict(found, on_step=False, on_epoch=True)
+    def update_metrics(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """The members' mean, and each member's own. losses: (members,)."""
+        super().update_metrics(split, losses.mean(), logits, labels)
+        for member, (loss, *own) in zip(self.members, self.shares(losses, logits, labels), strict=True):
+            member.update_metrics(split, loss, *own)
+
+    def metrics(self, split: str) -> dict[str, Metric]:
+        """The members' mean, and each member's own under its number."""
+        found = super().metrics(split)
+        for number, member in enumerate(self.members):
+            found |= {f"{name}_{number}": metric for name, metric in member.metrics(split).items()}
+        return found
 
     def configure_gradient_clipping(
         self,

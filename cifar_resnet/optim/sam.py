@@ -89,10 +89,11 @@ class SAM(torch.optim.Optimizer):
 
 
 def two_passes(optimizer: SAM, loss: Tensor, loss_again: Callable[[], Tensor]) -> None:
-    """Leave the gradients of SAM: those at the worst point near the weights, for the same batch.
+    """Add the gradients of SAM to those that are there: those at the worst point near the weights, for the same batch.
 
     In the backward pass, and not in the optimizer's step: clipping, loss scaling, accumulation and the count of steps
-    then see one backward pass. With accumulation each batch looks for its own worst point (m-sharpness, section 4.1).
+    then see one backward pass. With accumulation each batch looks for its own worst point, and on several devices each
+    rank for that of its own batch (m-sharpness, section 4.1): only the second pass may exchange gradients.
 
     loss: of the first pass, for this batch. loss_again: the loss of the same batch, scaled alike, at the weights as
     they are by then. Both passes have to see the same pixels and the same dropout masks, and only the first may move
@@ -103,18 +104,15 @@ def two_passes(optimizer: SAM, loss: Tensor, loss_again: Callable[[], Tensor]) -
     optimizer.zero_grad()
     loss.backward()
     norm = optimizer.perturb()
-    optimizer.zero_grad()
+    for parameter, gradient in zip(parameters, accumulated, strict=True):
+        parameter.grad = gradient  # before the second pass: what it exchanges is their sum
+    # a step that began with gradients that were not finite must not pass for a good one, on any rank: 1 keeps, nan
+    # spoils the gradients, which is exchanged with them
+    verdict = 1 + (norm - norm)
     try:
-        loss_again().backward()
+        (loss_again() * verdict).backward()
     finally:
         optimizer.restore()
-    # a step that began with gradients that were not finite must not pass for a good one: 0 keeps, nan spoils
-    verdict = (norm - norm).detach()
-    for parameter, before in zip(parameters, accumulated, strict=True):
-        if parameter.grad is not None:
-            parameter.grad += verdict
-        if before is not None:
-            parameter.grad = before if parameter.grad is None else parameter.grad.add_(before)
 
 
 class RngState:

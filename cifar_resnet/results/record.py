@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cifar_resnet import checkpoints, hardware, provenance, runs, sweep
 from cifar_resnet.data import DataModule
@@ -31,7 +32,7 @@ def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trai
         **data.state(),
         "num_trained": data.num_trained(trainer.limit_train_batches, trainer.world_size),  # in each epoch
         "num_validated": data.num_evaluated(len(data.val), trainer.limit_val_batches),
-        **hardware.machine(trainer.strategy.root_device, str(trainer.precision)),
+        **hardware.machine(trainer.strategy.root_device, str(trainer.precision), trainer.world_size),
     }
 
 
@@ -57,15 +58,12 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
         "config": model.config,
     }
+    predictions = predictions_of(model, data) if cfg.test else None
     if not trainer.is_global_zero:
         return
-    predictions = None
-    if cfg.test:
-        log_probs = torch.cat(model.test_log_probs)
-        order = data.test_dataloader().order[: len(log_probs)]
-        predictions = Predictions.of(data.test.images, log_probs, data.test.labels, order)
+    if predictions:
         predictions.save(run_dir / FILE)
-        record |= {"num_test": predictions.num_images, "num_tested": len(log_probs)}
+        record |= {"num_test": predictions.num_images, "num_tested": len(predictions.labels)}
         record["test_hash"] = content_hash(data.test.images[predictions.indices], predictions.labels)
     runs.write_json(run_dir / runs.RECORD, record)
     log_scores(cfg, record, trainer)
@@ -76,6 +74,17 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
             reason = sweep.reason_of(error)
             command = command_line("cifar-evaluate", f"checkpoint={run_dir}")
             log.warning(f"warning: no page was made ({reason}); {command} makes one")
+
+
+def predictions_of(model: LightningModule, data: DataModule) -> Predictions:
+    """What the test found, on all ranks together: each of them has to ask."""
+    loader = data.test_dataloader()
+    none = torch.empty(0, model.hparams.num_classes, device=data.test.device)
+    log_probs = torch.cat([none, *model.test_log_probs])
+    if loader.world_size > 1:
+        log_probs = torch.cat(gather_all_tensors(log_probs))
+    order = torch.cat([batch for rank in range(loader.world_size) for batch in loader.batches_of(rank)])
+    return Predictions.of(data.test.images, log_probs, data.test.labels, order)
 
 
 def log_scores(cfg: DictConfig, record: dict, trainer: Trainer) -> None:

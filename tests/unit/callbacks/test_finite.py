@@ -9,6 +9,7 @@ import torch
 from helpers import assert_equal
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from cifar_resnet.callbacks import FiniteLoss
 from cifar_resnet.data import Synthetic
@@ -19,12 +20,16 @@ from cifar_resnet.models import ResNet
 def skipped_after(finite: list[bool], callback: FiniteLoss, scaler: torch.amp.GradScaler) -> float:
     """The count after so many steps, some of which have gradients that are not finite."""
     logged = {}
-    model = SimpleNamespace(device=torch.device("cpu"), log=lambda name, value: logged.update({name: value.item()}))
+
+    def log(name, value, sync_dist):
+        logged[name] = value.item()
+
+    model = SimpleNamespace(device=torch.device("cpu"), log=log)
     weight = torch.ones(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.1)
     trainer = SimpleNamespace(
         precision_plugin=SimpleNamespace(scaler=scaler), is_last_batch=False, should_stop=False,
-        optimizers=[optimizer], global_step=len(finite), current_epoch=0,
+        optimizers=[optimizer], global_step=len(finite), current_epoch=0, strategy=SingleDeviceStrategy(),
     )  # fmt: skip
     callback.on_train_start(trainer, model)
     for index, is_finite in enumerate(finite):

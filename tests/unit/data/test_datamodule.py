@@ -1,5 +1,6 @@
 """The data module, with a trainer and without: its split, and the batches that its loaders give."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from lightning.pytorch import Callback
 
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Augment, Files, Synthetic
-from cifar_resnet.data.loaders import TrainLoader
+from cifar_resnet.data.loaders import EvalLoader, TrainLoader
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import UsageError
 from cifar_resnet.images import normalise
@@ -236,6 +237,23 @@ def test_every_part_of_the_evaluation_batches_shows_the_classes_in_proportion(sp
 def test_the_order_of_evaluation_is_always_the_same():
     first, again = (ready(seed=seed, batch_size=size).val_dataloader().order for seed, size in ((0, 32), (5, 16)))
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+@pytest.mark.parametrize(("limit", "seen"), [(None, 4), (1.0, 4), (3, 3), (0.5, 2), (1, 1), (9, 4)])
+def test_several_ranks_share_the_batches_that_one_would_see(world_size, limit, seen):
+    data = ready(eval_batch_size=32)  # of 100 images: the last batch has four
+    given = (data.val, 32, data.pixel_stats, limit)
+    alone = list(EvalLoader(*given))
+    assert len(alone) == seen
+    loaders = [EvalLoader(*given, rank, world_size) for rank in range(world_size)]
+    assert {len(loader) for loader in loaders} == {4}
+    shares = [list(loader) for loader in loaders]
+    assert [len(share) for share in shares] == [len(range(rank, seen, world_size)) for rank in range(world_size)]
+    dealt = [batch for turn in itertools.zip_longest(*shares) for batch in turn if batch is not None]
+    for (images, labels), (expected_images, expected_labels) in zip(dealt, alone, strict=True):
+        assert torch.equal(images, expected_images)
+        assert torch.equal(labels, expected_labels)
 
 
 def test_without_validation_images_there_is_no_batch_of_them():

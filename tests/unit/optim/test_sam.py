@@ -264,11 +264,6 @@ def test_sam_wraps_any_optimizer_from_the_command_line(cifar_train, run_dirs):
     assert states[0] == states[1] == {"step", "exp_avg", "exp_avg_sq"}
 
 
-def test_sam_on_several_devices_is_refused(cifar_train, capsys):
-    assert cifar_train("optimizer=sam", "trainer.devices=2", "trainer.accelerator=cpu") == 2
-    assert "SAM trains on one device" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

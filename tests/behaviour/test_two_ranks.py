@@ -1,0 +1,155 @@
+"""A training by two processes against one process that sees both parts of each batch."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import two_ranks
+from filelock import FileLock
+from helpers import assert_equal
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from two_ranks import CASES, FROZEN, USUAL, Batches, Training
+
+QUICK = ("sgd", "sam, accumulation", "one validation batch")
+SLOW = tuple(case for case in CASES if case not in QUICK)
+
+
+def cases(of: dict[str, tuple[str, ...]]) -> list:
+    return [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in of]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """By case: what each rank found, after a training by two processes; and what they printed to stderr."""
+
+    @functools.cache
+    def ranks(case: str) -> tuple[list[dict], str]:
+        group = QUICK if case in QUICK else SLOW
+        base = tmp_path_factory.getbasetemp()  # of pytest-xdist's workers each has its own, in a folder of all
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        folder = shared / f"two-ranks-{'quick' if group is QUICK else 'slow'}"
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not (folder / "stderr").exists():
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                command = [sys.executable, two_ranks.__file__, str(folder), *group]
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+                assert done.returncode == 0, done.stderr
+                (folder / "stderr").write_text(done.stderr)
+        found = [torch.load(folder / f"{case}-{rank}.pt") for rank in range(two_ranks.RANKS)]
+        return found, (folder / "stderr").read_text()
+
+    return ranks
+
+
+def of_both(ranks: list[dict]) -> Batches:
+    """The batches of one process that sees what both saw."""
+    return [
+        tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*(r["batches"] for r in ranks), strict=True)
+    ]
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference of any weight or statistic."""
+    return max((value - b[name]).abs().max().item() for name, value in a.items())
+
+
+def sam_by_hand(start: dict[str, Tensor], ranks: list[dict], case: str) -> dict[str, Tensor]:
+    """Each half-batch's own worst point; their gradients' mean, added up over the batches of a step."""
+    training = Training(case)
+    cfg, model, schedule = training.cfg, training.model, training.model.schedule
+    model.load_state_dict(start)
+    model.eval()  # BatchNorm by its statistics
+    parameters, accumulate = list(model.parameters()), cfg.trainer.accumulate_grad_batches
+    optimizer = torch.optim.SGD(parameters, lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    steps = [range(at, min(at + accumulate, 10)) for at in range(0, 10, accumulate)]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
+
+    def gradients(images: Tensor, labels: Tensor) -> list[Tensor]:
+        loss = cross_entropy(model(images), labels, label_smoothing=model.label_smoothing)
+        return list(torch.autograd.grad(loss, parameters))
+
+    def at_worst_point(images: Tensor, labels: Tensor) -> list[Tensor]:
+        before, first = [parameter.detach().clone() for parameter in parameters], gradients(images, labels)
+        with torch.no_grad():
+            sizes = [p.abs() + 0.01 if cfg.optimizer.adaptive else torch.ones_like(p) for p in parameters]
+            norm = sum((size * g).square().sum() for size, g in zip(sizes, first, strict=True)).sqrt()
+            for parameter, size, g in zip(parameters, sizes, first, strict=True):
+                parameter += cfg.optimizer.rho * size**2 * g / norm
+        second = gradients(images, labels)
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+        return second
+
+    for batches in steps:
+        found = [at_worst_point(*rank["batches"][index]) for index in batches for rank in ranks]
+        for parameter, *each in zip(parameters, *found, strict=True):
+            parameter.grad = torch.stack(each).mean(0)
+        if cfg.trainer.gradient_clip_val:
+            nn.utils.clip_grad_norm_(parameters, cfg.trainer.gradient_clip_val)
+        optimizer.step()
+        schedule.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("case", cases(FROZEN))
+def test_two_halves_of_a_batch_train_as_the_whole(case, trained):
+    ranks, _ = trained(case)
+    first, second = ranks
+    assert distance(first["start"], second["start"]) == 0
+    assert not torch.equal(first["batches"][0][0], second["batches"][0][0])
+    assert distance(first["weights"], second["weights"]) == 0
+    whole, alone = Training(case), Training(case)
+    if "sam" in case:
+        expected = sam_by_hand(first["start"], ranks, case)
+        steps = -(-10 // whole.cfg.trainer.accumulate_grad_batches)
+    else:
+        found = whole.fit(of_both(ranks))
+        expected, steps = found["weights"], found["steps"]
+        for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
+            assert first["metrics"][name] == second["metrics"][name] == pytest.approx(found["metrics"][name], abs=1e-5)
+    assert first["steps"] == second["steps"] == steps
+    error = distance(first["weights"], expected)
+    assert error < 1e-5
+    # that it would be no rank's own half
+    assert distance(alone.fit(first["batches"])["weights"], expected) > 100 * error
+
+
+@pytest.mark.parametrize("case", cases(USUAL))
+def test_all_ranks_know_the_same(case, trained):
+    (first, second), _ = trained(case)
+    if "a loss of nan" in case:
+        assert first["ended"] == second["ended"]
+        assert "the loss is no longer finite. Got nan by step 3 (epoch 1)" in first["ended"]
+        return
+    assert distance(first["weights"], second["weights"]) == 0
+    assert first["metrics"] == second["metrics"]
+    assert (first["lr"], first["epochs"]) == (second["lr"], second["epochs"])
+    # and that is what one process finds
+    alone = Training(case)
+    alone.model.load_state_dict(first["weights"])
+    trainer = alone.trainer([])
+    (found,) = trainer.validate(alone.model, alone.data, verbose=False)
+    expected = alone.test(trainer)
+    for rank in (first, second):
+        assert rank["tested"] == pytest.approx(expected["tested"], abs=1e-6)
+        assert_equal(rank["predictions"], expected["predictions"])
+    for name in ("val/loss", "val/acc"):
+        assert first["metrics"][name] == pytest.approx(found[name], abs=1e-6)
+    if "16 bits" in case:
+        assert first["metrics"]["train/skipped_steps"] == 1
+    if case == "a plateau":
+        assert first["lr"] == pytest.approx(0.02 * 0.1**4)
+    if case == "early stopping":
+        assert first["epochs"] == 2
+
+
+@pytest.mark.parametrize("case", cases({"sgd": (), "ema": ()}))
+def test_nothing_warns_of_what_is_in_order(case, trained):
+    _, stderr = trained(case)
+    assert [line for line in stderr.splitlines() if "Warning" in line or "sync_dist" in line] == []
