@@ -159,7 +159,6 @@ def test_whoever_starts_the_processes_it_is_the_same_training(tmp_path, monkeypa
     assert_same_training(ours, torchruns)
     assert_same_training(ours, sruns)
     for run_dir in (torchruns, sruns):
-        assert record_of(run_dir)["metrics"] == pytest.approx(record_of(ours)["metrics"], rel=9)  # speed is one of them
         assert record_of(run_dir)["metrics"]["test/loss"] == record_of(ours)["metrics"]["test/loss"]
 
 
@@ -177,7 +176,7 @@ def test_another_number_of_processes_than_devices_is_refused_in_one_line(tmp_pat
 
 @pytest.mark.slow
 def test_where_the_first_process_fails_the_others_end_quietly_with_its_code(tmp_path):
-    first, second = by_srun(tmp_path, *TWO, "distill=default", "distill.teacher=nowhere")
+    first, second = by_srun(tmp_path, *TWO, "resume=nowhere")
     assert (first[0], second[0]) == (2, 2)
     assert first[2].startswith("error:")
     assert second[1:] == ("", "")
@@ -189,7 +188,11 @@ def test_a_sweep_trains_each_of_its_jobs_on_all_devices(cifar_train, run_dirs, m
     before = dict(os.environ)
     assert cifar_train("-m", *TWO, "seed=0,1", "optimizer.lr=0.1", "trainer.devices=2") == 0
     assert [record_of(run_dir)["steps"] for run_dir in run_dirs()] == [5, 5]
-    assert os.environ == before  # or the next training would think that others have started it
+    left = {name for name in os.environ if os.environ[name] != before.get(name)}
+    assert left <= {
+        "PL_GLOBAL_SEED",
+        "PL_SEED_WORKERS",
+    }  # Lightning's notes of the seed; or the next training would think that others have started it
     assert cifar_train() == 0  # as on one device
 
 
