@@ -30,7 +30,7 @@ test-gpu: .venv/installed  ## what only a machine with a GPU can tell
 lint: .venv/installed  ## ruff: style and formatting; import-linter: imports go one way
 	ruff check . && ruff format --check . && lint-imports --no-cache
 
-BENCHMARKS = throughput augmentation optimizers startup overhead memory ensemble predict
+BENCHMARKS = throughput augmentation optimizers startup overhead memory ensemble predict scaling
 bench: .venv/installed  ## what training costs, as ratios; figures go to benchmarks/results/
 	@device=$$(python -c "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"); \
 	for name in $(BENCHMARKS); do \

@@ -2,17 +2,22 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import two_ranks
 from filelock import FileLock
-from helpers import assert_equal
+from helpers import TINY, assert_equal, record_of, rows_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from two_ranks import CASES, FROZEN, USUAL, Batches, Training
+
+from cifar_resnet import cli, hardware
 
 QUICK = ("sgd", "sam, accumulation", "one validation batch")
 SLOW = tuple(case for case in CASES if case not in QUICK)
@@ -153,3 +158,33 @@ def test_all_ranks_know_the_same(case, trained):
 def test_nothing_warns_of_what_is_in_order(case, trained):
     _, stderr = trained(case)
     assert [line for line in stderr.splitlines() if "Warning" in line or "sync_dist" in line] == []
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices_leaves_what_its_test_on_one_would():
+    """The command, with page and all; then a copy of its folder, from which one process tests again."""
+    command = [*TINY, "page=true", "data.batch_size=20", "data.eval_batch_size=20", "trainer.limit_test_batches=2"]
+    command += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cifar_resnet.train", *command, "run_dir=two"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert "sync_dist" not in done.stderr
+    shutil.copytree("two", "one")
+    for name in ("result.json", "predictions.npz", "page.html"):
+        Path("one", name).unlink()
+    assert cli.train(["resume=one", "trainer.devices=1"]) == 0
+    two, one = (record_of(Path(folder)) for folder in ("two", "one"))
+    assert (two["num_tested"], two["num_test"]) == (40, 50)
+    for key in ("num_tested", "num_test", "test_hash", "num_validated", "num_trained", "steps", "images"):
+        assert two[key] == one[key], key
+    assert two["device"] == f"2 x {hardware.device_name(torch.device('cpu'))}"
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-6)
+    rows = rows_of(Path("two"))
+    assert len(rows) == 2
+    assert {"train/loss", "val/acc", "train/images_per_second"} <= rows[0].keys()
+    with np.load("two/predictions.npz") as ours, np.load("one/predictions.npz") as theirs:
+        for name in theirs:
+            assert np.array_equal(ours[name], theirs[name]), name
+    assert Path("two/page.html").exists()
