@@ -17,7 +17,7 @@ from cifar_resnet.errors import Interrupted, RunError, one_line
 from cifar_resnet.ranks import Place
 
 PATIENCE = 5.0  # seconds for the others to end, or to say why they have
-FOR_EVER = timedelta(days=365)
+TO_COME = timedelta(minutes=5)  # for all to be there: one may import torch much later than another
 
 
 class Meeting:
@@ -25,9 +25,8 @@ class Meeting:
 
     def __init__(self, place: Place, serves: bool):
         """place: its port may be 0 where this process serves: then any free one, said by `place`."""
-        timeout = FOR_EVER if not serves else timedelta(minutes=5)
         store = TCPStore(
-            place.address, place.port, is_master=serves, wait_for_workers=False, multi_tenant=True, timeout=timeout
+            place.address, place.port, is_master=serves, wait_for_workers=False, multi_tenant=True, timeout=TO_COME
         )
         self.place = dataclasses.replace(place, port=store.port)
         # torchrun serves the same to those it starts again
@@ -63,6 +62,16 @@ class Meeting:
         except torch.distributed.DistError:
             return None
         return None if found is None else int(found)
+
+    def note(self, what: str) -> None:
+        """Count one more process that is here, or has left."""
+        with contextlib.suppress(torch.distributed.DistError):
+            self.store.add(what, 1)
+
+    def wait_until_all(self, what: str, patience: float) -> None:
+        end = time.monotonic() + patience
+        while self.store.add(what, 0) < self.place.world_size - 1 and time.monotonic() < end:
+            time.sleep(0.05)
 
     def report(self, error: BaseException) -> None:
         """Tell the first process why this one ends."""

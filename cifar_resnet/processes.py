@@ -281,7 +281,9 @@ def lead(place: Place, run: Callable[[], Answer]) -> Answer:
         meeting.dismiss(code)
         leave_group()
         if meeting.place.starter != ranks.TORCHRUN:
-            time.sleep(0.5)  # what it serves must be there until they have read that it is over
+            # what it serves must be there until all have read that it is over
+            meeting.wait_until_all("here", 60.0)
+            meeting.wait_until_all("left", PATIENCE)
 
 
 def follow(place: Place, train: Callable[[DictConfig], object]) -> int:
@@ -292,8 +294,11 @@ def follow(place: Place, train: Callable[[DictConfig], object]) -> int:
         threading.Thread(target=end_with, args=(int(parent), place), daemon=True).start()
     try:
         meeting = Meeting(place, serves=False)
+        meeting.note("here")
         with ended_by_signals(SIGNALS):
-            return train_along(meeting, train)
+            code = train_along(meeting, train)
+        meeting.note("left")
+        return code
     except torch.distributed.DistError:  # nobody to hear from
         say_lost(place)
         return 1

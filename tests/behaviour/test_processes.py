@@ -192,7 +192,7 @@ def test_a_sweep_trains_each_of_its_jobs_on_all_devices(cifar_train, run_dirs, m
     assert left <= {
         "PL_GLOBAL_SEED",
         "PL_SEED_WORKERS",
-    }  # Lightning's notes of the seed; or the next training would think that others have started it
+    }  # of the rest a next training would make something
     assert cifar_train() == 0  # as on one device
 
 
