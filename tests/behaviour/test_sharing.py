@@ -87,7 +87,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(cifar_train, run_dirs, h
     (Path("outputs/mine") / "result.json").unlink()
     holder, before = hold(Path("outputs/mine")), sorted(Path("outputs/mine").iterdir())
     capsys.readouterr()
-    assert cifar_train("resume=outputs/mine") == 2
+    assert cli.train(["resume=outputs/mine"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"another process is at work there. Got outputs/mine, which process {holder.pid} on" in line
     assert sorted(Path("outputs/mine").iterdir()) == before
