@@ -40,9 +40,14 @@ def slug(overrides: list[str], max_length: int = 80) -> str:
 
     Only characters that neither a shell nor Hydra's override grammar takes for anything else.
     """
-    pairs = [override.lstrip("+~").partition("=") for override in overrides]
+    # or 1e+25 would become 1e-25
+    pairs = [override.lstrip("+~").replace("e+", "e").partition("=") for override in overrides]
     parts = [
-        re.sub(r"[^A-Za-z0-9._-]", "", "-".join([key.rpartition(".")[2], *re.findall(r"[A-Za-z0-9.]+", value)]))
+        re.sub(
+            r"[^A-Za-z0-9._-]",
+            "",
+            "-".join([key.rpartition(".")[2], *re.findall(r"[A-Za-z0-9.]+", value)]),
+        )
         for key, _, value in pairs
     ]
     # whole parts: half a number would be another number

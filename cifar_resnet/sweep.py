@@ -113,8 +113,9 @@ class Task:
                 return reason or self.failure()
             if run is None:
                 return "it was not finished, for its worker was stopped or lost; the same command again goes on with it"
-            log.info(f"\n{self.title}")
-            record = self.record() or run_in(self.run_dir, self.cfg, run)
+            if (record := self.record()) is None:  # else another process has just ended
+                log.info(f"\n{self.title}")
+                record = run_in(self.run_dir, self.cfg, run)
         except Exception as error:
             return reason_of(error)
         except BaseException:

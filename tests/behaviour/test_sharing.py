@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from helpers import TINY, record_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from cifar_resnet import claims, cli
+from cifar_resnet import claims, cli, sweep
 
 HOLD = """
 import sys, time
@@ -96,11 +95,14 @@ def test_a_run_that_another_process_is_at_is_left_alone(cifar_train, run_dirs, h
     assert [path.name for path in Path("outputs/new").iterdir()] == [claims.CLAIM]
 
 
-def test_a_job_whose_process_dies_is_taken_over_by_a_sweep_that_waits_for_it(cifar_train, run_dirs, hold, capsys):
+def test_a_job_whose_process_dies_is_taken_over_by_a_sweep_that_waits_for_it(
+    cifar_train, run_dirs, hold, capsys, monkeypatch
+):
     assert cifar_train("-m", "seed=0,1") == 0
     (run_dir,) = [path for path in run_dirs() if path.name == "seed-1"]
     (run_dir / "result.json").unlink()
-    threading.Timer(1.5, end, [hold(run_dir)]).start()
+    holder = hold(run_dir)
+    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: end(holder))
     capsys.readouterr()
     assert cifar_train("-m", "seed=0,1") == 0
     printed = capsys.readouterr().out
@@ -174,7 +176,7 @@ def test_joblib_trains_two_at_once_and_tries_only_the_failed_one_again(begin, ru
     printed = process.communicate()[0]
     assert process.returncode == 1, printed
     assert "1 of 3 jobs failed" in printed
-    assert {path.name for path in run_dirs()} == {"lr-0.1", "lr-0.2"}
+    assert {path.name for path in run_dirs()} == {"lr-0.1", "lr-0.2", "lr-1e25"}
     failure = next(Path("outputs").rglob("failure.txt"))
     assert "the loss is no longer finite" in failure.read_text()
     records = {path.parent: path.stat().st_mtime for path in Path("outputs").rglob("result.json")}
@@ -189,13 +191,13 @@ def test_joblib_trains_two_at_once_and_tries_only_the_failed_one_again(begin, ru
 def test_joblib_tries_out_a_searchs_trials(begin):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     process = begin(
-        "search", "search.rounds=2", "search.trials=3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
+        "search", "search.rounds=1", "search.trials=3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
     )  # fmt: skip
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
-    assert printed.count(" begins: optimizer.lr=") == 6
+    assert printed.count(" begins: optimizer.lr=") == 3
     (table,) = Path("outputs").rglob("trials.csv")
-    assert [line.rpartition(",")[2] for line in table.read_text().splitlines()[1:]] == ["COMPLETE"] * 6
+    assert [line.rpartition(",")[2] for line in table.read_text().splitlines()[1:]] == ["COMPLETE"] * 3
 
 
 @pytest.mark.parametrize("name", ["hydra.sweep.dir", "hydra.sweep.subdir", "both"])

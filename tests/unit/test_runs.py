@@ -162,3 +162,8 @@ def test_checkpoints_are_found_by_file_run_folder_and_folder_of_runs(sweep_dir, 
 def test_tens_come_after_nines():
     names = ["run-1", "run-9", "run-10"]
     assert sorted(map(Path, reversed(names)), key=runs.natural) == list(map(Path, names))
+
+
+def test_a_folders_name_keeps_the_sign_of_an_exponent():
+    assert runs.slug(["optimizer.lr=1e+25"]) == "lr-1e25"
+    assert runs.slug(["optimizer.lr=1e-05"]) == "lr-1e-05"
