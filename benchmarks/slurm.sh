@@ -93,7 +93,7 @@ title "pre-emption: a job of the partition 'urgent' takes the place of one that 
 cifar-train -m seed=0 "${queue[@]}" "${long[@]}" "output_dir=$work/preempted" > "$work/preempted.log" 2>&1 &
 sweep=$!
 until_true begun "$work/preempted"
-run=$(echo "$work"/preempted/train/*/seed-0)
+run=$(echo "$work"/preempted/train/*/run)
 job=$(squeue --noheader --array --format=%A --partition=main | head -1)
 sleep 1
 preempt
