@@ -97,6 +97,10 @@ class Task:
     def claim(self) -> claims.Claim:
         return claims.Claim(self.run_dir)
 
+    def __getstate__(self) -> dict:
+        """For a launcher's workers, and for submitit once more when a job is queued again: each has its own claim."""
+        return {name: value for name, value in vars(self).items() if name != "claim"}
+
     def attempt(self, run: Callable[[DictConfig], dict] | None, began: float) -> Outcome | None:
         """Run it, unless that has been done; None while another process is at it.
 

@@ -191,7 +191,12 @@ def test_a_request_before_min_epochs_is_over_with_its_epoch(cifar_train, run_dir
 
 def test_early_stopping_decides_anew_at_each_epoch_from_min_epochs_on(cifar_train, run_dirs, monkeypatch):
     scores = iter([0.3, 0.2, 0.4, 0.5, 0.45, 0.4, 0.9])  # worse in the second, and from the fifth on
-    monkeypatch.setattr(Classifier, "on_validation_epoch_end", lambda self: self.log("val/acc", next(scores)))
+
+    def log_val(self):
+        self.log_metrics("val")
+        self.log("val/acc", next(scores))
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", log_val)
     own = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1"]
     assert cifar_train(*own, "trainer.max_epochs=7", "trainer.min_epochs=4") == 0
     assert record_of(run_dirs()[0])["epochs"] == 5
