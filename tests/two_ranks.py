@@ -5,6 +5,7 @@ python tests/two_ranks.py <folder> <case> …      # leaves <case>-<rank>.pt the
 
 import copy
 import os
+import signal
 import socket
 import sys
 from functools import partial
@@ -168,6 +169,7 @@ class Training:
 
 def train_all(rank: int, folder: str, port: int, cases: list[str]) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    signal.alarm(300)  # ranks that wait for each other for good end all the same
     set_up_logging()
     torch.set_num_threads(1)
     for case in cases:
