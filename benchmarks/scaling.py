@@ -25,10 +25,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from throughput import DEFAULT, Ours, begin
 
+from cifar_resnet import processes, ranks
 from cifar_resnet.callbacks import Throughput
 from cifar_resnet.hardware import keep_freed_memory
 from cifar_resnet.models.parallel import ddp_of, keep_gradients
-from cifar_resnet.terminal import set_up_logging
+from cifar_resnet.terminal import be_silent, set_up_logging
 
 
 class NoExchange(Callback):
@@ -50,10 +51,10 @@ def serve(connection: Connection, rank: int, count: int, port: int, threads: int
     """Of `count` processes the one with this rank: whenever told to go an epoch, and another without exchange."""
     network, batch_size, steps = given
     by_ddp = ["trainer.strategy=ddp", f"trainer.devices={count}"] if count > 1 else []
-    if by_ddp:  # Lightning then starts none of its own
-        place = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ.update(place)
+    processes.take_place(ranks.Place(rank, count, rank, "127.0.0.1", port, "this benchmark"))
     set_up_logging()
+    if rank:
+        be_silent()
     keep_freed_memory()
     torch.set_num_threads(threads)
     ours = Ours(network, batch_size // count, batch_size * steps, *by_ddp)

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from cifar_resnet.constraints import Positive, adapter_of, in_words, problems_with, value_at
-from cifar_resnet.errors import RunError, first_sentence, one_line, refuse_if
+from cifar_resnet.errors import RunError, as_usage_error, first_sentence, one_line, refuse_if
 from cifar_resnet.models import Classifier
 from cifar_resnet.runs import find_checkpoint, last_checkpoint, replacing
 
@@ -135,17 +135,17 @@ def resumable(path: Path, weights: Mapping[str, torch.Tensor]) -> dict:
     return checkpoint
 
 
-def batches_before(run_dir: Path) -> tuple[int, int, bool] | None:
-    """Of the checkpoint that a run goes on from: its processes, images in a batch of each, and whether within an epoch.
-
-    None where there is none to go on from.
-    """
+@as_usage_error()
+def batches_before(run_dir: Path) -> tuple[int, int, object, bool] | None:
+    """Of the checkpoint that a run goes on from: its processes, images in a batch of each, trainer.devices then, and
+    whether it is within an epoch. None where there is none to go on from."""
     path = last_checkpoint(run_dir)
     if not path.exists():
         return None
     checkpoint = contents(path)
-    states, batch_size = checkpoint.get("mid_epoch_state"), value_at(checkpoint, "config.data.batch_size")
-    return (len(states), batch_size, bool(states[0]["sampler"])) if states and batch_size else None
+    states = checkpoint.get("mid_epoch_state")
+    batch_size, devices = (value_at(checkpoint, f"config.{key}") for key in ("data.batch_size", "trainer.devices"))
+    return (len(states), batch_size, devices, bool(states[0]["sampler"])) if states and batch_size else None
 
 
 def load(path: str | Path) -> Classifier:

@@ -76,6 +76,12 @@ def environment() -> Environment:
     return Environment(_here)
 
 
+def take_place(place: Place) -> None:
+    """Be this one of the processes that train together, in a program that starts them itself."""
+    global _here
+    _here = place
+
+
 def num_processes(cfg: DictConfig) -> int:
     """How many processes Lightning makes of trainer.devices and its like."""
     names = ("accelerator", "devices", "strategy", "num_nodes")

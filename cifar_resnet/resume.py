@@ -100,14 +100,17 @@ def load_begun(run_dir: Path, now: DictConfig, named: Iterable[str] = ()) -> Dic
     return cfg
 
 
-def keep_global_batch(cfg: DictConfig, before: tuple[int, int, bool] | None, count: int) -> None:
+@as_usage_error()
+def keep_global_batch(cfg: DictConfig, before: tuple[int, int, object, bool] | None, count: int) -> None:
     """Have a step see as many images as before, where a run goes on with another number of processes, and say so.
 
     before: as `checkpoints.batches_before` gives it; count: the processes now. UsageError where they do not divide it.
     """
     if before is None:
         return
-    earlier, batch_size, is_within_epoch = before
+    earlier, batch_size, devices, is_within_epoch = before
+    if count == earlier and devices == plain(runs.load_config(Path(cfg.run_dir)).trainer)["devices"]:
+        return  # as it began
     images = earlier * batch_size
     refuse_if(
         images % count,

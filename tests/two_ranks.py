@@ -4,7 +4,6 @@ python tests/two_ranks.py <folder> <case> …      # leaves <case>-<rank>.pt the
 """
 
 import copy
-import os
 import signal
 import socket
 import sys
@@ -20,14 +19,14 @@ from torch import Tensor, nn
 from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
 
-from cifar_resnet import callbacks
+from cifar_resnet import callbacks, processes, ranks
 from cifar_resnet.build import QUIET, build_data_and_model, new_trainer
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import Diverged
 from cifar_resnet.models import Distillation, ResNet
 from cifar_resnet.optim import Schedule
 from cifar_resnet.results.record import predictions_of
-from cifar_resnet.terminal import set_up_logging
+from cifar_resnet.terminal import be_silent, set_up_logging
 
 RANKS = 2
 Batches = list[tuple[Tensor, Tensor]]
@@ -168,9 +167,11 @@ class Training:
 
 
 def train_all(rank: int, folder: str, port: int, cases: list[str]) -> None:
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes.take_place(ranks.Place(rank, RANKS, rank, "127.0.0.1", port, "a test"))
     signal.alarm(300)  # ranks that wait for each other for good end all the same
     set_up_logging()
+    if rank:
+        be_silent()
     torch.set_num_threads(1)
     for case in cases:
         found = Training(case, f"trainer.devices={RANKS}", "trainer.strategy=ddp").fit()

@@ -6,9 +6,9 @@ from helpers import TINY, last_of, record_of
 from torch.nn.functional import cross_entropy
 
 from cifar_resnet import checkpoints, cli
-from cifar_resnet.build import check_teacher
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import Distillation
+from cifar_resnet.models.distillation import check_teacher
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +96,10 @@ def test_mistakes_get_one_line(cifar_train, teachers, capsys, setting, message):
 
 
 def test_a_teacher_of_other_pixels_is_refused(teachers):
-    teacher, data = checkpoints.load(teachers[0]), Synthetic()
-    check_teacher(teachers[0], teacher, data)
-    data.image_size = 64
+    teacher, classes = checkpoints.load(teachers[0]), list(Synthetic.classes)
+    check_teacher(teachers[0], teacher, 32, classes)
     with pytest.raises(ValueError, match="trained on 32 pixels, and images of 64"):
-        check_teacher(teachers[0], teacher, data)
+        check_teacher(teachers[0], teacher, 64, classes)
 
 
 def test_a_teacher_of_other_classes_is_refused(cifar_train, run_dirs, teachers, monkeypatch, capsys):
