@@ -44,14 +44,15 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     folder, run_dirs = folders_of(jobs)
     with as_usage_error():
         folder.mkdir(parents=True, exist_ok=True)
+        began = runs.time_in(folder)
     tasks = [
         Task(f"job {number} of {len(jobs)}: {' '.join(job.varying)}", job.cfg, run_dir)
         for number, (job, run_dir) in enumerate(zip(jobs, run_dirs, strict=True), 1)
     ]
-    began = runs.time_in(folder)
     if jobs[0].engine.launcher != BASIC:
         waiting = [task for task in tasks if not runs.is_finished(task.run_dir)]
-        launch(jobs[0], folder, len(waiting), functools.partial(attempt_by_number, waiting, run, began))
+        if waiting:
+            launch(jobs[0], folder, len(waiting), functools.partial(attempt_by_number, waiting, run, began))
         run = None
     outcomes = share(tasks, run, began)
     print_table(table_of([(job.varying, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]))
