@@ -12,10 +12,10 @@ import json
 import statistics
 from pathlib import Path
 
-from hydra.utils import instantiate
 from throughput import Ours, begin
 
 from cifar_resnet.data import StackedData
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import StackedEnsemble
 
 DEFAULT = ["resnet_cifar@128", "resnet20@128"]  # resnet_cifar has a depth of 8 here

@@ -23,10 +23,11 @@ import time
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from throughput import Bare, Ours, begin, synchronize
+
+from cifar_resnet.instantiation import instantiate
 
 DEFAULT = ["experiment=speed94", "data=synthetic", "data.num_train=50000", "data.num_test=10000"]
 WARM_UP = 8  # ours alone, so that the bare loop's memory is never there before

@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -42,6 +41,7 @@ from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
 from cifar_resnet.hardware import device_name, keep_freed_memory, resolve_precision
 from cifar_resnet.images import normalise
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models.summary import num_macs
 from cifar_resnet.terminal import set_up_logging
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +14,7 @@ from cifar_resnet import callbacks, checkpoints, constraints, hardware, prefligh
 from cifar_resnet.data import DataModule, Files
 from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.distillation import check_teacher
 from cifar_resnet.models.parallel import check_strategy

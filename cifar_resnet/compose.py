@@ -103,6 +103,7 @@ class Composer:
             )
         self.config_name = config_name
         self.folders = [CONF, *([Path(config_dir).resolve()] if config_dir else [])]
+        self.searchpath = [f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]" for folder in self.folders[1:]]
 
     @property
     def arguments(self) -> list[str]:
@@ -199,8 +200,7 @@ class Composer:
         """With Hydra's own settings. ours: overrides that nobody has typed."""
         for override in parse(overrides):
             self.refuse_what_hydra_would_misread(override)
-        search = [f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]" for folder in self.folders[1:]]
-        return hydra.compose(self.config_name, [*search, *ours, *overrides], return_hydra_config=True)
+        return hydra.compose(self.config_name, [*self.searchpath, *ours, *overrides], return_hydra_config=True)
 
     def defaults(self, choices: tuple[str, ...]) -> DictConfig:
         """The configuration of these choices and nothing else; to look at, not to change."""

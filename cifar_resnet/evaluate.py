@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.files import are_numbers, numbers_of
 from cifar_resnet.folders import class_name, named
 from cifar_resnet.images import content_hash
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.results import evaluation, inference, metrics, page, restored
 from cifar_resnet.results.predictions import FILE, Predictions
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
@@ -12,10 +12,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
-from omegaconf import open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import terminal
 from cifar_resnet.compose import Job, hydra_for_us
+from cifar_resnet.engine import flat
 from cifar_resnet.errors import Interrupted, UsageError, as_usage_error, one_line
 from cifar_resnet.quoting import in_quotes
 from cifar_resnet.terminal import log
@@ -67,14 +68,17 @@ def launch(job: Job, folder: Path, count: int, do: Callable[[int], object]) -> N
     """
     engine = job.engine
     log.info(f"\n  {count} pieces of work through hydra/launcher={engine.launcher}")
-    overrides = [
+    ours = [
         "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.sweep.subdir=.",
-        f"hydra.sweep.dir={in_quotes(str(folder.absolute()))}",
+        f"hydra.sweep.dir={in_quotes(str(folder.absolute()))}", f"hydra/launcher={engine.launcher}",
     ]  # fmt: skip
     with hydra_for_us(), as_usage_error():
-        cfg = hydra.compose(job.composer.config_name, overrides, return_hydra_config=True)
-        with open_dict(cfg):
-            cfg.hydra.launcher, cfg.hydra.job.name = engine.hydra.launcher, engine.hydra.job.name
+        name, search = job.composer.config_name, job.composer.searchpath
+        usual = hydra.compose(name, [*search, *ours], return_hydra_config=True).hydra
+        # in words, for a worker composes them once more
+        chosen = [*settings_of("hydra.launcher", engine.hydra.launcher, usual.launcher)]
+        chosen += [f"hydra.job.name={in_quotes(engine.hydra.job.name)}"]
+        cfg = hydra.compose(name, [*search, *ours, *chosen], return_hydra_config=True)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=Work(do), config=cfg)
         try:
@@ -83,3 +87,22 @@ def launch(job: Job, folder: Path, count: int, do: Callable[[int], object]) -> N
             raise
         except Exception as error:  # of a lost worker, say: what the others have done is in their folders
             log.warning(f"warning: hydra/launcher={engine.launcher} reports: {one_line(error)}")
+
+
+def settings_of(key: str, settings: DictConfig, usual: DictConfig) -> Iterator[str]:
+    """Overrides that make of the usual settings these."""
+    before = dict(flat(OmegaConf.to_container(usual), key))
+    for name, value in flat(OmegaConf.to_container(settings), key):
+        if name not in before or before[name] != value:
+            yield f"++{name}={in_grammar(value)}"
+
+
+def in_grammar(value: object) -> str:
+    """A plain value as an override has it."""
+    if isinstance(value, str):
+        return in_quotes(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(in_grammar, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{in_grammar(each)}" for key, each in value.items()) + "}"
+    return "null" if value is None else str(value).lower()

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 
 from cifar_resnet import runs
 from cifar_resnet.archives import Images, is_archive, read_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.files import numbers_of
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.pictures import MAX_MEGAPIXELS, decode
 from cifar_resnet.preflight import check_distinct, check_output, input_files, plain, shown
 from cifar_resnet.results.inference import Ensemble, mean_probability

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from cifar_resnet import optim, processes, resume, runs
 from cifar_resnet.build import QUIET, build_data_and_model, kept_images, new_trainer, sketch
 from cifar_resnet.constraints import FractionBelowOne, Positive, check
 from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.results import plots
 from cifar_resnet.terminal import log
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import optuna
-from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig
@@ -32,6 +31,7 @@ from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check, plai
 from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
 from cifar_resnet.gpus import claim_gpu
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.launch import launch
 from cifar_resnet.overrides import Interval
 from cifar_resnet.quoting import command_line

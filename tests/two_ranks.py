@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from helpers import TINY
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from cifar_resnet import callbacks, processes, ranks
 from cifar_resnet.build import QUIET, build_data_and_model, new_trainer
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import Diverged
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Distillation, ResNet
 from cifar_resnet.optim import Schedule
 from cifar_resnet.results.record import predictions_of

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from cifar_resnet import checkpoints, constraints, preflight
 from cifar_resnet.compose import Job
 from cifar_resnet.data import DataModule
+from cifar_resnet.instantiation import instantiate
 
 
 def restored_config(job: Job, checkpoint: Path) -> DictConfig:

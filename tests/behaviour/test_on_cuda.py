@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import TINY, assert_equal, last_of, record_of
-from hydra.utils import instantiate
 
 from cifar_resnet import cli
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Augment, Synthetic
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.results.predictions import Predictions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and make test-gpu")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from cifar_resnet import cli, design
 from cifar_resnet.compose import Composer
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import ResNet
 from cifar_resnet.models.summary import num_macs, num_parameters
 

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import hydra
 import pytest
 from helpers import TINY, write_files
+from omegaconf import OmegaConf
 
 from cifar_resnet import cli
-from cifar_resnet.compose import Composer
+from cifar_resnet.compose import Composer, hydra_for_us
 from cifar_resnet.engine import no_such_launcher
 from cifar_resnet.errors import UsageError
+from cifar_resnet.launch import settings_of
 
 
 @pytest.fixture
@@ -84,3 +87,21 @@ def test_a_launcher_that_is_not_installed_is_told_with_what_installs_it(launcher
 def test_an_unknown_launcher_is_told_with_those_that_there_are():
     with pytest.raises(UsageError, match=r"Got hydra/launcher=nothing; give one of .*basic"):
         Composer().jobs(["hydra/launcher=nothing", "seed=0,1"], multirun=True)
+
+
+def test_a_workers_launcher_is_composed_as_the_commands_was():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    composer = Composer()
+    given = [
+        "hydra/launcher=submitit_slurm", "hydra.launcher.partition=a", "hydra.launcher.timeout_min=7",
+        "hydra.launcher.setup=['module load x','y=\\'1\\'']", "+hydra.launcher.additional_parameters.gres='gpu:2'",
+        "hydra.launcher.mem_gb=1.5", "hydra.launcher.stderr_to_stdout=true",
+    ]  # fmt: skip
+    wanted = composer.jobs([*given, "seed=0,1"], multirun=True)[0].engine.hydra.launcher
+    with hydra_for_us():
+        usual = hydra.compose("train", given[:1], return_hydra_config=True).hydra.launcher
+        overrides = list(settings_of("hydra.launcher", wanted, usual))
+        again = hydra.compose("train", [given[0], *overrides], return_hydra_config=True).hydra.launcher
+    assert len(overrides) == 6
+    assert OmegaConf.to_container(again) == OmegaConf.to_container(wanted)
+    assert again.setup == ["module load x", "y='1'"]

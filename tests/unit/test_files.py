@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from PIL import Image
 
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Files
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.preflight import check_data
 
 

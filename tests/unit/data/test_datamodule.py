@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, assert_equal
-from hydra.utils import instantiate
 from lightning.pytorch import Callback
 
 from cifar_resnet.compose import Composer
@@ -16,6 +15,7 @@ from cifar_resnet.data.loaders import EvalLoader, TrainLoader
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import UsageError
 from cifar_resnet.images import normalise
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.train import train_run
 
 

@@ -18,7 +18,6 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
 from torchvision import datasets
@@ -26,6 +25,7 @@ from torchvision import datasets
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import CIFAR10, ImageFolder, Synthetic
 from cifar_resnet.files import PUBLISHED, Published
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.preflight import check_data
 
 # the synthetic images

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_equal
-from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
 
@@ -16,6 +15,7 @@ from cifar_resnet import load
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
 from cifar_resnet.errors import UsageError
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import ResNet
 from cifar_resnet.models.summary import num_parameters
 

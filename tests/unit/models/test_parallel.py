@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import nn
 
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import UsageError
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.parallel import check_strategy
 from cifar_resnet.optim import SAM, frozen_statistics

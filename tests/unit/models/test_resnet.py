@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torchvision
-from hydra.utils import instantiate
 from torch import nn
 
 from cifar_resnet.compose import Composer
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import ResNet
 
 

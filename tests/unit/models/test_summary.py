@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from cifar_resnet.compose import Composer
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import num_macs, num_parameters, summarize
 

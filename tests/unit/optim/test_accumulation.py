@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from helpers import TINY, assert_equal, last_of, record_of
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -13,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from cifar_resnet import cli
 from cifar_resnet.compose import Composer
+from cifar_resnet.instantiation import instantiate
 
 SCALE = 256.0
 

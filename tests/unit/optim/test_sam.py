@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from helpers import TINY, last_of, record_of, rows_of
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
 from cifar_resnet.compose import Composer
+from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.optim import SAM
 from cifar_resnet.optim import SGD as CarefulSGD

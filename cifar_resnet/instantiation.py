@@ -1,0 +1,14 @@
+"""Hydra's `instantiate`, asked as its versions want to be."""
+
+import functools
+
+import hydra.utils
+
+# what a configuration names has been named by the user, or trust.py has looked at it; Hydra 1.4 wants to be told so
+_TRUSTED = (
+    {"_execution_whitelist_": hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS}
+    if hasattr(hydra.utils, "UNSAFE_DISABLE_EXECUTION_CHECKS")
+    else {}
+)
+
+instantiate = functools.partial(hydra.utils.instantiate, **_TRUSTED)
