@@ -95,7 +95,7 @@ def test_a_workers_launcher_is_composed_as_the_commands_was():
     given = [
         "hydra/launcher=submitit_slurm", "hydra.launcher.partition=a", "hydra.launcher.timeout_min=7",
         "hydra.launcher.setup=['module load x','y=\\'1\\'']", "+hydra.launcher.additional_parameters.gres='gpu:2'",
-        "hydra.launcher.mem_gb=1.5", "hydra.launcher.stderr_to_stdout=true",
+        "hydra.launcher.mem_gb=3", "hydra.launcher.stderr_to_stdout=true",
     ]  # fmt: skip
     wanted = composer.jobs([*given, "seed=0,1"], multirun=True)[0].engine.hydra.launcher
     with hydra_for_us():
