@@ -31,7 +31,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
     refuse_if(job.cfg.dry_run, "train() trains. Got dry_run=true; leave it out, or use cifar-train")
     set_up_logging()
     place = ranks.given()
-    if place and processes.is_rank(place, [job.cfg], may_share=False):
+    if place and processes.is_rank(place, [resume.as_it_will_be(job)], may_share=False):
         return train_together(place, jobs)
     return train_it(jobs)
 

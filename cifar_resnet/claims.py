@@ -112,6 +112,13 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
         claim.release()
 
 
+def check_free(folder: Path) -> None:
+    """Busy where another process is at work there."""
+    if (folder / CLAIM).exists():
+        with held(folder):
+            pass
+
+
 def check_kept(folder: Path) -> None:
     """RunError where another process has taken the folder over: this one must have stood still for long."""
     if _lost and folder.resolve() in _lost:  # asked in each step: mostly there is nothing to resolve

@@ -17,7 +17,7 @@ from unittest import mock
 import hydra
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_resnet import constraints, preflight, ranks, terminal
+from cifar_resnet import constraints, preflight, ranks, resume, terminal
 from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer, Job
 from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, one_line, refuse_if
 from cifar_resnet.overrides import program
@@ -92,7 +92,8 @@ def run(command: str, argv: list[str]) -> int:
         terminal.set_up_logging()
         processes = importlib.import_module("cifar_resnet.processes")
         may_share = jobs[0].in_sweep or command == "search"
-        if processes.is_rank(place, [job.cfg for job in jobs], may_share):
+        trained = [resume.as_it_will_be(job) if command == "train" else job.cfg for job in jobs]
+        if processes.is_rank(place, trained, may_share):
             if place.rank:
                 return importlib.import_module("cifar_resnet.train").follow()
             return processes.lead(place, functools.partial(answer, command, jobs))

@@ -14,10 +14,10 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_resnet import terminal
+from cifar_resnet import runs, terminal
 from cifar_resnet.compose import Job, hydra_for_us
 from cifar_resnet.engine import flat
-from cifar_resnet.errors import Interrupted, UsageError, as_usage_error, one_line
+from cifar_resnet.errors import Interrupted, as_usage_error, first_sentence, refuse_if
 from cifar_resnet.quoting import in_quotes
 from cifar_resnet.terminal import log
 
@@ -77,16 +77,27 @@ def launch(job: Job, folder: Path, count: int, do: Callable[[int], object]) -> N
         usual = hydra.compose(name, [*search, *ours], return_hydra_config=True).hydra
         # in words, for a worker composes them once more
         chosen = [*settings_of("hydra.launcher", engine.hydra.launcher, usual.launcher)]
-        chosen += [f"hydra.job.name={in_quotes(engine.hydra.job.name)}"]
+        ours += [f"hydra.job.name={in_quotes(engine.hydra.job.name)}"]
         cfg = hydra.compose(name, [*search, *ours, *chosen], return_hydra_config=True)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=Work(do), config=cfg)
+        start = runs.time_in(folder)
         try:
             launcher.launch([[] for _ in range(count)], initial_job_idx=0)
-        except UsageError:
-            raise
-        except Exception as error:  # of a lost worker, say: what the others have done is in their folders
-            log.warning(f"warning: hydra/launcher={engine.launcher} reports: {one_line(error)}")
+        except Exception as error:
+            said = first_sentence(error)
+            refuse_if(
+                not is_touched(folder, start),
+                f"hydra/launcher={engine.launcher} could begin nothing: {said}. Got "
+                f"{' '.join(chosen) or 'its defaults'}; see its settings, hydra.launcher.*",
+            )
+            # of a lost worker, say: what the others have done is in their folders
+            log.warning(f"warning: hydra/launcher={engine.launcher} ended early: {said}")
+
+
+def is_touched(folder: Path, since: float) -> bool:
+    """Whether any run folder in there has been changed."""
+    return any(path.stat().st_mtime >= since for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def settings_of(key: str, settings: DictConfig, usual: DictConfig) -> Iterator[str]:

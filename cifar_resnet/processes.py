@@ -222,7 +222,10 @@ def child(place: Place, rank: int, cfg: DictConfig) -> subprocess.Popen:
     }  # fmt: skip
     others = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
     command = [sys.executable, "-P", "-c", CHILD, cfg.run_dir]  # the folder, for those who look at a list of processes
-    return subprocess.Popen(command, env=others | {name: str(value) for name, value in variables.items()})
+    environment = others | {name: str(value) for name, value in variables.items()}
+    # a session of its own: of a terminal's Ctrl-C it hears from the first process, which may still be alone in knowing
+    # what to do with it
+    return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def watch(children: list[subprocess.Popen], is_over: threading.Event) -> None:
@@ -231,7 +234,7 @@ def watch(children: list[subprocess.Popen], is_over: threading.Event) -> None:
         if any(each.poll() for each in children):
             if is_over.wait(2 * PATIENCE):
                 return
-            print("error: a process of this training was lost; the last checkpoint is whole", file=sys.stderr)
+            print("error: a process of this training was lost; what had been saved is whole", file=sys.stderr)
             end(children, patience=0.0)
             os._exit(1)
 

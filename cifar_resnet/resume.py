@@ -1,5 +1,6 @@
 """Which run a command goes on with, and what must not have changed since that began."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -40,6 +41,11 @@ def chosen_run(job: Job) -> DictConfig:
     if cfg.run_dir and not cfg.dry_run:
         runs.check_new(Path(cfg.run_dir))
     return cfg
+
+
+def as_it_will_be(job: Job) -> DictConfig:
+    """The configuration that `chosen_run` would give, for a look at it beforehand."""
+    return chosen_run(dataclasses.replace(job, cfg=job.cfg.copy())) if job.cfg.resume else job.cfg
 
 
 def begun_run(job: Job) -> DictConfig:
@@ -176,7 +182,7 @@ def check_same_job(cfg: DictConfig, run_dir: Path) -> None:
     refuse_if(
         changed := differences(before, now, (*SET_BY_US, *(found_before if is_auto else ())), raw),
         f"its recipe has changed since this job was trained. Got another {listed(changed)} than in {run_dir}; "
-        f"take that folder away, or give another name=…",
+        f"take that folder away, or give another name=… or hydra.sweep.dir=…",
     )
 
 

@@ -82,6 +82,7 @@ def parent_dir(cfg: DictConfig) -> Path:
 
 
 def check_new(run_dir: Path) -> None:
+    claims.check_free(run_dir)
     refuse_if(
         run_dir.exists() and any(file.suffix != ".part" and file.name != claims.CLAIM for file in run_dir.iterdir()),
         f"run_dir must be a new folder. Got {run_dir}, which is not empty; to continue it, "

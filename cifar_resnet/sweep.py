@@ -114,6 +114,8 @@ class Task:
                     log.info(f"\n{self.title}\nfinished before")
                 (self.run_dir / runs.FAILURE).unlink(missing_ok=True)  # of what came after its record
                 return record
+            if run is None and not self.run_dir.exists():
+                return "it was not begun, for its launcher ended before; the same command again trains it"
             if (reason := self.failure(since=began)) or not self.claim.take():
                 return reason or self.failure()
             if run is None:

@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 import cifar_resnet
-from cifar_resnet import cli
+from cifar_resnet import cli, resume
 from cifar_resnet.checkpoints import AtomicCheckpointIO
+from cifar_resnet.compose import Composer
 from cifar_resnet.models import Classifier
 
 SPEED = "train/images_per_second"
@@ -438,3 +439,13 @@ def test_a_damaged_table_of_epochs_stops_no_training_and_nothing_of_it_is_lost(b
     assert [row["epoch"] for row in rows_of(begun)] == [*kept, "3"]
     (aside,) = Path("run").glob("metrics.csv.damaged-*")
     assert aside.read_bytes() == damaged
+
+
+def test_how_many_processes_a_run_is_of_is_asked_of_its_own_configuration(cifar_train):
+    """As torchrun's are, which were told resume=<run folder> alone."""
+    assert cifar_train("run_dir=run") == 0
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("devices: 1", "devices: 2"))
+    (job,) = Composer("train").jobs(["resume=run"])
+    assert resume.as_it_will_be(job).trainer.devices == 2
+    assert (job.cfg.trainer.devices, job.cfg.run_dir) == (1, None)

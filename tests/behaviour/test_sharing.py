@@ -92,6 +92,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(cifar_train, run_dirs, h
     assert sorted(Path("outputs/mine").iterdir()) == before
     hold(Path("outputs/new"))
     assert cifar_train("run_dir=outputs/new") == 2
+    assert "another process is at work there. Got outputs/new" in capsys.readouterr().err
     assert [path.name for path in Path("outputs/new").iterdir()] == [claims.CLAIM]
 
 
@@ -185,6 +186,15 @@ def test_joblib_trains_two_at_once_and_tries_only_the_failed_one_again(begin, ru
     printed = again.communicate()[0]
     assert re.findall(r"job (\d) of 3: \S+ begins", printed) == ["2"]
     assert {path.parent: path.stat().st_mtime for path in Path("outputs").rglob("result.json")} == records
+
+
+def test_a_launcher_that_can_begin_nothing_is_told_in_one_line(cifar_train, run_dirs, capsys):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    assert cifar_train("-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "hydra/launcher=joblib could begin nothing: n_jobs == 0" in line
+    assert "Got ++hydra.launcher.n_jobs=0;" in line
+    assert not run_dirs()
 
 
 @pytest.mark.slow
