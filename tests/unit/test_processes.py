@@ -73,8 +73,8 @@ def test_a_range_test_takes_the_first_device_and_all_devices_batch(monkeypatch):
 def test_a_global_batch_that_does_not_divide_is_refused():
     cfg = OmegaConf.create({"data": {"batch_size": 20}})
     with pytest.raises(UsageError, match=r"sees 40 images, 20 on each of 2 devices. Got 3 devices, which"):
-        resume.keep_global_batch(cfg, (2, 20, False), 3)
-    resume.keep_global_batch(cfg, (2, 20, True), 4)
+        resume.keep_global_batch(cfg, (2, 20, 2, False), 3)
+    resume.keep_global_batch(cfg, (2, 20, 2, True), 4)
     assert cfg.data.batch_size == 10
     resume.keep_global_batch(cfg, None, 3)  # nothing has been trained yet
     assert cfg.data.batch_size == 10
