@@ -140,17 +140,19 @@ def together(cfg: DictConfig) -> Iterator[None]:
     if _here.rank:  # one of the others
         yield
         return
-    count, before = num_processes(cfg), torch.get_num_threads()
-    with ended_by_signals(SIGNALS if count > 1 else SIGNALS[2:]):
-        if count == 1:
-            yield
-        elif _others:
-            with led(_others, cfg):
+    count, threads = num_processes(cfg), torch.get_num_threads()
+    with ended_by_signals(SIGNALS if count > 1 else SIGNALS[2:]), mock.patch.dict(os.environ):
+        try:
+            if count == 1:
                 yield
-        else:
-            with mock.patch.dict(os.environ), started(count, cfg) as meeting, led(meeting, cfg):
-                yield
-            torch.set_num_threads(before)  # Lightning takes this process's share of the cores
+            elif _others:
+                with led(_others, cfg):
+                    yield
+            else:
+                with started(count, cfg) as meeting, led(meeting, cfg):
+                    yield
+        finally:
+            torch.set_num_threads(threads)  # by DDP, Lightning takes each process's share of the cores
     if not _others:
         leave_group()
 
