@@ -139,7 +139,7 @@ class Training:
         if "16 bits" not in self.case:
             return new_trainer(self.cfg, self.model, callbacks=ours, **QUIET)
         half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))
-        return instantiate(self.cfg.trainer, plugins=[half], callbacks=ours, **QUIET)
+        return instantiate(self.cfg.trainer, plugins=[half, processes.environment()], callbacks=ours, **QUIET)
 
     def fit(self, batches: Batches | None = None) -> dict[str, object]:
         """What came of it. batches: to train on in the place of the data's."""
