@@ -259,6 +259,7 @@ def test_a_run_that_begins_anew_draws_its_curves_anew(cifar_train, monkeypatch, 
     assert [event.step for event in events.Scalars("lr")] == list(range(5))
 
 
+@pytest.mark.slow
 def test_tensorboard_has_no_point_twice(cifar_train, run_dirs, crash, send, event_files_in_order):
     overrides = ["trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
     assert cifar_train(*overrides) == 0

