@@ -4,7 +4,7 @@
     python benchmarks/optimizers.py --rounds 9 --network resnet18@128 sam muon
 
 They take turns within each round, and the medians of the rounds' ratios are printed. SAM takes two forward and
-backward passes a step, so 2 is its floor. Nothing else should run meanwhile.
+backward passes a step, on images that are augmented once. Nothing else should run meanwhile.
 """
 
 import argparse

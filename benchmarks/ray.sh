@@ -12,14 +12,7 @@ python3 -c "import hydra_plugins.hydra_ray_launcher" || { echo "install it first
 trap 'pgrep --full "$work" | xargs --no-run-if-empty kill; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 
-rows=()
-failed=0
-check() {  # what, expected, seen
-    local verdict=
-    [ "$2" = "$3" ] || { verdict="  <- differs"; failed=1; }
-    rows+=("$(printf '%-56s %-10s %s%s' "$1" "$2" "$3" "$verdict")")
-    echo "${rows[-1]}" >&2
-}
+. benchmarks/seen.sh
 sweep() {
     cifar-train -m optimizer.lr=0.1,1e30,0.01 hydra/launcher=ray +hydra.launcher.ray.init.num_cpus=2 \
         data=synthetic data.num_train=440 data.num_val=40 data.num_test=50 data.batch_size=40 model=resnet_cifar \
@@ -47,6 +40,5 @@ check "processes of Ray left" 0 "$(pgrep --full "$work/ray" | wc -l)"
 if ((failed)); then
     tail -n 40 "$work"/*.log >&2
 fi
-printf '%-56s %-10s %s\n' "" expected seen
-printf '%s\n' "${rows[@]}"
+print_seen
 exit $failed

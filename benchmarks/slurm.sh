@@ -23,15 +23,7 @@ export USER=${USER:-$(id --user --name)}
 trap take_down EXIT
 trap 'exit 130' INT TERM
 
-rows=()
-failed=0
-check() {  # what, expected, seen
-    local verdict=
-    [ "$2" = "$3" ] || { verdict="  <- differs"; failed=1; }
-    rows+=("$(printf '%-66s %-24s %s%s' "$1" "$2" "$3" "$verdict")")
-    echo "${rows[-1]}" >&2
-}
-title() { printf '\n== %s\n' "$*" >&2; rows+=("$*"); }
+. benchmarks/seen.sh
 # until it succeeds, five minutes at most
 until_true() { for _ in $(seq 600); do "$@" && return; sleep 0.5; done; echo "waited in vain: $*" >&2; return 1; }
 count() { find "$1" -name "$2" | wc -l; }
@@ -138,6 +130,5 @@ check "summaries told" 1 "$(grep -c "look next" "$work/ddp.log")"
 check "warnings" 0 "$(grep -ci warn "$work/ddp.log")"
 
 ((failed)) && cp "$work"/*.log "${LOGS:-/tmp}" && echo "the commands' output is in ${LOGS:-/tmp}" >&2
-printf '%-66s %-24s %s\n' "" expected seen
-printf '%s\n' "${rows[@]}"
+print_seen
 exit $failed

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from cifar_resnet import provenance
+from cifar_resnet.build import QUIET, new_trainer
 from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
 from cifar_resnet.hardware import device_name, keep_freed_memory, resolve_precision
@@ -65,8 +66,7 @@ class Ours:
         return instantiate(self.cfg.model, num_classes=10, **recipe, _convert_="all")
 
     def trainer(self, callbacks: list[Callback]) -> Trainer:
-        options = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
-        return instantiate(self.cfg.trainer, precision=self.precision, callbacks=callbacks, **options)
+        return new_trainer(self.cfg, self.model, callbacks=callbacks, **QUIET)
 
     def images_per_second(self, *rivals: "Bare") -> float:
         """Of one epoch. rivals: who take turns with it, and are timed meanwhile."""

@@ -38,10 +38,13 @@ class Work:
         terminal.set_up_logging(only_warnings=True)
         try:
             self.do(number)
-        except (Interrupted, KeyboardInterrupt) as stopped:
-            # out of a worker, such an end would take with it what all others have done
-            log.warning(f"warning: {stopped or 'interrupted'}")
-            requeue()
+        # out of a worker, such an end would take with it what all others have done
+        except KeyboardInterrupt:
+            log.warning("warning: interrupted")
+        except Interrupted as stopped:
+            log.warning(f"warning: {stopped}")
+            if stopped.exit_code != 128 + signal.SIGINT:  # which is a person's, not SLURM's
+                requeue()
 
 
 def requeue() -> None:

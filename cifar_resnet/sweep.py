@@ -78,9 +78,8 @@ def folders_of(jobs: Sequence[Job]) -> tuple[Path, list[Path]]:
     folder = Path(job.engine.sweep_dir) if job.engine.sweep_dir else usual
     names = [job.engine.subdir for job in jobs]
     if names[0] is None:
-        names = [
-            name or "run" for name in runs.distinct_slugs([job.varying for job in jobs])
-        ]  # of one job nothing varies
+        # where there is one job, nothing varies
+        names = [name or "run" for name in runs.distinct_slugs([job.varying for job in jobs])]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     refuse_if(
         twice, f"each job needs a folder of its own. Got hydra.sweep.subdir={twice} twice; put ${{hydra.job.num}} in it"

@@ -48,7 +48,6 @@ def set_up_logging(only_warnings: bool = False) -> None:
         "Checkpoint directory .* exists and is not empty"  # that of a resumed run
         "|The number of training batches .* is smaller than the logging interval.*"  # epochs are logged all the same
         "|You're resuming from a checkpoint that ended before the epoch ended.*"  # and our batches go on there
-        "|The `srun` command is available.*"  # it is for those who want several processes
         "|Image size .* exceeds limit.*"  # pictures too large are refused, with a line of our own
         "|The .srun. command is available on your system but is not used.*"  # as on a cluster's login node
         "|.*isinstance.treespec, LeafSpec.*",  # Lightning's own affair with torch
