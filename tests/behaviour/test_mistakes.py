@@ -214,6 +214,7 @@ def answers_without_torch(jobs: list[tuple[str, list[str]]], folder: Path) -> li
     return json.loads(ran.stdout)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("part", range(3))
 def test_unknown_words_kinds_grammar_and_missing_files_are_told_without_torch(things, offline, part):
     """Importing it takes most of the time that a command needs to say so."""

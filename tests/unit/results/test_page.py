@@ -121,6 +121,7 @@ def test_a_configuration_with_a_dollar_is_shown_as_it_is(tmp_path):
     assert "root: a${b\n  name: ${c}" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_whose_classes_have_such_names_has_its_page_and_tables(tmp_path, capsys):
     random = np.random.default_rng(0)
     for half, count in (("train", 4), ("test", 2)):
