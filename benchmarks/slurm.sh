@@ -42,8 +42,9 @@ weights() {
 }
 # whether the run in that folder has trained an epoch
 begun() { [ "$(find "$1" -name metrics.csv -exec cat {} + 2> "$work/none" | wc -l)" -gt 1 ]; }
-# SLURM lets a job that is queued again wait for two minutes; nobody is to wait for that here
-hasten() { until_true is "$1" PENDING && scontrol update "jobid=$1" starttime=now; }
+# SLURM lets a job that is queued again wait for two minutes; nobody is to wait for that here, but two seconds: begun in
+# the second in which it ended, it would be given the credentials that were taken from it
+hasten() { until_true is "$1" PENDING && sleep 2 && scontrol update "jobid=$1" starttime=now; }
 within_an_epoch() { local step; read -r step _ <<< "$(weights "$1")"; ((step % steps_in_epoch)) && echo yes || echo "no: step $step"; }
 
 small=(data=synthetic data.num_val=40 data.num_test=50 data.batch_size=40 model=resnet_cifar model.depth=8
