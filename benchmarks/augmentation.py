@@ -26,7 +26,6 @@ from throughput import MEAN, STD, Ours, begin, synchronize
 from torchvision.transforms import v2
 
 from cifar_resnet.data.augment import Augment, Randomness
-from cifar_resnet.images import normalise
 
 CHOICES = ["standard", "autoaugment", "randaugment", "trivialaugment", "mixup", "cutmix", "ricap"]
 POLICIES = {
@@ -66,7 +65,7 @@ class Batched:
         )
 
     def __call__(self) -> torch.Tensor:
-        images, _ = self.augment(self.images, lambda batch: normalise(batch, *self.constants), self.randomness)
+        images, _ = self.augment(self.images, self.normalise, self.randomness)
         return images
 
 

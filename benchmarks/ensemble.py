@@ -29,7 +29,9 @@ class Together(Ours):
         self.data = StackedData(
             [instantiate(self.cfg.data, augment=self.cfg.augment, seed=seed, _convert_="all") for seed in range(size)]
         )
-        self.model = StackedEnsemble([self.new_model() for _ in range(size)])
+        members = [self.new_model() for _ in range(size)]
+        members[0].data_state = self.model.data_state
+        self.model = StackedEnsemble(members)
 
 
 def measure(name: str, sizes: list[int], rounds: int, steps: int) -> dict:

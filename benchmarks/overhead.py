@@ -36,6 +36,8 @@ WARM_UP = 8  # ours alone, so that the bare loop's memory is never there before
 class Between(Callback):
     """Has the bare loops take their turn before every so many of ours, and writes down when what happened."""
 
+    needs_no_batch = True
+
     def __init__(self, path: str):
         self.path = Path(path)
         self.every, self.turn = (32, 8) if torch.cuda.is_available() else (4, 1)  # a GPU waits at each change of turns

@@ -27,7 +27,7 @@ from cifar_resnet import runs
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
 from cifar_resnet.hardware import resolve_precision
-from cifar_resnet.images import normalise
+from cifar_resnet.images import Normalise
 from cifar_resnet.predict import predict
 from cifar_resnet.preflight import input_files
 from cifar_resnet.results.inference import Ensemble
@@ -44,12 +44,12 @@ def trained(network: str, folder: Path) -> Path:
 
 def bare(ensemble: Ensemble, paths: list[Path], batch_size: int) -> list[int]:
     network, answers = ensemble.networks[0], []
-    constants = network.pixel_stats(ensemble.device)
+    normalise = Normalise(*network.pixel_stats(ensemble.device))
     with torch.inference_mode(), ensemble.fabric.autocast():
         for start in range(0, len(paths), batch_size):
             arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths[start : start + batch_size]]
             images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(ensemble.device)
-            answers += network(normalise(images, *constants)).argmax(1).tolist()
+            answers += network(normalise(images)).argmax(1).tolist()
     return answers
 
 

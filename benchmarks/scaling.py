@@ -26,7 +26,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from throughput import DEFAULT, Ours, begin
 
 from cifar_resnet import processes, ranks
-from cifar_resnet.callbacks import Throughput
 from cifar_resnet.hardware import keep_freed_memory
 from cifar_resnet.models.parallel import ddp_of, keep_gradients
 from cifar_resnet.terminal import be_silent, set_up_logging
@@ -42,8 +41,7 @@ class NoExchange(Callback):
 
 def speed(ours: Ours, *callbacks: Callback) -> float:
     """Images/s of an epoch, on all ranks."""
-    throughput = Throughput()
-    ours.trainer([throughput, *callbacks]).fit(ours.model, ours.data)
+    throughput = ours.fit(*callbacks)
     return throughput.images / throughput.seconds
 
 

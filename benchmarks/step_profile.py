@@ -19,11 +19,11 @@ from throughput import Ours, begin, synchronize
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from cifar_resnet.callbacks import Throughput
-
 
 class Steady(Callback):
     """Profiles all steps but the first few."""
+
+    needs_no_batch = True
 
     def __init__(self, warm_up: int = 3):
         self.warm_up = warm_up
@@ -54,9 +54,7 @@ def main() -> None:
     steady = Steady()
     images = int(batch_size) * (options.steps + steady.warm_up)
     ours = Ours(network, int(batch_size), images, *overrides)
-    throughput = Throughput()
-    trainer = ours.trainer([throughput, steady])
-    trainer.fit(ours.model, ours.data)
+    ours.fit(steady)
 
     found = steady.profile.key_averages()
     key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
@@ -72,6 +70,7 @@ def main() -> None:
         kernels = [event for event in found if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
         busy = sum(event.self_device_time_total for event in kernels)
         print(f"the GPU works {busy / span:.1%} of it")
+        print(f"{sum(event.count for event in kernels) / steady.steps:.0f} kernels a step")
     if options.trace:
         steady.profile.export_chrome_trace(str(options.trace))
 

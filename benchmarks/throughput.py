@@ -3,27 +3,30 @@
     python benchmarks/throughput.py                      # make bench: ResNet-18 at batch 128, ResNet-20 at batch 512
     python benchmarks/throughput.py --rounds 9 resnet56@256
 
-ours          the Trainer, data module, augmentation, optimizer, schedule and metrics of `cifar-train model=…`; the
-              training epoch alone, as the run's own images/s
+ours          `cifar-train model=…` as it is, with all its callbacks: the training epoch, as the run's own images/s
 bare          the same network, precision and memory format on one fixed batch in memory: forward, backward, step
+graphed       on a GPU the same again, as one CUDA graph: near what the chip could do
 conventional  fp32, NCHW, per-image torchvision transforms in a DataLoader with 2 workers, plain loop, as a script of
               its own would run it: in another process, whose memory is left to the C library's defaults
 
-The first two take turns step by step on a CPU, and every 50 steps on a GPU, which a change of turns makes wait; the
-third follows in each round. So whatever else the machine does meets all of them. Ratios are taken within rounds, and
-their median printed. FLOPs are 6 for each multiply-add of a forward pass; on a GPU their share of what it does in a
-large product of matrices stands beside them. Nothing else should run meanwhile.
+The first ones take turns step by step on a CPU, and every 50 steps on a GPU, which a change of turns makes wait, after
+as many of ours alone, in which memory is laid out; the last follows in each round. So whatever else the machine does
+meets all of them. Ratios are taken within rounds, and their median printed. FLOPs are 6 for each multiply-add of a
+forward pass; on a GPU their share of what it does in a large product of matrices stands beside them. Nothing else
+should run meanwhile.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import shlex
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,12 +39,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cifar_resnet import provenance
-from cifar_resnet.build import QUIET, new_trainer
+from cifar_resnet import callbacks, provenance
+from cifar_resnet.build import build_data_and_model, build_trainer
 from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
+from cifar_resnet.errors import UsageError
 from cifar_resnet.hardware import device_name, keep_freed_memory, resolve_precision
-from cifar_resnet.images import normalise
+from cifar_resnet.images import Normalise
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models.summary import num_macs
 from cifar_resnet.terminal import set_up_logging
@@ -55,28 +59,39 @@ class Ours:
     def __init__(self, network: str, batch_size: int, images: int, *more: str):
         overrides = [f"model={network}", "data=synthetic", f"data.batch_size={batch_size}", f"data.num_train={images}"]
         overrides += ["data.num_val=0", "data.num_test=10", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
-        overrides += ["run_dir=unused", *more]
+        self.folder = tempfile.TemporaryDirectory()  # of the runs, which nobody reads
+        overrides += [f"run_dir={self.folder.name}", "page=false", "~callbacks.progress", *more]
         self.cfg = Composer("train").jobs(overrides)[0].cfg
         self.precision = instantiate(self.cfg.precision, accelerator=self.cfg.trainer.accelerator)
-        self.data = instantiate(self.cfg.data, augment=self.cfg.augment, _convert_="all")
-        self.model = self.new_model()
+        self.data, self.model = build_data_and_model(self.cfg)
+        self.alone = self.data  # of one network, where several are trained at once
+        self.runs = itertools.count()
 
     def new_model(self) -> torch.nn.Module:
         recipe = {"optimizer": self.cfg.optimizer, "scheduler": self.cfg.scheduler}
         return instantiate(self.cfg.model, num_classes=10, **recipe, _convert_="all")
 
-    def trainer(self, callbacks: list[Callback]) -> Trainer:
-        return new_trainer(self.cfg, self.model, callbacks=callbacks, **QUIET)
+    def fit(self, *more: Callback) -> Throughput:
+        """Train an epoch; what it counted. more: callbacks beside those of a run."""
+        self.cfg.run_dir = str(Path(self.folder.name, str(next(self.runs))))
+        trainer = build_trainer(self.cfg, self.alone, self.model, more)
+        trainer.fit(self.model, self.data)
+        return callbacks.of(trainer, Throughput)
 
     def images_per_second(self, *rivals: "Bare") -> float:
         """Of one epoch. rivals: who take turns with it, and are timed meanwhile."""
-        throughput, turns = Throughput(), Turns(rivals)
-        self.trainer([throughput, turns]).fit(self.model, self.data)
+        turns = Turns(rivals)
+        throughput = self.fit(turns)
         return throughput.images / (throughput.seconds - turns.seconds)
 
 
 class Turns(Callback):
-    """Lets the rivals go first, before every step, or every 50 where each change waits for a GPU."""
+    """Lets the rivals go first, before every step, or every 50 where each change waits for a GPU.
+
+    There the first 50, or half of them all, are for warming up: Lightning has given the memory back.
+    """
+
+    needs_no_batch = True
 
     def __init__(self, rivals: Sequence["Bare"]):
         self.rivals = rivals
@@ -84,6 +99,12 @@ class Turns(Callback):
         self.seconds = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        if torch.cuda.is_available() and batch_idx == min(self.steps, trainer.num_training_batches // 2):
+            synchronize()
+            throughput = callbacks.of(trainer, Throughput)
+            throughput.epoch_images, throughput.start, self.seconds = 0, time.perf_counter(), 0.0
+            for rival in self.rivals:
+                rival.images_per_second()
         if self.rivals and batch_idx % self.steps == 0:
             synchronize()
             start = time.perf_counter()
@@ -93,7 +114,9 @@ class Turns(Callback):
 
 
 class Bare:
-    def __init__(self, model: torch.nn.Module, precision: str, batch_size: int):
+    """graphed: whether a GPU replays the step as one graph."""
+
+    def __init__(self, model: torch.nn.Module, precision: str, batch_size: int, graphed: bool = False):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = DTYPES.get(precision)
         self.model = model.to(self.device, memory_format=torch.channels_last)
@@ -101,26 +124,41 @@ class Bare:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         pixels = torch.randint(256, (batch_size, 3, 32, 32), dtype=torch.uint8)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        self.images = normalise(pixels, torch.tensor(MEAN), torch.tensor(STD)).to(self.device)
+        self.images = Normalise(torch.tensor(MEAN), torch.tensor(STD))(pixels).to(self.device)
         self.labels = torch.randint(10, (batch_size,)).to(self.device)
         self.done, self.seconds = 0, 0.0
+        self.again = self.recorded() if graphed else self.step
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=False):
+            loss = F.cross_entropy(self.model(self.images), self.labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def recorded(self) -> Callable[[], None]:
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            self.step()
+        return graph.replay
 
     def go_on(self, steps: int) -> None:
         start = time.perf_counter()
         for _ in range(steps):
-            self.optimizer.zero_grad()
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                loss = F.cross_entropy(self.model(self.images), self.labels)
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self.again()
         synchronize()
         self.done += steps * len(self.labels)
         self.seconds += time.perf_counter() - start
 
     def images_per_second(self) -> float:
         """Since the last time this was asked."""
-        speed = self.done / self.seconds
+        speed = self.done / self.seconds if self.done else 0.0
         self.done, self.seconds = 0, 0.0
         return speed
 
@@ -216,9 +254,17 @@ def matmul_flops(dtype: torch.dtype | None, size: int = 8192, seconds: float = 2
     return 2 * size**3 * count / (time.perf_counter() - start)
 
 
+def in_one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    if isinstance(error, UsageError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 def begin() -> dict:
     """Set this process up as cifar-train would, and say on what the figures are taken."""
     set_up_logging()
+    sys.excepthook = in_one_line
     keep_freed_memory()  # it serves the bare loop as well
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{device}; torch {torch.__version__}; commit {provenance.commit()}; {date.today()}\n")
@@ -239,21 +285,23 @@ def measure(name: str, rounds: int, steps: int) -> dict:
     speeds = []
     with contextlib.closing(InAProcessOfItsOwn(network, batch_size, images)) as conventional:
         ours = Ours(network, batch_size, images)
-        bare = Bare(ours.new_model(), ours.precision, batch_size)
+        rivals = {"bare": Bare(ours.new_model(), ours.precision, batch_size)}
+        if torch.cuda.is_available():
+            rivals["graphed"] = Bare(ours.new_model(), ours.precision, batch_size, graphed=True)
         for _ in range(1 + rounds):  # the first is for warming up
-            speed = {"ours": ours.images_per_second(bare), "bare": bare.images_per_second()}
+            speed = {"ours": ours.images_per_second(*rivals.values())}
+            speed |= {name: rival.images_per_second() for name, rival in rivals.items()}
             speeds.append(speed | {"conventional": conventional.images_per_second()})
     speeds = speeds[1:]
     medians = {key: statistics.median(speed[key] for speed in speeds) for key in speeds[0]}
-    ratios = {key: [speed["ours"] / speed[key] for speed in speeds] for key in ("bare", "conventional")}
+    ratios = {key: [speed["ours"] / speed[key] for speed in speeds] for key in (*rivals, "conventional")}
     return {
         "network": network,
         "batch_size": batch_size,
         "precision": ours.precision,
         "images_per_second": medians,
         "flops": 6 * num_macs(ours.new_model(), ours.data.image_shape) * medians["ours"],
-        "ours / bare": statistics.median(ratios["bare"]),
-        "ours / conventional": statistics.median(ratios["conventional"]),
+        **{f"ours / {rival}": statistics.median(found) for rival, found in ratios.items()},
         "ratios": ratios,
     }
 
@@ -269,16 +317,17 @@ def main() -> None:
     most = matmul_flops(DTYPES.get(resolve_precision())) if torch.cuda.is_available() else None
     if most:
         print(f"a large product of matrices: {most / 1e12:.1f} TFLOP/s\n")
-    speeds = f"{'ours':>8}{'bare':>8}{'conventional':>14}"
-    print(f"{'network':12}{'batch':>6}   images/s: {speeds}   ours/bare  ours/conventional  TFLOP/s")
+    rivals = ["bare", "graphed", "conventional"] if most else ["bare", "conventional"]
+    heads = "".join(f"{name:>14}" for name in ("ours", *rivals))
+    print(f"{'network':12}{'batch':>6}   images/s:{heads}   {'  '.join(f'ours/{name}' for name in rivals)}  TFLOP/s")
     results = []
     for name in options.networks:
         result = measure(name, options.rounds, options.steps)
-        speeds = result["images_per_second"]
+        speeds = "".join(f"{result['images_per_second'][name]:14,.0f}" for name in ("ours", *rivals))
+        ratios = "  ".join(f"{result[f'ours / {name}']:{len(name) + 5}.3f}" for name in rivals)
         share = f", {result['flops'] / most:.1%} of that" if most else ""
         print(
-            f"{result['network']:12}{result['batch_size']:6}   {'':10}{speeds['ours']:8,.0f}{speeds['bare']:8,.0f}"
-            f"{speeds['conventional']:14,.0f}   {result['ours / bare']:9.3f}  {result['ours / conventional']:17.2f}"
+            f"{result['network']:12}{result['batch_size']:6}   {'':9}{speeds}   {ratios}"
             f"{result['flops'] / 1e12:9.2f}{share}",
             flush=True,
         )

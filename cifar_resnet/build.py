@@ -19,6 +19,7 @@ from cifar_resnet.models import Classifier
 from cifar_resnet.models.distillation import check_teacher
 from cifar_resnet.models.parallel import check_strategy
 from cifar_resnet.monitored import mode_of
+from cifar_resnet.precision import ScaledPrecision
 
 # a trainer that leaves nothing
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "profiler": None}
@@ -154,6 +155,7 @@ def build_trainer(
     max_time = OmegaConf.to_container(cfg.trainer, resolve=True).get("max_time")
     ours = [
         *([callbacks.TimeLimit(max_time)] if max_time else []),
+        callbacks.StepGraph(cfg.get("graph", False)),
         callbacks.Throughput(),
         callbacks.Ending(),
         callbacks.Machine(),
@@ -176,8 +178,16 @@ def build_trainer(
 def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Trainer:
     """Lightning's trainer as `cfg` says but for these options; UsageError for what it could not do with this model."""
     processes.refuse_own_starters(cfg)
-    precision = instantiate(cfg.precision, accelerator=cfg.trainer.accelerator)
+    accelerator = cfg.trainer.accelerator
+    precision = instantiate(cfg.precision, accelerator=accelerator)
+    if cfg.precision.precision == "auto" and precision == "16-mixed":
+        optimizer, _ = model.build_optimizer(total_steps=1)
+        if getattr(optimizer, "spares_scale", False) and hardware.cuda_has_bf16():
+            precision = "bf16-mixed"  # which needs no loss scale
     plugins = [checkpoints.AtomicCheckpointIO(), processes.environment()]
+    if precision.endswith("-mixed"):
+        plugins.append(ScaledPrecision(precision, hardware.device_type(accelerator)))
+        precision = None
     trainer = instantiate(cfg.trainer, precision=precision, plugins=plugins, **options)
     if trainer.world_size > 1:
         processes.spare_lightnings_signals(trainer)
@@ -333,9 +343,8 @@ def resolve_conflicts(cfg: DictConfig) -> None:
         monitor.startswith("val/") and (cfg.data.get("num_val") == 0 or trainer.get("limit_val_batches") == 0),
         f"scheduler.monitor={monitor} needs validation images. Got none; give some, or scheduler.monitor=train/loss",
     )
+    callbacks.StepGraph(cfg.get("graph", False))  # refuses what it could not mean
     if trainer.get("deterministic"):
         trainer.benchmark = False  # cuDNN's trials could end in another algorithm each time
-    if trainer.get("gradient_clip_val") and cfg.optimizer.get("fused"):
-        cfg.optimizer.fused = False  # Lightning does not clip for an optimizer that could scale gradients itself
     # refuses a precision that the accelerator does not have
     instantiate(cfg.precision, accelerator=constraints.select(cfg, "trainer.accelerator"))

@@ -25,6 +25,7 @@ from annotated_types import Interval, Len
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig
 from pydantic import Field
+from torch.utils._pytree import tree_map
 
 from cifar_resnet.constraints import Positive, adapter_of, in_words, problems_with, value_at
 from cifar_resnet.errors import RunError, as_usage_error, first_sentence, one_line, refuse_if
@@ -64,12 +65,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                torch.save(checkpoint | {"format": FORMAT}, file)
+                torch.save(on_the_host(checkpoint) | {"format": FORMAT}, file)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
             with contextlib.suppress(OSError):
                 path.with_name(f"{path.name}.part").unlink()
             kept = f"the one before is whole: {path}" if path.exists() else "there is none yet"
             raise RunError(f"a checkpoint could not be written ({one_line(error)}); {kept}") from error
+
+
+def on_the_host(checkpoint: dict) -> dict:
+    """The same with all tensors of a GPU copied by one wait for it, where torch.save would wait for each."""
+    if not torch.cuda.is_available():
+        return checkpoint
+    copied = tree_map(
+        lambda value: value.to("cpu", non_blocking=True) if isinstance(value, torch.Tensor) else value, checkpoint
+    )
+    torch.cuda.synchronize()
+    return copied
 
 
 def contents(path: Path) -> dict:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_resnet import constraints, preflight, ranks, resume, terminal
 from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer, Job
-from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, one_line, refuse_if
+from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, gpu_trouble, one_line, refuse_if
 from cifar_resnet.overrides import program
 from cifar_resnet.quoting import with_plain_paths, without_paths
 
@@ -50,6 +50,11 @@ def main(command: str, argv: list[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as interrupted:
         complain(str(interrupted) or "interrupted")
         return getattr(interrupted, "exit_code", 130)
+    except RuntimeError as error:
+        if trouble := gpu_trouble(error):
+            complain(f"error: {trouble}")
+            return RunError.exit_code
+        raise
     except BrokenPipeError:  # whoever read our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

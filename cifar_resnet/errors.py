@@ -58,5 +58,38 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+# what CUDA says of a device that does not serve, and what may help
+GPU_TROUBLE = {
+    "no kernel image is available": "this build of torch has nothing for so old, or so new, a GPU: install one that "
+    "does, from pytorch.org, or give trainer.accelerator=cpu",
+    "busy or unavailable": "another process has the GPU for itself: wait for it, let CUDA_VISIBLE_DEVICES name another "
+    "one, or give trainer.accelerator=cpu",
+    "driver on your system is too old": "install a newer driver, or a torch for this one, or give "
+    "trainer.accelerator=cpu",
+    "CUDA error": "nvidia-smi may tell more of it; trainer.accelerator=cpu does without",
+}
+
+
+def gpu_trouble(error: BaseException, batch_size: int | None = None) -> str | None:
+    """What to say of an error that a GPU is the cause of; None for any other.
+
+    batch_size: training images in a batch, where it was a training.
+    """
+    text = one_line(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
+        tried = re.search(r"Tried to allocate \S+ \S+(?=\.)", text)
+        smaller = "give smaller batches"
+        if batch_size:
+            smaller = (
+                f"with data.batch_size={batch_size}; data.batch_size={max(1, batch_size // 2)} "
+                "trainer.accumulate_grad_batches=2 takes the same steps with half of the memory"
+            )
+        got = tried[0] if tried else text
+        return f"out of memory on the GPU. Got: {got}; {smaller}; nvidia-smi shows who else uses it"
+    if not isinstance(error, RuntimeError):
+        return None
+    return next((f"{str(error).splitlines()[0]}; {help}" for sign, help in GPU_TROUBLE.items() if sign in text), None)
+
+
 def first_sentence(error: BaseException) -> str:
     return re.split(r"(?<=[a-z0-9])[.:] ", one_line(error))[0]

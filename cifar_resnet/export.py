@@ -33,7 +33,7 @@ from cifar_resnet import checkpoints, preflight, runs, terminal
 from cifar_resnet.compose import Job
 from cifar_resnet.data import Synthetic
 from cifar_resnet.errors import UsageError, one_line, refuse_if
-from cifar_resnet.images import normalise
+from cifar_resnet.images import Normalise
 from cifar_resnet.models import Classifier
 from cifar_resnet.results import card, inference, restored
 
@@ -141,7 +141,7 @@ def sample(cfg: DictConfig, size: int) -> tuple[Tensor, str]:
 def answers(networks: Sequence[Classifier], images: Tensor) -> Tensor:
     """The logits of a network, the log-probabilities of an ensemble. images: uint8."""
     stats = [network.pixel_stats(torch.device("cpu")) for network in networks]
-    each = [network(normalise(images, *own)) for network, own in zip(networks, stats, strict=True)]
+    each = [network(Normalise(*own)(images)) for network, own in zip(networks, stats, strict=True)]
     return each[0] if len(each) == 1 else inference.mean_probability(torch.stack(each).log_softmax(2))
 
 

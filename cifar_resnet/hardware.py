@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from cifar_resnet.constraints import check
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import UsageError, refuse_if
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 
@@ -17,6 +17,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX), rather than slowly imitating it."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def cuda_has_bf16() -> bool:
+    """Whether the current CUDA device multiplies bfloat16 in hardware."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def device_type(accelerator: str) -> str:
@@ -29,13 +34,14 @@ def device_type(accelerator: str) -> str:
 
 def resolve_precision(
     precision: Literal["auto", "16-mixed", "bf16-mixed", "32-true"] = "auto",
-    float32_matmul: Literal["highest", "high", "medium"] = "high",
+    float32_matmul: Literal["highest", "high", "medium"] | None = None,
     accelerator: str = "auto",
 ) -> str:
     """Lightning's name of the precision that "auto" means here; anything else is checked and handed back.
 
     precision: "auto" takes 16-mixed on CUDA, bf16-mixed on a CPU with native bf16, else 32-true.
-    float32_matmul: torch.set_float32_matmul_precision, for what stays in 32 bits.
+    float32_matmul: torch.set_float32_matmul_precision, for what stays in 32 bits on CUDA, and for cuDNN's convolutions.
+        None for "highest" in 32-true, else "high".
     """
     check(resolve_precision, locals())
     device = device_type(accelerator)
@@ -46,7 +52,12 @@ def resolve_precision(
         "precision=16-mixed needs a GPU. Got a CPU; give precision=auto, bf16-mixed or 32-true",
     )
     if device == "cuda":
-        torch.set_float32_matmul_precision(float32_matmul)
+        if precision == "bf16-mixed" and not cuda_has_bf16():  # asked only now: the question initialises CUDA
+            name = torch.cuda.get_device_name()
+            raise UsageError(f"{name} does not compute in bfloat16. Got precision=bf16-mixed; give precision=16-mixed")
+        matmul = float32_matmul or ("highest" if precision == "32-true" else "high")
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = matmul != "highest"
     best = "16-mixed" if device == "cuda" else "bf16-mixed" if device == "cpu" and cpu_has_bf16() else "32-true"
     return best if precision == "auto" else precision
 

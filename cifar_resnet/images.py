@@ -16,13 +16,22 @@ def content_hash(images: Tensor, labels: Tensor | None = None) -> str:
     return found.hexdigest()[:16]
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(uint8 / 255 - mean) / std, channel by channel, as float32 in channels_last.
+class Normalise:
+    """(uint8 / 255 - mean) / std, channel by channel.
 
-    images: (N, C, H, W) uint8, channels_last; mean, std: (C,), for pixels in [0, 1].
+    mean, std: (C,) each, on the images' device, for pixels in [0, 1].
     """
-    num_images, channels, height, width = images.shape
-    # a row of pixels at a time: an inner loop over three channels would cost twenty times as much on a CPU
-    rows = images.permute(0, 2, 3, 1).reshape(num_images, height, width * channels).float()
-    rows.sub_((mean * 255).repeat(width)).mul_((1 / (std * 255)).repeat(width))
-    return rows.view(num_images, height, width, channels).permute(0, 3, 1, 2)
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        self.mean, self.std = mean, std
+        self.of_rows: dict[int, tuple[Tensor, Tensor]] = {}  # by their width: (width * C,) each
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: (N, C, H, W) uint8, channels_last; returns as many in float32, channels_last."""
+        num_images, channels, height, width = images.shape
+        if width not in self.of_rows:
+            self.of_rows[width] = (self.mean * 255).repeat(width), (1 / (self.std * 255)).repeat(width)
+        shift, factor = self.of_rows[width]
+        # a row of pixels at a time: an inner loop over three channels would cost twenty times as much on a CPU
+        rows = images.permute(0, 2, 3, 1).reshape(num_images, height, width * channels).float()
+        return rows.sub_(shift).mul_(factor).view(num_images, height, width, channels).permute(0, 3, 1, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cifar_resnet import callbacks, runs
-from cifar_resnet.errors import RunError, UsageError
+from cifar_resnet.errors import RunError, UsageError, gpu_trouble
 from cifar_resnet.range_test import RangeTest
 from cifar_resnet.terminal import announcement, log, log_to
 
@@ -39,4 +39,6 @@ def narrated(
             log.info(f"\nstopped before its end; {how_to_go_on}")
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 raise RunError(f"a file could not be written ({error}); what had been finished is kept") from error
+            if trouble := gpu_trouble(error, cfg.data.get("batch_size")):
+                raise RunError(trouble) from error
             raise

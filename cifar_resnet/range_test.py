@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from annotated_types import Ge, Gt
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -228,10 +230,16 @@ def train_briefly(
 ) -> list[float]:
     """Train a fresh copy of what `cfg` describes up to this rate; the losses of its batches, as long as `goes_on`."""
     losses: list[float] = []
+    pending: list[Tensor] = []  # a GPU is asked for several at a time, for it has to be waited for
 
     def note(trainer, model, outputs, batch, index: int) -> None:
-        losses.append(outputs["loss"].item())
-        trainer.should_stop |= not goes_on(losses[-1])
+        pending.append(outputs["loss"].detach().clone())
+        if trainer.global_step == steps or len(pending) == (1 if model.device.type == "cpu" else 10):
+            for loss in torch.stack(pending).tolist():
+                if not trainer.should_stop:
+                    losses.append(loss)
+                    trainer.should_stop |= not goes_on(loss)
+            pending.clear()
 
     cfg = cfg.copy()
     cfg.optimizer.lr = lr

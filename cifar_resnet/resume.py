@@ -21,10 +21,10 @@ from cifar_resnet.trust import check_targets, named_in, named_in_files
 # it has, and what bears on its test and its looks alone
 MAY_CHANGE = (
     "resume", "trust", "data.root", "data.train", "data.test", "data.device", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.strategy", "trainer.max_time", "test", "page", "logger", "data.eval_batch_size",
-    "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
+    "trainer.num_nodes", "trainer.strategy", "trainer.max_time", "graph", "test", "page", "logger",
+    "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
 )  # fmt: skip
-SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark", "optimizer.fused")  # from other settings
+SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark")  # from other settings
 RANGE_TEST = "lr_range_test.json"  # left where scheduler.max_lr=auto was found
 
 

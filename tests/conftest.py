@@ -1,6 +1,7 @@
 import collections
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # to the last bit the tests compare, which a GPU gives only where a run asks for it; test_on_cuda.py is for GPUs
@@ -9,6 +10,7 @@ if not os.environ.get("CIFAR_RESNET_TEST_GPU"):
 
 import pytest
 import torch
+from fake_cuda import Watch, fake_cuda
 from helpers import TINY, last_of
 
 from cifar_resnet import cli
@@ -93,6 +95,13 @@ def test_images():
         return (images / 255 - mean) / std, labels
 
     return read
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """A CUDA device that is not there, and who waits for it."""
+    with fake_cuda() as watch:
+        yield watch
 
 
 @pytest.fixture

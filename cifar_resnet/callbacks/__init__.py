@@ -11,6 +11,7 @@ from cifar_resnet.callbacks.mid_epoch import MidEpochState
 from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoints
 from cifar_resnet.callbacks.pictures import AugmentedBatch, ScheduleCurve
 from cifar_resnet.callbacks.progress import Progress
+from cifar_resnet.callbacks.step_graph import StepGraph
 
 __all__ = [
     "EMA",
@@ -27,6 +28,7 @@ __all__ = [
     "MidEpochState",
     "Progress",
     "ScheduleCurve",
+    "StepGraph",
     "Throughput",
     "TimeLimit",
     "as_interrupted",

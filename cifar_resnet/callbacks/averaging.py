@@ -24,26 +24,40 @@ class EMA(WeightAveraging):
         check(EMA, locals())
         super().__init__()
         self.decay = decay
+        self.moves_within_step = False  # by `StepGraph`
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._average_model.to(memory_format=torch.channels_last)  # as the weights: or each would be moved alone
 
-    @torch.no_grad()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.share = torch.zeros((), device=pl_module.device)  # of the latest weights in the next average
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Move the average. Not by AveragedModel's own method, which asks the GPU how often it has been called."""
+        if trainer.global_step > self._latest_update_step:  # else gradients are being accumulated
+            if not self.moves_within_step:
+                self.weigh()
+                self.move(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    def weigh(self) -> None:
         steps = self._latest_update_step
-        if trainer.global_step <= steps:  # gradients are being accumulated
-            return
-        decay = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
+        self.share.fill_(1 - (min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0))
+
+    @torch.no_grad()
+    def move(self, pl_module: LightningModule) -> None:
+        """Move the average. Not by AveragedModel's own method, which asks the GPU how often it has been called."""
         averages, latest = ([*each.parameters(), *each.buffers()] for each in (self._average_model.module, pl_module))
         floating = [tensor.is_floating_point() for tensor in averages]
-        torch._foreach_lerp_(list(compress(averages, floating)), list(compress(latest, floating)), 1 - decay)
+        moving = list(compress(averages, floating))
+        steps = torch._foreach_sub(list(compress(latest, floating)), moving)
+        torch._foreach_mul_(steps, self.share)
+        torch._foreach_add_(moving, steps)
         counters = [not is_floating for is_floating in floating]  # such as BatchNorm's of its batches
         if any(counters):
             torch._foreach_copy_(list(compress(averages, counters)), list(compress(latest, counters)))
-        self._latest_update_step = trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """To go on training takes the weights themselves; to test takes the average, which has been loaded by now."""

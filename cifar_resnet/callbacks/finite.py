@@ -2,6 +2,7 @@
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from cifar_resnet.constraints import Count, check
 from cifar_resnet.errors import Diverged
@@ -24,46 +25,55 @@ class FiniteLoss(Callback):
 
     def __init__(self, every_n_steps: Count = 50):
         check(FiniteLoss, locals())
-        self.every_n_steps, self.skipped = every_n_steps, torch.zeros(())
+        self.every_n_steps = every_n_steps
+        self.skipped, self.skipped_in_a_row = 0, 0
+        self.scales: list[Tensor] = []  # after each step since it was last asked
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.is_finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
-        self.skipped_in_a_row = torch.zeros((), device=pl_module.device)
-        self.skipped = self.skipped.to(pl_module.device)
+        self.total = torch.zeros((), device=pl_module.device)  # of losses: finite as long as each of them is
+        self.skipped_in_a_row = 0
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.scale = self.scaler and self.scaler.get_scale()  # it has no tensor of it before the first step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        self.is_finite &= outputs["loss"].isfinite()
+        self.total += outputs["loss"]
         if self.scaler is not None:
-            scale = self.scaler._get_scale_async()
-            is_skipped = scale < self.scale  # which is how a scaler answers to gradients that are not finite
-            self.skipped += is_skipped
-            self.skipped_in_a_row = (self.skipped_in_a_row + is_skipped) * is_skipped
-            self.scale = scale.clone()
+            self.scales.append(self.scaler._get_scale_async().clone())
         is_last = trainer.is_last_batch or trainer.should_stop
         is_asked = is_last or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
         # of several processes none ends alone
-        if is_asked and not trainer.strategy.reduce_boolean_decision(bool(self.is_finite)):
+        if is_asked and not trainer.strategy.reduce_boolean_decision(bool(self.total.isfinite())):
             loss = trainer.strategy.reduce(outputs["loss"].clone()).item()  # the ranks' mean is not finite either
             whose = f" with seed {', '.join(map(str, pl_module.diverged()))}" if hasattr(pl_module, "diverged") else ""
             remedy = CALMER + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
             raise Diverged(f"the loss is no longer finite. Got {loss}{whose}{where(trainer)}; give {remedy}")
-        if is_asked and self.skipped_in_a_row >= self.MAX_SKIPPED:
+        if is_asked:
+            self.count_skipped()
+        if self.skipped_in_a_row >= self.MAX_SKIPPED:
             raise Diverged(
-                f"the gradients are no longer finite. Got {self.skipped_in_a_row:.0f} steps in a row that loss scaling "
+                f"the gradients are no longer finite. Got {self.skipped_in_a_row} steps in a row that loss scaling "
                 f"skipped{where(trainer)}; give precision=bf16-mixed or 32-true, {CALMER}"
             )
 
+    def count_skipped(self) -> None:
+        """Those whose gradients were not finite, which a scaler answers with a smaller scale."""
+        for scale in torch.stack(self.scales).tolist() if self.scales else ():
+            is_skipped = scale < self.scale
+            self.skipped += is_skipped
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
+            self.scale = scale
+        self.scales = []
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.scaler is not None:
-            pl_module.log("train/skipped_steps", self.skipped, sync_dist=True)  # as many on each rank
+            pl_module.log("train/skipped_steps", float(self.skipped), sync_dist=True)  # as many on each rank
 
     def state_dict(self) -> dict:
-        return {"skipped": self.skipped.item()}
+        self.count_skipped()
+        return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.skipped = torch.tensor(state_dict["skipped"])
+        self.skipped = state_dict["skipped"]
 
 
 def where(trainer: Trainer) -> str:

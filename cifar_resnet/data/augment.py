@@ -4,6 +4,7 @@ Batches lie channels_last in memory, so that a row of pixels is one contiguous r
 single gather of pixels, and normalising is arithmetic on contiguous rows.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,8 @@ from torch import Generator, Tensor
 
 from cifar_resnet.constraints import Count, CountOrZero, Positive, Probability, check
 from cifar_resnet.data.mixing import Mixing, MixPlan
-from cifar_resnet.data.policies import AutoAugment, Magnitude, RandAugment, TrivialAugment, apply, gather
+from cifar_resnet.data.pixels import all_pixels, gather, pixel_numbers
+from cifar_resnet.data.policies import AutoAugment, Magnitude, RandAugment, TrivialAugment, apply
 from cifar_resnet.errors import refuse_if
 
 
@@ -40,17 +42,24 @@ def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flips: Tensor, pa
     mode: what lies beyond the border: "zero" (black), or "reflect" (mirrored without repeating the edge pixel).
     He et al. 2015, section 4.2.
     """
-    num_images, _, height, width = images.shape
-    own, rows, columns = (torch.arange(count, device=images.device) for count in (num_images, height, width))
-    rows, columns = rows + down[:, None], columns + right[:, None]
-    columns = torch.where(flips[:, None], columns.flip(1), columns)
-    if mode == "reflect":
-        rows = (height - 1) - ((height - 1) - rows.abs()).abs()
-        columns = (width - 1) - ((width - 1) - columns.abs()).abs()
-    elif padding:
+    height, width = images.shape[2:]
+    rows, columns = (windows(length, padding, mode, images.device) for length in (height, width))
+    if mode == "zero" and padding:
         images = torch.nn.functional.pad(images, (padding, padding, padding, padding))
-        rows, columns = rows + padding, columns + padding
-    return gather(images, own[:, None, None], rows[:, :, None], columns[:, None, :])
+    return gather(images, rows[0][down][:, :, None], columns[flips.long(), right][:, None, :])
+
+
+@functools.lru_cache(maxsize=16)
+def windows(length: int, padding: int, mode: str, device: torch.device) -> Tensor:
+    """For each displacement the places, along one side, of the pixels that a crop shows: (2, 2 * padding + 1, length).
+
+    The second time mirrored. The displacements are 0 … padding, -padding … -1: an index as well, from the end. Places
+    are those in the image, or in "zero" mode in the padded one.
+    """
+    displacements = torch.cat([torch.arange(padding + 1), torch.arange(-padding, 0)])
+    places = torch.arange(length) + displacements[:, None]
+    places = (length - 1) - ((length - 1) - places.abs()).abs() if mode == "reflect" else places + padding
+    return torch.stack([places, places.flip(1)]).to(device)
 
 
 def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int, kept: Tensor | None = None) -> Tensor:
@@ -61,19 +70,25 @@ def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int, kept: Tenso
     The square covers row - size // 2 … row - size // 2 + size - 1, and likewise the columns; it may leave the image.
     """
     num_images, channels, height, width = images.shape
-    side = torch.arange(size, device=images.device) - size // 2
-    # squares that leave the image write their edge twice instead: no mask over all the pixels
-    square_rows = (rows[:, None] + side).clamp_(0, height - 1)
-    square_columns = (columns[:, None] + side).clamp_(0, width - 1)
-    starts = torch.arange(num_images, device=images.device)[:, None] * (height * width) + square_rows * width
-    index = (starts[:, :, None] + square_columns[:, None, :]).flatten()
-    pixels = images.permute(0, 2, 3, 1).view(-1, channels)
+    square_rows, square_columns = (squares(length, size, images.device) for length in (height, width))
+    index = pixel_numbers(images, square_rows[rows][:, :, None], square_columns[columns][:, None, :]).flatten()
+    pixels = all_pixels(images)
     if kept is None:
         pixels.index_fill_(0, index, 0)
     else:  # written back times 0 or 1: to pick the others out would make a GPU wait for their number
         square = pixels.index_select(0, index).view(num_images, -1) * kept[:, None]
         pixels.index_copy_(0, index, square.view(-1, channels))
     return images
+
+
+@functools.lru_cache(maxsize=16)
+def squares(length: int, size: int, device: torch.device) -> Tensor:
+    """For each centre the places of a square along one side: (length, size).
+
+    A square that leaves the image has its edge several times instead: no mask over all the pixels.
+    """
+    side = torch.arange(size) - size // 2
+    return (torch.arange(length)[:, None] + side).clamp_(0, length - 1).to(device)
 
 
 class Randomness(NamedTuple):
@@ -161,4 +176,4 @@ class Augment:
             all_cut = self.cutout_probability == 1
             kept = None if all_cut else ~random_mask(num_images, self.cutout_probability, generator)
             images = cutout(images, rows, columns, self.cutout_size, kept)
-        return self.mixing(images, numpy_rng) if self.mixing else (images, None)
+        return self.mixing(images, generator) if self.mixing else (images, None)

@@ -16,7 +16,7 @@ from cifar_resnet.data.augment import Augment, random_mask
 from cifar_resnet.data.loaders import EvalLoader, LabelledImages, StackedLoader, TrainLoader, limited
 from cifar_resnet.data.samplers import ShuffledBatchSampler, stratified_split
 from cifar_resnet.errors import refuse_if
-from cifar_resnet.images import content_hash, normalise
+from cifar_resnet.images import Normalise, content_hash
 from cifar_resnet.seeds import seed_for
 
 
@@ -125,7 +125,7 @@ class DataModule(LightningDataModule, ABC):
     def sample(self, num_images: int = 5000) -> Tensor:
         """Training images from all over the data, which may lie class by class, normalised: (N, C, H, W) float32."""
         images = self.train.images[:: max(1, len(self.train) // num_images)][:num_images]
-        return normalise(images, *(torch.tensor(values, device=images.device) for values in (self.mean, self.std)))
+        return Normalise(*torch.tensor([self.mean, self.std], device=images.device))(images)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -141,7 +141,9 @@ class DataModule(LightningDataModule, ABC):
         device = torch.device(self.device or (self.trainer.strategy.root_device if self.trainer else "cpu"))
         self.load()
         self.train, self.val = self.train.to(device), self.val.to(device)
-        self.pixel_stats = torch.tensor([self.mean, self.std], device=device)  # here, once: a copy waits for the GPU
+        self.normalise = Normalise(
+            *torch.tensor([self.mean, self.std], device=device)
+        )  # here, once: a copy waits for the GPU
         if stage == "test":
             self.load_test()
             self.test = self.test.to(device)
@@ -157,7 +159,7 @@ class DataModule(LightningDataModule, ABC):
         )
         sampler = ShuffledBatchSampler(count, self.batch_size, self.seed, rank, world_size, device)
         flip_mask = random_mask(count, 0.5, Generator().manual_seed(seed_for("flips", self.seed))).to(device)
-        return TrainLoader(self.train, sampler, self.augment, self.pixel_stats, self.num_classes, flip_mask)
+        return TrainLoader(self.train, sampler, self.augment, self.normalise, self.num_classes, flip_mask)
 
     def val_dataloader(self) -> EvalLoader:
         refuse_if(self.val is None, "no images have been read. Call prepare_data() and setup('fit') first")
@@ -170,11 +172,11 @@ class DataModule(LightningDataModule, ABC):
     def eval_loader(self, data: LabelledImages, limit: str) -> EvalLoader:
         """limit: the trainer's attribute that limits its batches."""
         if self.trainer is None:
-            return EvalLoader(data, self.eval_batch_size, self.pixel_stats)
+            return EvalLoader(data, self.eval_batch_size, self.normalise)
         # where a network is spread over the ranks, each of its forward passes needs all of them: all see every batch
         is_whole = isinstance(self.trainer.strategy, DDPStrategy)
         place = (self.trainer.global_rank, self.trainer.world_size) if is_whole else (0, 1)
-        return EvalLoader(data, self.eval_batch_size, self.pixel_stats, getattr(self.trainer, limit), *place)
+        return EvalLoader(data, self.eval_batch_size, self.normalise, getattr(self.trainer, limit), *place)
 
     def num_batches(self, world_size: int = 1) -> dict[str, int | None]:
         """Of an epoch's training, of validation and of the test; None where only reading the images tells."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cifar_resnet.data.augment import Augment, Randomness
 from cifar_resnet.data.samplers import ShuffledBatchSampler, spread_order
-from cifar_resnet.images import normalise
+from cifar_resnet.images import Normalise
 
 
 class LabelledImages:
@@ -38,28 +38,32 @@ class TrainLoader:
         data: LabelledImages,
         sampler: ShuffledBatchSampler,
         augment: Augment,
-        pixel_stats: Tensor,
+        normalise: Normalise,
         num_classes: int,
         flip_mask: Tensor,
     ):
-        """pixel_stats: mean and standard deviation, (2, C); flip_mask: (N,) bool, of alternating flips those that are
-        mirrored in even epochs."""
+        """flip_mask: (N,) bool, of alternating flips those that are mirrored in even epochs."""
         self.data, self.sampler, self.augment = data, sampler, augment
-        self.pixel_stats, self.num_classes, self.flip_mask = pixel_stats, num_classes, flip_mask
+        self.normalise, self.num_classes, self.flip_mask = normalise, num_classes, flip_mask
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return map(self.batch, self.sampler)
+        for indices in self.sampler:
+            yield self.deliver(indices)
+
+    def deliver(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The next batch; `callbacks.StepGraph` puts another way in its place."""
+        return self.batch(indices)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Of these images, (N,) int64, in the sampler's epoch."""
         # each row of pixels is copied as one block of memory
         images, labels = self.data.images.index_select(0, indices), self.data.labels.index_select(0, indices)
-        flips = self.flip_mask[indices] ^ bool(self.sampler.epoch % 2)
+        flips = self.flip_mask[indices] ^ self.sampler.is_odd
         randomness = Randomness(self.sampler.generator, self.sampler.numpy_rng, flips)
-        images, plan = self.augment(images, lambda pixels: normalise(pixels, *self.pixel_stats), randomness)
+        images, plan = self.augment(images, self.normalise, randomness)
         return images, labels if plan is None else plan.probabilities(labels, self.num_classes)
 
 
@@ -78,12 +82,12 @@ class EvalLoader:
         self,
         data: LabelledImages,
         batch_size: int,
-        pixel_stats: Tensor,
+        normalise: Normalise,
         limit: int | float | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.data, self.batch_size, self.pixel_stats, self.limit = data, batch_size, pixel_stats, limit
+        self.data, self.batch_size, self.normalise, self.limit = data, batch_size, normalise, limit
         self.rank, self.world_size = rank, world_size
         self.order = spread_order(data.labels).to(data.device)
 
@@ -97,7 +101,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches_of(self.rank):
-            yield normalise(self.data.images[batch], *self.pixel_stats), self.data.labels[batch]
+            yield self.normalise(self.data.images[batch]), self.data.labels[batch]
 
 
 def limited(num_batches: int, limit: int | float | None) -> int:

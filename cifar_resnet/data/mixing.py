@@ -5,12 +5,11 @@ Who is mixed with whom, and how much, is drawn for each image by itself.
 
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cifar_resnet.constraints import Positive, Probability, check
-from cifar_resnet.data.policies import gather, to_device
+from cifar_resnet.data.pixels import gather
 
 
 class MixPlan(NamedTuple):
@@ -66,7 +65,7 @@ def ricap(images: Tensor, partners: Tensor, corner: Tensor, offsets: Tensor) -> 
 
     source_rows = of_quarter(offsets[0]) + rows - lower * corner[0, :, None, None]
     source_columns = of_quarter(offsets[1]) + columns - right * corner[1, :, None, None]
-    return gather(images, of_quarter(partners), source_rows, source_columns)
+    return gather(images, source_rows, source_columns, sources=of_quarter(partners))
 
 
 class Mixing:
@@ -84,37 +83,53 @@ class Mixing:
         self.kind, self.probability = kind, probability
         self.alpha = alpha if alpha is not None else {"ricap": 0.3}.get(kind, 1.0)
 
-    def __call__(self, images: Tensor, random: np.random.Generator) -> tuple[Tensor, MixPlan]:
-        """images: (N, C, H, W), normalised, channels_last; returns the mixed ones and what they are made of."""
+    def __call__(self, images: Tensor, generator: Generator) -> tuple[Tensor, MixPlan]:
+        """images: (N, C, H, W), normalised, channels_last; returns the mixed ones and what they are made of.
+
+        generator: on the images' device.
+        """
         num_images, _, height, width = images.shape
         device = images.device
-        own, kept = np.arange(num_images), random.random(num_images) >= self.probability
-        draws = random.beta(self.alpha, self.alpha, (2, num_images))
-        others = [np.where(kept, own, random.permutation(num_images)) for _ in range(3)]
+        own = torch.arange(num_images, device=device)
+        others = torch.rand(3 if self.kind == "ricap" else 1, num_images, generator=generator, device=device).argsort(1)
+        shares = beta(self.alpha, (2, num_images), generator)
+        if self.probability < 1:
+            kept = torch.rand(num_images, generator=generator, device=device) >= self.probability
+            others, shares = torch.where(kept, own, others), torch.where(kept, 1.0, shares)
         if self.kind == "mixup":
-            partners, weights = np.stack([own, others[0]]), np.stack([draws[0], 1 - draws[0]])
-            mixed = mixup(images, to_device(others[0], device), to_device(draws[0].astype(np.float32), device))
+            mixed, weights = mixup(images, others[0], shares[0]), torch.stack([shares[0], 1 - shares[0]])
         elif self.kind == "cutmix":
-            box = self.draw_box(draws[0], height, width, random)
+            box = draw_box(shares[0], height, width, generator)
             area = (box[1] - box[0]) * (box[3] - box[2]) / (height * width)
-            partners, weights = np.stack([own, others[0]]), np.stack([1 - area, area])
-            mixed = cutmix(images, to_device(others[0], device), to_device(box, device))
+            mixed, weights = cutmix(images, others[0], box), torch.stack([1 - area, area])
         else:
-            corner = np.round(draws * [[height], [width]]).astype(np.int64)
-            corner[:, kept] = [[height], [width]]  # one crop, of the whole
-            heights = np.stack([corner[0], corner[0], height - corner[0], height - corner[0]])
-            widths = np.stack([corner[1], width - corner[1], corner[1], width - corner[1]])
-            offsets = random.integers(0, np.stack([height - heights, width - widths]) + 1)
-            partners, weights = np.stack([own, *others]), heights * widths / (height * width)
-            mixed = ricap(images, *(to_device(values, device) for values in (partners, corner, offsets)))
-        return mixed, MixPlan(to_device(partners, device), to_device(weights.astype(np.float32), device))
+            top, left = (shares[0] * height).round().long(), (shares[1] * width).round().long()
+            heights = torch.stack([top, top, height - top, height - top])
+            widths = torch.stack([left, width - left, left, width - left])
+            free = torch.stack([height - heights, width - widths]) + 1
+            offsets = (torch.rand(free.shape, generator=generator, device=device) * free).long()
+            weights = heights * widths / (height * width)
+            others = torch.cat([own[None], others])
+            return ricap(images, others, torch.stack([top, left]), offsets), MixPlan(others, weights)
+        return mixed, MixPlan(torch.cat([own[None], others]), weights)
 
-    @staticmethod
-    def draw_box(share: np.ndarray, height: int, width: int, random: np.random.Generator) -> np.ndarray:
-        """A box of 1 - share of the area, around a random pixel, cut at the border: (4, N) (CutMix, algorithm A1)."""
-        bounds = []
-        for length in (height, width):
-            reach = (length * np.sqrt(1 - share)).astype(np.int64) // 2
-            centre = random.integers(length, size=len(share))
-            bounds += [np.clip(centre - reach, 0, length), np.clip(centre + reach, 0, length)]
-        return np.stack(bounds)
+
+def beta(alpha: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Drawn from Beta(alpha, alpha), as float32."""
+    device = generator.device
+    if alpha == 1:
+        return torch.rand(shape, generator=generator, device=device)
+    # in float64: a small alpha's numbers would come out as 0, and two of them as 0 / 0
+    concentrations = torch.full((2, *shape), alpha, dtype=torch.float64, device=device)
+    one, other = torch._standard_gamma(concentrations, generator)
+    return (one / (one + other)).float()
+
+
+def draw_box(shares: Tensor, height: int, width: int, generator: Generator) -> Tensor:
+    """A box of 1 - share of the area, around a random pixel, cut at the border: (4, N) (CutMix, algorithm A1)."""
+    bounds = []
+    for length in (height, width):
+        reach = (length * (1 - shares).sqrt()).long() // 2
+        centre = torch.randint(length, shares.shape, generator=generator, device=shares.device)
+        bounds += [(centre - reach).clamp_(min=0), (centre + reach).clamp_(max=length)]
+    return torch.stack(bounds)

@@ -5,7 +5,8 @@ nearest neighbours and black beyond the border; the tests compare with it. Which
 so that images can be grouped by operation without asking a GPU how many there are.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from cifar_resnet.constraints import Count, check
+from cifar_resnet.data.pixels import gather
 
 Magnitude = Annotated[int, Interval(ge=0, le=30)]
 
@@ -142,35 +144,37 @@ class AutoAugment:
 
 def apply(images: Tensor, choice: Choice) -> Tensor:
     """Each image's own operation. images: (N, 3, H, W) uint8, channels_last; returns the same kind."""
-    images = images.clone(memory_format=torch.channels_last)
-    for operation, names in (
-        (transform, GEOMETRIC),
-        (map_levels, LEVELS),
-        (saturate, {"Color": None}),
-        (sharpen, {"Sharpness": None}),
+    images, work = images.clone(memory_format=torch.channels_last), []
+    for names, numbers_for, operation in (
+        (GEOMETRIC, matrices, transform),
+        (LEVELS, levels_by_operation, map_levels),
+        (["Color"], factors, saturate),
+        (["Sharpness"], factors, sharpen),
     ):
         chosen = np.flatnonzero(np.isin(choice.operations, list(names)))
         if len(chosen):
-            index = to_device(chosen, images.device)
             picked = Choice(choice.operations[chosen], choice.strengths[chosen])
-            images.index_copy_(0, index, operation(images.index_select(0, index), picked))
+            work.append((operation, [chosen, *numbers_for(picked, images.shape)], picked))
+    numbers = iter(to_device([array for _, arrays, _ in work for array in arrays], images.device))
+    for operation, arrays, picked in work:
+        index, *own = itertools.islice(numbers, len(arrays))
+        images.index_copy_(0, index, operation(images.index_select(0, index), picked, *own))
     return images
 
 
-def to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(values)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-def gather(images: Tensor, sources: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The pixel at (row, column) of image number `source`, for each pixel of the result.
-
-    images: (N, C, H, W), channels_last; the others int64, broadcast to the result's (M, height, width).
-    """
-    _, channels, height, width = images.shape
-    index = sources * (height * width) + rows * width + columns
-    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, index.flatten())
-    return pixels.view(*index.shape, channels).permute(0, 3, 1, 2)
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """All of them by one copy, for which nobody waits. arrays: of int64 or float32."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    places = np.cumsum([0, *(-(-array.nbytes // 8) * 8 for array in arrays)])  # each where its numbers may begin
+    parcel = np.empty(places[-1], np.uint8)
+    for array, start in zip(arrays, places, strict=False):
+        parcel[start : start + array.nbytes] = array.ravel().view(np.uint8)
+    sent = torch.from_numpy(parcel).pin_memory().to(device, non_blocking=True)
+    return [
+        sent[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+        for array, start in zip(arrays, places, strict=False)
+    ]
 
 
 # from an output pixel to the one it shows: source = matrix @ (output, 1), of pixel centres with (0, 0) in the middle;
@@ -187,22 +191,26 @@ GEOMETRIC: dict[str, Callable[[float, float], tuple]] = {
 }
 
 
-def transform(images: Tensor, choice: Choice) -> Tensor:
-    """Shear, translate or rotate each image, by nearest neighbours, black beyond the border."""
-    num_images, _, height, width = images.shape
-    matrices = [
-        GEOMETRIC[name](value, (height if name == "ShearX" else width) / 2)
+def matrices(choice: Choice, shape: Sequence[int]) -> list[np.ndarray]:
+    """One for each image: (N, 2, 3). shape: (N, C, H, W)."""
+    each = [
+        GEOMETRIC[name](value, (shape[2] if name == "ShearX" else shape[3]) / 2)
         for name, value in zip(choice.operations, choice.strengths, strict=True)
     ]
+    return [np.array(each, np.float32)]
+
+
+def transform(images: Tensor, choice: Choice, matrices: Tensor) -> Tensor:
+    """Shear, translate or rotate each image, by nearest neighbours, black beyond the border."""
+    height, width = images.shape[2:]
     x = torch.arange(width, device=images.device) + 0.5 - width / 2
     y = torch.arange(height, device=images.device)[:, None] + 0.5 - height / 2
-    along_x, along_y, shift = to_device(np.array(matrices, np.float32), images.device)[..., None, None].unbind(2)
+    along_x, along_y, shift = matrices[..., None, None].unbind(2)
     source = along_x * x + along_y * y + shift  # (N, 2, H, W)
     columns = (source[:, 0] + (width / 2 - 0.5)).round().long()
     rows = (source[:, 1] + (height / 2 - 0.5)).round().long()
     outside = (columns < 0) | (columns >= width) | (rows < 0) | (rows >= height)
-    own = torch.arange(num_images, device=images.device)[:, None, None]
-    shown = gather(images, own, rows.clamp_(0, height - 1), columns.clamp_(0, width - 1))
+    shown = gather(images, rows.clamp_(0, height - 1), columns.clamp_(0, width - 1))
     return shown.masked_fill_(outside[:, None], 0)
 
 
@@ -245,31 +253,37 @@ LEVELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def map_levels(images: Tensor, choice: Choice) -> Tensor:
+def levels_by_operation(choice: Choice, shape: Sequence[int]) -> list[np.ndarray]:
+    """Of each operation, in the order of `np.unique`, its images and their strengths: (M,) each."""
+    each = [np.flatnonzero(choice.operations == name) for name in np.unique(choice.operations)]
+    return [array for chosen in each for array in (chosen, choice.strengths[chosen].astype(np.float32))]
+
+
+def map_levels(images: Tensor, choice: Choice, *by_operation: Tensor) -> Tensor:
     """Replace every level of each channel by another."""
     num_images, channels = images.shape[:2]
     levels = torch.arange(256.0, device=images.device)
     table = torch.empty(num_images, channels, 256, device=images.device)
-    for name in np.unique(choice.operations):
-        chosen = np.flatnonzero(choice.operations == name)
-        index = to_device(chosen, images.device)
-        values = to_device(choice.strengths[chosen].astype(np.float32), images.device)[:, None, None]
-        rows = LEVELS[name](values, levels, images.index_select(0, index))
-        table.index_copy_(0, index, rows.expand(len(chosen), channels, 256))
+    for name, index, values in zip(np.unique(choice.operations), by_operation[::2], by_operation[1::2], strict=True):
+        rows = LEVELS[name](values[:, None, None], levels, images.index_select(0, index))
+        table.index_copy_(0, index, rows.expand(len(index), channels, 256))
     offsets = torch.arange(num_images * channels, device=images.device).view(num_images, 1, 1, channels) * 256
     index = images.permute(0, 2, 3, 1) + offsets
     return table.to(torch.uint8).flatten().index_select(0, index.flatten()).view(index.shape).permute(0, 3, 1, 2)
 
 
-def saturate(images: Tensor, choice: Choice) -> Tensor:
+def factors(choice: Choice, shape: Sequence[int]) -> list[np.ndarray]:
+    """1 + strength of each image: (N, 1, 1, 1)."""
+    return [1 + choice.strengths.astype(np.float32)[:, None, None, None]]
+
+
+def saturate(images: Tensor, choice: Choice, factor: Tensor) -> Tensor:
     """Blend with the grey image: 1 + strength of the colours."""
-    factor = 1 + to_device(choice.strengths.astype(np.float32), images.device)[:, None, None, None]
     return (images * factor + luma(images)[:, None] * (1 - factor)).clamp(0, 255).to(torch.uint8)
 
 
-def sharpen(images: Tensor, choice: Choice) -> Tensor:
+def sharpen(images: Tensor, choice: Choice, factor: Tensor) -> Tensor:
     """Blend with the smoothed image: 1 + strength of the details. The outermost pixels stay."""
-    factor = 1 + to_device(choice.strengths.astype(np.float32), images.device)[:, None, None, None]
     sharp = images.float()
     kernel = torch.ones(3, 1, 3, 3, device=images.device) / 13
     kernel[:, :, 1, 1] = 5 / 13

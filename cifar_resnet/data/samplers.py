@@ -51,11 +51,13 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
         self.rank, self.world_size, self.device = rank, world_size, device
         self.num_given, self.restored = 0, {}
         self.generator = Generator(device)
+        self.is_odd = torch.zeros((), dtype=torch.bool, device=device)  # the epoch
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch, a resumed one included."""
         self.epoch = epoch
+        self.is_odd.fill_(epoch % 2 == 1)
         self.generator.manual_seed(seed_for("augmentation", self.seed, epoch, self.rank))
         self.numpy_rng = np.random.default_rng(seed_for("policies", self.seed, epoch, self.rank))
 

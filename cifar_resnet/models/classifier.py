@@ -12,14 +12,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, Metric, classification
+from torchmetrics import Metric
 from torchmetrics.utilities.prints import rank_zero_only
 
 from cifar_resnet.archives import as_planes, batches_of, to_size
 from cifar_resnet.constraints import TTA, FractionBelowOne, Positive, WholeNumber, check
 from cifar_resnet.errors import UsageError, first_sentence, refuse_if
-from cifar_resnet.images import normalise
+from cifar_resnet.images import Normalise
 from cifar_resnet.models.distillation import Distillation
+from cifar_resnet.models.metrics import Mean
 from cifar_resnet.models.parallel import exchanged, keep_gradients, share_statistics
 from cifar_resnet.models.summary import num_parameters, run_once
 from cifar_resnet.models.tta import log_probabilities
@@ -62,10 +63,8 @@ class Classifier(LightningModule):
         self.label_smoothing, self.tta, self.max_params = label_smoothing, tta, max_params
         self.decay_norm_and_bias, self.bias_lr_factor = decay_norm_and_bias, bias_lr_factor
         self.optimizer, self.scheduler, self.distillation = optimizer, scheduler, distillation
-        self.train_acc, self.val_acc, self.test_acc = (
-            classification.MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
-        )
-        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
+        self.train_acc, self.val_acc, self.test_acc = (Mean() for _ in range(3))
         self.seed = 0  # of dropout and its like
         self.monitor = "val/loss"  # of schedules that go by a metric
         self.config: dict | None = None  # of the run, kept in its checkpoints
@@ -119,13 +118,13 @@ class Classifier(LightningModule):
             images[None]. ValueError for other numbers, and where one picture might be several grey ones.
         batch_size: how many at a time.
         """
-        stats, size = self.pixel_stats(self.device), self.data_state["image_size"]
+        normalise, size = Normalise(*self.pixel_stats(self.device)), self.data_state["image_size"]
         planes = as_planes(np.asarray(images.cpu() if isinstance(images, Tensor) else images), "predict(images)")
         each = []
         for batch in batches_of(planes, batch_size):
             pixels = torch.from_numpy(to_size(batch, size)).to(self.device)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            each.append(log_probabilities(self, normalise(pixels, *stats), self.tta).exp())
+            each.append(log_probabilities(self, normalise(pixels), self.tta).exp())
         return torch.cat(each)
 
     # Training
@@ -138,10 +137,12 @@ class Classifier(LightningModule):
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
 
     def on_fit_start(self) -> None:
+        self.is_unlogged = True  # an epoch that goes on in its middle has no start
         self.with_progress = [module for module in self.modules() if hasattr(module, "progress")]
         self.sam = next((optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, SAM)), None)
 
     def on_train_epoch_start(self) -> None:
+        self.is_unlogged = True
         self.trainer.callback_metrics.clear()  # an epoch that is not validated has no scores of an earlier one
         # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
         torch.manual_seed(seed_for("network", self.seed, self.current_epoch, self.global_rank))
@@ -157,8 +158,14 @@ class Classifier(LightningModule):
         loss, logits = self.loss(images, labels)
         # a mixed image counts as the class that it shows most of: so a perfect network still scores 100%
         self.update_metrics("train", loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
-        self.log_metrics("train")
+        self.log_once()
         return loss
+
+    def log_once(self) -> None:
+        """In an epoch: which is enough for its means, while each time keeps the host."""
+        if self.is_unlogged:
+            self.log_metrics("train")
+            self.is_unlogged = False
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What training minimises, and the logits."""
@@ -288,9 +295,9 @@ class Classifier(LightningModule):
 
     def update_metrics(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Means over the epoch, kept on the device: nothing here waits for the GPU."""
-        mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_acc")
-        mean.update(loss.detach(), torch.full_like(loss, len(labels)))
-        accuracy.update(logits, labels)
+        count = len(labels)
+        getattr(self, f"{split}_loss").update(loss.detach() * count, count)
+        getattr(self, f"{split}_acc").update((logits.argmax(1) == labels).sum(), count)
 
     def log_metrics(self, split: str) -> None:
         """Of all ranks, which do so together: after validation and test, in which some may have had no batch."""

@@ -306,6 +306,8 @@ class ResNet(Classifier):
         features = F.relu(self.norm(features), inplace=True) if self.preactivated else features
         if self.pool_size == 1:
             features = features.mean((2, 3))  # adaptive pooling's backward pass is not deterministic on CUDA
+        elif not any(int(side) % self.pool_size for side in features.shape[2:]):
+            features = F.avg_pool2d(features, [int(side) // self.pool_size for side in features.shape[2:]]).flatten(1)
         else:
             features = F.adaptive_avg_pool2d(features, self.pool_size).flatten(1)
         return self.fc(self.dropout(features))

@@ -49,7 +49,7 @@ class StackedEnsemble(Classifier):
     def __init__(self, members: Sequence[Classifier]):
         first = members[0]
         super().__init__(
-            num_classes=first.train_acc.num_classes,
+            num_classes=first.hparams.num_classes,
             label_smoothing=first.label_smoothing,
             decay_norm_and_bias=first.decay_norm_and_bias,
             bias_lr_factor=first.bias_lr_factor,
@@ -129,7 +129,7 @@ class StackedEnsemble(Classifier):
     def update_metrics(self, split: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """The members' mean, and each member's own. losses: (members,)."""
         super().update_metrics(split, losses.mean(), logits, labels)
-        for member, (loss, *own) in zip(self.members, self.shares(losses, logits, labels), strict=True):
+        for member, loss, own in zip(self.members, losses, self.shares(logits, labels), strict=True):
             member.update_metrics(split, loss, *own)
 
     def metrics(self, split: str) -> dict[str, Metric]:

@@ -1,6 +1,7 @@
 """Muon for the filters of convolutions, SGD for everything else, as one optimizer (Jordan et al. 2024)."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,8 +9,8 @@ from torch import Tensor
 from cifar_resnet.constraints import Count, FractionBelowOne, NonNegative, check
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: singular values come to lie around 1.
+def orthogonalise(matrices: Tensor, steps: int = 5, scale: float = 1.0) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly: singular values come to lie around `scale`.
 
     matrices: (B, rows, columns). In bfloat16, by `steps` Newton-Schulz iterations.
     """
@@ -17,16 +18,62 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    for step in range(steps):
+        last = scale if step == steps - 1 else 1.0
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a * last, alpha=last)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def as_rows(filters: Tensor) -> Tensor:
+    """Each filter as a row, (out, in * k * k), without a copy: in the order in which its weights lie in memory.
+
+    To exchange columns changes nothing of what makes a matrix orthogonal.
+    """
+    lies_last = filters.is_contiguous(memory_format=torch.channels_last)
+    return (filters.permute(0, 2, 3, 1) if lies_last else filters).flatten(1)
+
+
+def as_filters(rows: Tensor, like: Tensor) -> Tensor:
+    """What `as_rows` has made of such filters."""
+    if like.is_contiguous(memory_format=torch.channels_last):
+        out, channels, height, width = like.shape
+        return rows.view(out, height, width, channels).permute(0, 3, 1, 2)
+    return rows.view_as(like)
+
+
+def on_device(number: float | Tensor, device: torch.device) -> Tensor:
+    """As a tensor there, (), for which nobody waits."""
+    return number.float() if isinstance(number, Tensor) else torch.full((), number, device=device)
+
+
+@contextlib.contextmanager
+def undone_where(found_inf: Tensor | None, tensors: list[Tensor]) -> Iterator[None]:
+    """What happens to the tensors within this has not happened where found_inf is not 0, which the device alone knows.
+
+    found_inf: (), as `torch.amp.GradScaler` hands it to optimizers. tensors: each without gaps in memory.
+    """
+    if found_inf is None or not tensors:
+        yield
+        return
+    before = torch.cat([in_a_row(tensor) for tensor in tensors])
+    yield
+    after = torch.cat([in_a_row(tensor) for tensor in tensors])
+    chosen = torch.where(found_inf == 0, after, before).split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_([in_a_row(tensor) for tensor in tensors], list(chosen))
+
+
+def in_a_row(tensor: Tensor) -> Tensor:
+    """Its numbers as they lie in memory: (numel,)."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for weights of four dimensions; SGD with the same momentum for all others.
 
     A filter is a row: weights (out, in, k, k) are flattened to (out, in * k * k), as torch.optim.Muon wants them.
+    A step whose gradients overflowed under a loss scale is left out on the device, as by torch's fused optimizers; that
+    takes a copy of all weights, which `spares_scale` asks to be spared.
 
     ns_steps: Newton-Schulz iterations; fewer leave a gradient's weakest directions weaker.
     lr, weight_decay: of the filters. The decay is decoupled: lr * weight_decay of each weight goes at each step.
@@ -52,8 +99,9 @@ class Muon(torch.optim.Optimizer):
         unit_filters: bool = False,
     ):
         check(Muon, locals())
-        groups = []
-        for group in [group if isinstance(group, dict) else {"params": [group]} for group in params]:
+        self.skips_on_device = self.spares_scale = self.is_recordable = True
+        params, groups = list(params), []
+        for group in params if params and isinstance(params[0], dict) else [{"params": params}]:
             filters = [parameter for parameter in group["params"] if parameter.ndim == 4]
             others = [parameter for parameter in group["params"] if parameter.ndim != 4]
             decay = min(other_weight_decay, group.get("weight_decay", other_weight_decay))
@@ -66,11 +114,15 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            update = self.step_filters if group["muon"] else self.step_others
-            if parameters:
-                update(parameters, group["lr"], group["weight_decay"])
+        groups = [[weight for weight in group["params"] if weight.grad is not None] for group in self.param_groups]
+        weights = [weight for group in groups for weight in group]
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            torch._foreach_div_([weight.grad for weight in weights], scale)
+        with undone_where(getattr(self, "found_inf", None), [*weights, *self.momenta(weights)]):
+            for group, parameters in zip(self.param_groups, groups, strict=True):
+                update = self.step_filters if group["muon"] else self.step_others
+                if parameters:
+                    update(parameters, on_device(group["lr"], parameters[0].device), group["weight_decay"])
         return loss
 
     def momenta(self, parameters: list[Tensor]) -> list[Tensor]:
@@ -79,23 +131,29 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
-    def step_filters(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
-        for shape in dict.fromkeys(parameter.shape for parameter in parameters):
-            alike = [parameter for parameter in parameters if parameter.shape == shape]  # multiplied at once
-            gradients, momenta = [parameter.grad for parameter in alike], self.momenta(alike)
-            torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
-            updates = torch._foreach_lerp(gradients, momenta, self.momentum) if self.nesterov else momenta
-            flat = torch.stack([update.flatten(1) for update in updates])
+    def step_filters(self, parameters: list[Tensor], lr: Tensor, weight_decay: float) -> None:
+        gradients, momenta = [parameter.grad for parameter in parameters], self.momenta(parameters)
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        updates = torch._foreach_lerp(gradients, momenta, self.momentum) if self.nesterov else momenta
+        directions: list[Tensor] = [None] * len(parameters)
+        alike: dict[tuple, list[int]] = {}  # to be multiplied at once
+        for index, update in enumerate(updates):
+            alike.setdefault((update.shape, update.stride()), []).append(index)
+        for (shape, _), indices in alike.items():
+            rows = torch.stack([as_rows(updates[index]) for index in indices])
             # a tall matrix's update is smaller than its size deserves
-            scale = max(1.0, flat.shape[1] / flat.shape[2]) ** 0.5
-            directions = orthogonalise(flat, self.ns_steps).view(len(alike), *shape).unbind()
+            scale = max(1.0, rows.shape[1] / rows.shape[2]) ** 0.5
+            for index, direction in zip(indices, orthogonalise(rows, self.ns_steps, scale).unbind(), strict=True):
+                directions[index] = as_filters(direction, updates[index])
             if self.unit_filters:
-                torch._foreach_div_(alike, torch._foreach_norm(alike))
-                torch._foreach_mul_(alike, shape[0] ** 0.5)
-            torch._foreach_mul_(alike, 1 - lr * weight_decay)
-            torch._foreach_add_(alike, directions, alpha=-lr * scale)
+                own = [parameters[index] for index in indices]
+                torch._foreach_div_(own, torch._foreach_norm(own))
+                torch._foreach_mul_(own, shape[0] ** 0.5)
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_mul_(directions, -lr)
+        torch._foreach_add_(parameters, directions)
 
-    def step_others(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+    def step_others(self, parameters: list[Tensor], lr: Tensor, weight_decay: float) -> None:
         gradients = [parameter.grad for parameter in parameters]
         if weight_decay:
             gradients = torch._foreach_add(gradients, parameters, alpha=weight_decay)
@@ -103,4 +161,4 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, self.other_momentum)
         torch._foreach_add_(momenta, gradients)
         updates = torch._foreach_add(gradients, momenta, alpha=self.other_momentum) if self.nesterov else momenta
-        torch._foreach_add_(parameters, updates, alpha=-lr)
+        torch._foreach_add_(parameters, torch._foreach_mul(updates, -lr))

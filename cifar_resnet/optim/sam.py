@@ -40,6 +40,7 @@ class SAM(torch.optim.Optimizer):
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
+        self.spares_scale = True  # by which the first pass, whose gradients nobody keeps, may overflow as well
         self.moved, self.saved = [], []  # weights, and what they were before `perturb`
 
     def parameters(self) -> list[Tensor]:
@@ -56,7 +57,8 @@ class SAM(torch.optim.Optimizer):
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self.adaptive:
             gradients = torch._foreach_mul(gradients, sizes)
-        self.moved, self.saved = parameters, [parameter.clone() for parameter in parameters]
+        self.moved, self.saved = parameters, [torch.empty_like(parameter) for parameter in parameters]
+        torch._foreach_copy_(self.saved, parameters)
         # gradients of nothing but zeros lead nowhere, not to a division by zero
         length = self.rho / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         torch._foreach_add_(parameters, torch._foreach_mul(gradients, length))
@@ -71,14 +73,22 @@ class SAM(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Tensor | None:
         loss = None if closure is None else torch.enable_grad()(closure)()
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        finite = torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
-        if all(group.get("fused") for group in self.base.param_groups):
-            self.base.found_inf = 1 - finite.float()  # which its kernels ask for on the device: nothing waits
+        found_inf = getattr(self, "found_inf", None)  # where a loss scaler has looked before
+        if found_inf is None:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            found_inf, unscaled = (torch.full((), value, device=gradients[0].device) for value in (0.0, 1.0))
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, found_inf, unscaled)
+        if self.skips_on_device:
+            self.base.found_inf, self.base.grad_scale = found_inf, getattr(self, "grad_scale", None)
             self.base.step()
-        elif finite:
+        elif not found_inf:
             self.base.step()
         return loss
+
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether the base leaves a step out where the device finds gradients that are not finite, and nobody asks."""
+        return any(getattr(self.base, name, False) for name in ("skips_on_device", "_step_supports_amp_scaling"))
 
     def state_dict(self) -> dict:
         return self.base.state_dict()

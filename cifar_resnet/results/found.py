@@ -24,12 +24,13 @@ IN_A_RECORD: dict[str, object] = {
 }
 # settings that leave what comes out as it is, or say no more than where something lies
 NOT_A_DIFFERENCE = (
-    "seed", "name", "run_dir", "output_dir", "resume", "page", "test", "dry_run", "overrides", "choices", "logger",
-    "range_test", "ensemble", "data._target_", "data.root", "data.train", "data.test", "data.seed", "data.device",
-    "data.eval_batch_size", "optimizer.fused", "trainer.accelerator", "trainer.benchmark", "trainer.default_root_dir",
-    "trainer.detect_anomaly", "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.inference_mode",
-    "trainer.log_every_n_steps", "trainer.num_sanity_val_steps", "trainer.profiler", "callbacks.augmented_batch",
-    "callbacks.learning_rate", "callbacks.metrics", "callbacks.progress", "callbacks.schedule",
+    "seed", "name", "run_dir", "output_dir", "resume", "page", "test", "dry_run", "graph", "overrides", "choices",
+    "logger", "range_test", "ensemble", "data._target_", "data.root", "data.train", "data.test", "data.seed",
+    "data.device", "data.eval_batch_size", "optimizer.fused", "trainer.accelerator", "trainer.benchmark",
+    "trainer.default_root_dir", "trainer.detect_anomaly", "trainer.enable_model_summary",
+    "trainer.enable_progress_bar", "trainer.inference_mode", "trainer.log_every_n_steps",
+    "trainer.num_sanity_val_steps", "trainer.profiler", "callbacks.augmented_batch", "callbacks.learning_rate",
+    "callbacks.metrics", "callbacks.progress", "callbacks.schedule",
 )  # fmt: skip
 
 

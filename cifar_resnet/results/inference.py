@@ -13,7 +13,7 @@ from cifar_resnet import checkpoints
 from cifar_resnet.constraints import TTA, check
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.hardware import keep_freed_memory
-from cifar_resnet.images import normalise
+from cifar_resnet.images import Normalise
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.tta import log_probabilities
 
@@ -68,6 +68,7 @@ class Ensemble:
             )
         for network in self.networks:
             network.to(self.device, memory_format=torch.channels_last)
+        self.normalise = [Normalise(*network.pixel_stats(self.device)) for network in self.networks]
 
     @torch.inference_mode()
     def log_probs(self, images: Tensor, batch_size: int = 500) -> Tensor:
@@ -80,8 +81,8 @@ class Ensemble:
             batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
             with self.fabric.autocast():
                 each = [
-                    log_probabilities(net, normalise(batch, *net.pixel_stats(self.device)), self.tta or net.tta)
-                    for net in self.networks
+                    log_probabilities(net, normalise(batch), self.tta or net.tta)
+                    for net, normalise in zip(self.networks, self.normalise, strict=True)
                 ]
             batches.append(torch.stack(each).cpu())
         return torch.cat(batches, dim=1)

@@ -338,7 +338,7 @@ def test_the_time_before_a_resume_counts_and_an_end_by_time_is_an_end(cifar_trai
     assert_same_end(run_dirs()[0], Path("mine"))
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("time", "more"),
     [

@@ -215,16 +215,21 @@ def answers_without_torch(jobs: list[tuple[str, list[str]]], folder: Path) -> li
 
 
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(6))
 def test_unknown_words_kinds_grammar_and_missing_files_are_told_without_torch(things, offline, part):
     """Importing it takes most of the time that a command needs to say so."""
-    rows = WITHOUT_TORCH[part::3]
+    rows = WITHOUT_TORCH[part::6]
     before = everything(things)
     answers = answers_without_torch([(command, on_tiny(command, line)) for command, line, *_ in rows], things)
     for (command, line, *words), (code, output) in zip(rows, answers, strict=True):
         assert code == 2, (command, line, output)
         assert_names(the_line(output), words)
     assert everything(things) == before
+
+
+def slow_if_long(row: tuple[str, ...]) -> object:
+    """Where other processes are started, which take seconds."""
+    return pytest.param(row, marks=pytest.mark.slow) if "trainer.devices=2" in row[1] else row
 
 
 def names_of(row: tuple[str, ...]) -> str:
@@ -245,7 +250,7 @@ def test_ranges_types_and_relations_are_told_before_data_is_read_and_before_ther
     assert not made
 
 
-@pytest.mark.parametrize("row", LATER, ids=names_of)
+@pytest.mark.parametrize("row", [slow_if_long(row) for row in LATER], ids=names_of)
 def test_what_only_images_or_a_trainer_can_tell_leaves_no_folder(row, refused):
     command, line, *words = row
     assert_names(refused(command, line), words)

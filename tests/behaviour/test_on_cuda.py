@@ -103,7 +103,7 @@ def test_steps_of_each_optimizer_are_those_of_the_cpu(exact, optimizer):
         ("augment=mixup", "model.drop_block=0.1", "model.drop_block_size=3", "model.squeeze_excitation=4"),
         ("augment=ricap", "model.stem=whitening", "model.stochastic_depth=0.1", "model.shake_drop=0.1"),
         ("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"),
-        ("trainer.deterministic=true", "precision=32-true"),
+        ("trainer.deterministic=true", "precision=32-true", "model.pool_size=2"),
         ("callbacks=early_stopping", "trainer.check_val_every_n_epoch=2"),
         ("ensemble.size=2",),
         ("ensemble.size=2", "precision=32-true"),
@@ -132,6 +132,32 @@ def test_images_are_augmented_where_they_lie():
 def test_compiled(cifar_train, run_dirs):
     assert cifar_train(*HALF, "compile=true") == 0
     assert (run_dirs()[0] / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("optimizer=adam", "augment=cutmix", "model.dropout=0.1"),
+        ("optimizer=adamw", "averaging=ema", "scheduler=one_cycle", "scheduler.max_lr=0.01"),
+        ("optimizer=muon", "precision=bf16-mixed"),
+        ("optimizer=muon", "precision=16-mixed"),
+        ("precision=32-true", "trainer.gradient_clip_val=1", "model.drop_block=0.1", "model.drop_block_size=3"),
+        ("model.label_smoothing=0.1", "augment=ricap", "scheduler=multistep"),
+    ],
+    ids=" ".join,
+)
+def test_a_step_as_one_graph_trains_as_steps_of_many_kernels_do(cifar_train, run_dirs, capsys, options):
+    """From epoch to epoch, with another learning rate, other images and other noise in each step."""
+    given = ("precision=auto", "trainer.max_epochs=3", "trainer.deterministic=true", *options)
+    assert cifar_train(*given, "graph=false") == 0
+    assert cifar_train(*given, "graph=true") == 0
+    assert "warning" not in "".join(capsys.readouterr()).lower()
+    plain, graphed = (last_of(run_dir) for run_dir in run_dirs())
+    for key, weights in plain["state_dict"].items():
+        torch.testing.assert_close(graphed["state_dict"][key], weights, rtol=1e-3, atol=1e-4, msg=key)
+    one, other = (record_of(run_dir)["metrics"] for run_dir in run_dirs())
+    assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "sam", "muon"])

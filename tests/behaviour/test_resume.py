@@ -32,7 +32,7 @@ def same_rows(*folders: Path) -> bool:
 # Stopped and resumed
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "overrides",
     [

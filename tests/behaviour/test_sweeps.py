@@ -122,6 +122,7 @@ def test_a_damaged_record_stops_its_own_job_alone(cifar_train, run_dirs, capsys)
     assert "1 of 2 jobs failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_with_failures_ends_and_tries_only_those_again(capsys):
     tiny = [text for text in TINY if not text.startswith(("data", "trainer"))]
     images, labels = Synthetic(num_train=120, num_test=40).read(train=True)

@@ -21,7 +21,7 @@ from cifar_resnet.errors import UsageError
 from cifar_resnet.models import Classifier, ResNet, SpeedNet, StackedEnsemble
 from cifar_resnet.runs import find_checkpoints
 
-FOUR = ["ensemble.size=4", "optimizer.lr=0.02", "trainer.max_epochs=2"]
+FOUR = ["ensemble.size=4", "optimizer.lr=0.005", "trainer.max_epochs=2"]
 
 
 def folder_of(name: str = "train") -> Path:
@@ -84,9 +84,8 @@ OPTIONS = {
 OF_ITS_OWN = ("train_seconds", "seconds", "images_per_second", "finished", "run_dir", "name", "config", "metrics")
 
 
-@pytest.mark.parametrize(
-    "option", [pytest.param(name, marks=[pytest.mark.slow] * (name != "all at once")) for name in OPTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
 def test_members_leave_what_they_would_have_left_alone(cifar_train, trained, option):
     teacher = [f"distill.teacher={trained}"] if "teacher" in option else []
     command = [*OPTIONS[option], *teacher, *TWO[1:]]

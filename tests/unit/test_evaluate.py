@@ -193,6 +193,7 @@ def test_a_run_folder_that_is_called_like_a_file_is_one(own_run, tmp_path):
     assert Path("teacher-best.ckpt/evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_temperature_is_fitted_on_validation_images_alone(own_run):
     assert cli.evaluate([f"checkpoint={own_run}", f"output_dir={own_run}/a", *PLAIN]) == 0
     first = result_in(own_run / "a")
@@ -219,6 +220,7 @@ def test_no_temperature_where_the_validation_images_are_others(own_run):
     assert "others than in training" in result["temperature_from"]
 
 
+@pytest.mark.slow
 def test_an_ensemble_equals_an_average_in_numpy(own_sweep, capsys):
     assert cli.evaluate([f"checkpoint={own_sweep}", f"output_dir={own_sweep}/all", *PLAIN]) == 0
     result = result_in(own_sweep / "all")

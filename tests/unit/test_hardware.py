@@ -17,6 +17,14 @@ def test_auto_follows_the_hardware(monkeypatch, cuda, bf16, expected):
     assert resolve_precision("auto", accelerator="auto") == expected
 
 
+def test_bf16_on_a_chip_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match=r"^Tesla T4 does not compute in bfloat16. Got .*; give precision=16-mixed$"):
+        resolve_precision("bf16-mixed", accelerator="gpu")
+
+
 def test_asking_for_a_cpu_is_heard_on_a_machine_with_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: True)
@@ -26,9 +34,15 @@ def test_asking_for_a_cpu_is_heard_on_a_machine_with_a_gpu(monkeypatch):
 def test_float32_matmul_reaches_torch_on_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     try:
-        resolve_precision("32-true", float32_matmul="medium")
-        assert torch.get_float32_matmul_precision() == "medium"
+        for precision, asked, found in (
+            ("32-true", "medium", "medium"), ("16-mixed", "highest", "highest"), ("32-true", None, "highest"),
+            ("auto", None, "high"),
+        ):  # fmt: skip
+            resolve_precision(precision, float32_matmul=asked)
+            assert torch.get_float32_matmul_precision() == found
+            assert torch.backends.cudnn.allow_tf32 == (found != "highest")
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -42,7 +56,7 @@ def test_fp16_on_a_cpu_is_refused_rather_than_exchanged():
     ("options", "message"),
     [
         ({"precision": "fp8"}, "precision must be auto, 16-mixed, bf16-mixed or 32-true. Got 'fp8'"),
-        ({"float32_matmul": "low"}, "float32_matmul must be highest, high or medium. Got 'low'"),
+        ({"float32_matmul": "low"}, "float32_matmul must be highest, high or medium or null. Got 'low'"),
     ],
 )
 def test_unknown_names_are_answered_with_the_known_ones(options, message):

@@ -22,7 +22,7 @@ def skipped_after(finite: list[bool], callback: FiniteLoss, scaler: torch.amp.Gr
     logged = {}
 
     def log(name, value, sync_dist):
-        logged[name] = value.item()
+        logged[name] = value
 
     model = SimpleNamespace(device=torch.device("cpu"), log=log)
     weight = torch.ones(1, requires_grad=True)

@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from cifar_resnet.data import Synthetic
 from cifar_resnet.data.augment import Augment, Randomness, crop_and_flip, cutout, random_centres, random_offsets
-from cifar_resnet.images import normalise
+from cifar_resnet.images import Normalise
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 
@@ -50,9 +50,7 @@ def test_cutout_zeroes_the_square_around_each_centre():
 
 def test_every_image_gets_its_own_numbers():
     images = random_images(1).expand(500, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    augmented, _ = Augment(crop_padding=4, cutout_probability=1.0)(
-        images, lambda batch: normalise(batch, MEAN, STD), randomness(500)
-    )
+    augmented, _ = Augment(crop_padding=4, cutout_probability=1.0)(images, Normalise(MEAN, STD), randomness(500))
     assert len(augmented.unique(dim=0)) > 490
 
 

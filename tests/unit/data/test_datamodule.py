@@ -14,7 +14,7 @@ from cifar_resnet.data import Augment, Files, Synthetic
 from cifar_resnet.data.loaders import EvalLoader, TrainLoader
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import UsageError
-from cifar_resnet.images import normalise
+from cifar_resnet.images import Normalise
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.train import train_run
 
@@ -217,7 +217,7 @@ def test_validation_and_test_images_come_unaugmented_and_complete_in_the_order_t
         assert len(found) == len(loader)
         assert loader.order.sort().values.tolist() == list(range(len(expected_labels)))
         assert torch.equal(torch.cat([batch[1] for batch in found]), expected_labels[loader.order])
-        pixels = normalise(expected_images[loader.order], *stats)
+        pixels = Normalise(*stats)(expected_images[loader.order])
         assert torch.equal(torch.cat([batch[0] for batch in found]), pixels)
         assert found[0][0].is_contiguous(memory_format=torch.channels_last)
 
@@ -243,7 +243,7 @@ def test_the_order_of_evaluation_is_always_the_same():
 @pytest.mark.parametrize(("limit", "seen"), [(None, 4), (1.0, 4), (3, 3), (0.5, 2), (1, 1), (9, 4)])
 def test_several_ranks_share_the_batches_that_one_would_see(world_size, limit, seen):
     data = ready(eval_batch_size=32)  # of 100 images: the last batch has four
-    given = (data.val, 32, data.pixel_stats, limit)
+    given = (data.val, 32, data.normalise, limit)
     alone = list(EvalLoader(*given))
     assert len(alone) == seen
     loaders = [EvalLoader(*given, rank, world_size) for rank in range(world_size)]

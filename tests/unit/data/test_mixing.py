@@ -1,10 +1,9 @@
 """Mixup, CutMix and RICAP against loops over images, and what becomes of the labels."""
 
-import numpy as np
 import pytest
 import torch
 
-from cifar_resnet.data.mixing import Mixing, MixPlan, cutmix, mixup, ricap
+from cifar_resnet.data.mixing import Mixing, MixPlan, beta, cutmix, mixup, ricap
 from cifar_resnet.errors import UsageError
 
 
@@ -54,7 +53,7 @@ def test_weights_are_those_of_the_pixels(kind):
     count = 40
     x = torch.arange(count).float()[:, None, None, None].expand(count, 3, 12, 10)
     x = x.contiguous(memory_format=torch.channels_last)
-    mixed, plan = Mixing(kind)(x, np.random.default_rng(0))
+    mixed, plan = Mixing(kind)(x, torch.Generator().manual_seed(0))
     target = plan.probabilities(torch.arange(count), count)
     torch.testing.assert_close(target.sum(1), torch.ones(count))
     torch.testing.assert_close(mixed.mean((1, 2, 3)), target @ torch.arange(count).float())
@@ -67,7 +66,7 @@ def test_weights_are_those_of_the_pixels(kind):
 @pytest.mark.parametrize("kind", ["mixup", "cutmix", "ricap"])
 def test_probability_leaves_the_others_as_they_are(kind):
     x = images(400)
-    mixed, plan = Mixing(kind, probability=0.25)(x, np.random.default_rng(0))
+    mixed, plan = Mixing(kind, probability=0.25)(x, torch.Generator().manual_seed(0))
     same = torch.isclose(mixed, x, atol=1e-5).flatten(1).all(1)
     assert 0.7 < same.float().mean() < 0.85
     own = plan.probabilities(torch.arange(400), 400).diagonal()
@@ -75,10 +74,18 @@ def test_probability_leaves_the_others_as_they_are(kind):
 
 
 def test_mixup_weights_follow_the_beta_distribution():
-    _, plan = Mixing("mixup", alpha=0.2)(torch.zeros(20_000, 1, 1, 1), np.random.default_rng(0))
-    weight = plan.weights[0].double()
-    assert abs(weight.mean() - 0.5) < 0.01
-    assert abs(weight.var() - 1 / (4 * (2 * 0.2 + 1))) < 0.005  # of Beta(a, a): 1 / (4 (2a + 1))
+    _, plan = Mixing("mixup", alpha=0.2)(torch.zeros(20_000, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert abs(plan.weights[0].double().var() - 1 / (4 * (2 * 0.2 + 1))) < 0.005  # of Beta(a, a): 1 / (4 (2a + 1))
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.3, 1.0, 2.0])
+def test_shares_follow_the_beta_distribution_and_are_numbers_for_a_small_alpha(alpha):
+    drawn = beta(alpha, (200_000,), torch.Generator().manual_seed(0)).double()
+    assert drawn.isfinite().all()
+    assert abs(drawn.mean() - 0.5) < 0.005
+    variance, fourth = ((drawn - 0.5) ** 2).mean(), ((drawn - 0.5) ** 4).mean()
+    assert abs(variance - 1 / (4 * (2 * alpha + 1))) < 0.002
+    assert abs(fourth / variance**2 - (3 - 6 / (2 * alpha + 3))) < 0.02  # its kurtosis
 
 
 def test_probabilities_add_up_where_partners_share_a_class():

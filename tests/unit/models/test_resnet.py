@@ -77,6 +77,16 @@ def test_pool_size_keeps_a_map_of_that_side():
     assert model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(("pool_size", "side"), [(2, 16), (4, 16), (3, 16), (2, 14)])
+def test_a_map_is_pooled_as_adaptive_pooling_does_it(pool_size, side):
+    model = ResNet(widths=[4, 8], blocks=[1, 1], pool_size=pool_size).eval()
+    images, maps = torch.randn(2, 3, side, side), []
+    model.stages.register_forward_hook(lambda module, given, found: maps.append(found))
+    logits = model(images)
+    expected = model.fc(torch.nn.functional.adaptive_avg_pool2d(maps[0], pool_size).flatten(1))
+    torch.testing.assert_close(logits, expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -92,7 +92,7 @@ def test_an_epochs_last_step_is_the_mean_of_the_batches_that_it_has(precision, a
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6 if precision == "32-true" else 2e-4)
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])
 def test_resumed_within_an_epoch_the_last_step_is_as_without_a_stop(cifar_train, run_dirs, send, optimizer):
     command = [
@@ -111,6 +111,7 @@ def test_resumed_within_an_epoch_the_last_step_is_as_without_a_stop(cifar_train,
     assert_equal(last_of(whole)["state_dict"], last_of(resumed)["state_dict"])
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_take_their_last_step_as_alone(cifar_train, run_dirs):
     command = ["trainer.accumulate_grad_batches=4", "optimizer.lr=0.05", "augment=none"]
     assert cifar_train(*command, "name=alone") == 0

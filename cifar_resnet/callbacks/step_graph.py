@@ -1,0 +1,300 @@
+"""The training step as one CUDA graph: recorded once, then launched as a whole."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cifar_resnet.callbacks.averaging import EMA
+from cifar_resnet.constraints import check
+from cifar_resnet.errors import first_sentence
+from cifar_resnet.models import Classifier, StackedEnsemble
+from cifar_resnet.optim import SAM
+from cifar_resnet.terminal import log
+
+REPLACED = ("on_train_batch_start", "training_step", "backward", "optimizer_zero_grad", "optimizer_step")
+WITHIN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+OF_A_BATCH = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+class StepGraph(Callback):
+    """Has a GPU repeat the whole step by itself: augmentation, both passes, optimizer, averages, metrics.
+
+    A small network's step is hundreds of kernels, each of which takes the host longer to launch than the GPU to run; a
+    graph is launched at once. What differs between steps lies in tensors that are filled before: the images' indices,
+    learning rates, the share of an average; random numbers go on as they would.
+
+    The first step of each size is Lightning's own. The next are taken as a function, on a stream of their own; then one
+    is recorded and from there on replayed. A batch is made within the step, in the place of the one before. What cannot
+    be recorded is trained as usual; so are, unless asked for, networks of others, whose Python a replay would not run.
+
+    On a CPU there is nothing to record: there the step stays a function, which only serves to test all this.
+
+    graph: True for wherever it can be, and a line where it cannot; "auto" for CUDA, without a line; False for nowhere.
+    """
+
+    WARM_UP = 3  # steps of each size, in which memory is laid out and cuDNN chooses its algorithms
+
+    def __init__(self, graph: Literal["auto"] | bool = "auto"):
+        check(StepGraph, locals())
+        self.graph = graph
+        self.is_on = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if reason := self.obstacle(trainer, pl_module):
+            if self.graph is True:
+                log.warning(f"warning: graph=true has no effect: {reason}\n")
+            return
+        self.trainer, self.module, self.loader = trainer, pl_module, trainer.train_dataloader
+        self.optimizer = trainer.optimizers[0]
+        self.averaging = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+        device = pl_module.device
+        self.rates, self.fixed = self.new_rates(), self.fixed_settings()
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.sizes: dict[int, Recorded] = {}  # by the number of images
+        self.current: Recorded | None = None  # for None, a step is Lightning's own
+        self.is_listening, self.logs_within, self.has_told = False, False, False  # to what a step logs, by Python
+        self.own = {name: getattr(pl_module, name) for name in (*REPLACED, "log")}
+        for name in self.own:
+            object.__setattr__(pl_module, name, getattr(self, f"instead_of_{name}"))
+        self.loader.deliver = self.deliver
+        self.is_on = True
+
+    def obstacle(self, trainer: Trainer, module: LightningModule) -> str | None:
+        """Why this training's steps cannot be one graph; None where they can."""
+        optimizer, loader = trainer.optimizers[0], trainer.train_dataloader
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        policy = getattr(getattr(loader, "augment", None), "policy", None)
+        is_ours = getattr(loader, "deliver", None) is not None
+        watchers = [
+            type(each).__name__
+            for each in (module, *trainer.callbacks)
+            for name in WITHIN_A_STEP
+            if is_overridden(name, each, LightningModule if each is module else Callback)
+        ]
+        keepers = [type(each).__name__ for each in trainer.callbacks if may_keep_a_batch(each)]
+        replaced = [name for name in REPLACED if is_overridden(name, module, Classifier)]
+        replaced += [name for name in OF_A_BATCH if is_overridden(name, module, LightningModule)]
+        is_recordable = getattr(optimizer, "is_recordable", False)
+        obstacles = {
+            "graph=false": self.graph is False,
+            "this is a CPU, which launches nothing": module.device.type == "cpu" and self.graph == "auto",
+            "its device is neither a GPU by CUDA nor a CPU": module.device.type not in ("cuda", "cpu"),
+            "networks side by side take their batches together": isinstance(module, StackedEnsemble),
+            f"{type(module).__name__} is not ours; graph=true says that its Python is the same in each step": (
+                self.graph == "auto" and not type(module).__module__.startswith("cifar_resnet.")
+            ),
+            "several devices exchange their gradients": trainer.world_size > 1,
+            "a strategy wraps the network": trainer.model is not module,
+            "gradients of several batches are added up": trainer.accumulate_grad_batches > 1,
+            "gradients are clipped under a loss scale": scaler is not None and bool(trainer.gradient_clip_val),
+            "its batches come from elsewhere": not is_ours,
+            "its images lie on another device": is_ours and loader.data.device.type != module.device.type,
+            "augment.policy is drawn on the host": policy is not None,
+            "SAM takes two passes": isinstance(optimizer, SAM),
+            f"{type(optimizer).__name__} is not fused": not is_recordable
+            and not all(group.get("fused") for group in optimizer.param_groups),
+            f"{watchers and watchers[0]} looks into the step": bool(watchers),
+            f"{keepers and keepers[0]} may look at a batch before it is made, or keep it; if it does not, give it the "
+            "attribute needs_no_batch = True": bool(keepers),
+            f"{type(module).__name__} has a {replaced and replaced[0]} of its own": bool(replaced),
+        }
+        return next((text for text, holds in obstacles.items() if holds), None)
+
+    def new_rates(self) -> list[Tensor]:
+        dtype = torch.float32 if self.module.device.type == "cuda" else torch.float64  # as fused optimizers read them
+        return [torch.zeros((), device=self.module.device, dtype=dtype) for _ in self.optimizer.param_groups]
+
+    def fixed_settings(self) -> list:
+        """What a recorded step goes on with: of the optimizer all but the learning rates; what is trained, and how."""
+        groups = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
+        frozen = [parameter.requires_grad for parameter in self.module.parameters()]
+        return [groups, frozen, [module.training for module in self.module.modules()]]
+
+    def deliver(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The place where the batch of these images will be; of the first batch of its size the batch itself."""
+        # a callback may have gradients added up from some epoch on
+        is_possible = self.trainer.accumulate_grad_batches == 1 and not self.logs_within
+        self.current = self.sizes.get(len(indices)) if is_possible else None
+        if self.averaging:
+            self.averaging.moves_within_step = self.current is not None
+        if self.current is None:
+            batch = self.loader.batch(indices)
+            if len(indices) not in self.sizes:
+                places, sampler = tuple(part.clone() for part in batch), self.loader.sampler
+                self.sizes[len(indices)] = Recorded(self.step, indices.clone(), places, sampler, self.stream)
+            return batch
+        self.current.indices.copy_(indices)
+        return self.current.batch
+
+    def step(self, indices: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """All of it, as a function; returns the loss. batch: where to put the batch of these images."""
+        module, plugin = self.module, self.trainer.precision_plugin
+        losses = []
+
+        def closure() -> Tensor:
+            for place, part in zip(batch, self.loader.batch(indices), strict=True):
+                place.copy_(part)
+            self.optimizer.zero_grad()
+            with plugin.train_step_context():
+                loss = self.own["training_step"](batch, 0)
+            losses.append(loss.detach())
+            self.own["backward"](plugin.pre_backward(loss, module))
+            return loss
+
+        with self.rates_in_tensors():
+            plugin.optimizer_step(self.optimizer, module, closure)
+        if self.averaging:
+            self.averaging.move(module)
+        return losses[0]
+
+    @contextlib.contextmanager
+    def rates_in_tensors(self) -> Iterator[None]:
+        """Within this the optimizer reads its learning rates from tensors."""
+        groups = self.optimizer.param_groups
+        before = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                # torch's Adam warns where it is said too early, and refuses where it is not said
+                group["capturable"] = rate.is_cuda and torch.cuda.is_current_stream_capturing()
+        try:
+            yield
+        finally:
+            for group, own in zip(groups, before, strict=True):
+                group.update(own)
+
+    # What Lightning calls of the network meanwhile. The whole step is taken as soon as its batch is announced
+
+    def instead_of_on_train_batch_start(self, batch: object, batch_idx: int) -> int | None:
+        self.module.log_once()  # here, whoever takes the step
+        found = self.own["on_train_batch_start"](batch, batch_idx)
+        if self.current is None or found == -1:  # Lightning's word for an epoch that ends here
+            return found
+        if self.fixed_settings() != self.fixed:  # such as a momentum that a schedule moves
+            self.rates, self.fixed = self.new_rates(), self.fixed_settings()
+            for size in self.sizes.values():
+                size.forget()
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            rate.fill_(group["lr"])
+        if self.averaging:
+            self.averaging.weigh()
+        self.current.go()
+        for metric in self.module.metrics("train").values():
+            metric._update_count = 1  # or it would warn that it has seen nothing
+        return found
+
+    def instead_of_training_step(self, batch: object, batch_idx: int) -> Tensor:
+        if self.current:
+            return self.current.loss
+        self.is_listening = True
+        loss = self.own["training_step"](batch, batch_idx)
+        self.is_listening = False
+        if self.logs_within and self.graph is True and not self.has_told:
+            self.has_told = True
+            log.warning(f"warning: graph=true has no effect: {type(self.module).__name__} logs within the step\n")
+        return loss
+
+    def instead_of_log(self, *args: object, **kwargs: object) -> None:
+        self.logs_within |= self.is_listening
+        self.own["log"](*args, **kwargs)
+
+    def instead_of_backward(self, loss: Tensor, *args: object, **kwargs: object) -> None:
+        if not self.current:
+            self.own["backward"](loss, *args, **kwargs)
+
+    def instead_of_optimizer_zero_grad(self, *args: object) -> None:
+        if not self.current:
+            self.own["optimizer_zero_grad"](*args)
+
+    def instead_of_optimizer_step(self, epoch: int, batch_idx: int, optimizer: Optimizer, closure: Callable) -> None:
+        if self.current:
+            closure()  # of which nothing is left but what Lightning counts
+        else:
+            self.own["optimizer_step"](epoch, batch_idx, optimizer, closure)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stand_back(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.stand_back(pl_module)
+
+    def stand_back(self, pl_module: LightningModule) -> None:
+        if self.is_on:
+            for name in self.own:
+                object.__delattr__(pl_module, name)
+            del self.loader.deliver
+            if self.averaging:
+                self.averaging.moves_within_step = False
+            self.sizes, self.current, self.is_on = {}, None, False
+
+
+def may_keep_a_batch(callback: Callback) -> bool:
+    """Whether it is a user's, with a hook that is given batches.
+
+    `needs_no_batch`, an attribute, says that it has it for another reason.
+    """
+    package = type(callback).__module__.partition(".")[0]
+    is_of_a_user = package not in ("cifar_resnet", "lightning") or isinstance(callback, LambdaCallback)
+    hooks = ("on_train_batch_start", "on_train_batch_end")
+    is_given = any(is_overridden(name, callback, Callback) for name in hooks)
+    return is_of_a_user and is_given and not getattr(callback, "needs_no_batch", False)
+
+
+class Recorded:
+    """Steps on batches of one size.
+
+    step: of indices and batch; returns the loss. indices: of the images that come next, to be filled before `go`.
+    batch: where they come to lie. sampler: whose generator they are augmented by. stream: None on a CPU.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor],
+        indices: Tensor,
+        batch: tuple[Tensor, Tensor],
+        sampler: torch.utils.data.Sampler,
+        stream: torch.cuda.Stream | None,
+    ):
+        self.step, self.indices, self.batch, self.sampler, self.stream = step, indices, batch, sampler, stream
+        self.loss: Tensor | None = None
+        self.is_recordable = True
+        self.forget()
+
+    def forget(self) -> None:
+        self.count, self.graph = 0, None
+
+    def go(self) -> None:
+        if self.stream and self.graph is None and self.count >= StepGraph.WARM_UP and self.is_recordable:
+            self.record()
+        if self.graph:
+            self.graph.replay()
+        elif self.stream is None:
+            self.loss = self.step(self.indices, self.batch)
+        else:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.loss = self.step(self.indices, self.batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        self.count += 1
+
+    def record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            graph.register_generator_state(self.sampler.generator)
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.loss = self.step(self.indices, self.batch)
+        except RuntimeError as error:  # nothing has been computed: the step is still to come
+            self.is_recordable = False
+            log.warning(f"warning: this step is not replayed as one graph: {first_sentence(error)}\n")
+        else:
+            self.graph = graph

@@ -1,0 +1,149 @@
+"""A step that is called as a function, as on CUDA it is recorded, against Lightning's own steps."""
+
+import pytest
+from helpers import assert_equal, last_of, rows_of, write_files
+
+from cifar_resnet import cli
+
+CASES = {
+    "sgd": (),
+    "adam": ("optimizer=adam",),
+    "adamw, one cycle": ("optimizer=adamw", "scheduler=one_cycle", "scheduler.max_lr=0.01"),
+    "muon": ("optimizer=muon", "model.bias_lr_factor=4"),
+    "averaged": ("averaging=ema", "averaging.decay=0.9", "model.tta=flip"),
+    "mixed, with dropout": ("augment=cutmix", "model.dropout=0.1", "model.drop_block=0.1", "model.drop_block_size=3"),
+    "clipped, in bfloat16": ("trainer.gradient_clip_val=0.5", "precision=bf16-mixed", "augment.flip=random"),
+    "per epoch, all images": ("scheduler=multistep", "model.label_smoothing=0.1", "data.num_val=0"),
+    "a momentum that cycles": ("--config-dir=mine", "scheduler=cycle"),
+}
+
+
+OWN = """
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
+from cifar_resnet.models import ResNet
+
+class Looks(Callback):
+    def on_after_backward(self, trainer, pl_module): pass
+
+class Early(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx): pass
+
+class Keeps(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx): pass
+
+def given():
+    return LambdaCallback(on_train_batch_start=lambda *args: None)
+
+class Own(ResNet):
+    def training_step(self, batch, batch_idx): return super().training_step(batch, batch_idx)
+
+class Logs(ResNet):
+    def loss(self, images, labels):
+        loss, logits = super().loss(images, labels)
+        self.log("mine", loss.detach(), on_step=False, on_epoch=True)
+        return loss, logits
+
+class Freezes(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            pl_module.conv1.requires_grad_(False)
+
+class Quiet(ResNet):
+    pass
+"""
+
+
+def rows_without_speed(run_dir) -> list[dict]:
+    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows_of(run_dir)]
+
+
+def assert_same_training(one, other):
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_equal(last_of(one)[key], last_of(other)[key], key)
+    for name in ("EMA", "FiniteLoss"):
+        assert_equal(last_of(one)["callbacks"].get(name), last_of(other)["callbacks"].get(name), name)
+    assert rows_without_speed(one) == rows_without_speed(other)
+
+
+@pytest.mark.quick_cases(4)
+@pytest.mark.parametrize("case", CASES)
+def test_it_equals_lightnings_own_steps_to_the_last_bit_and_goes_on_from_any(cifar_train, tmp_path, case, send):
+    cycle = "_target_: torch.optim.lr_scheduler.OneCycleLR\n_partial_: true\nmax_lr: 0.05\n"
+    write_files(tmp_path, {"mine/scheduler/cycle.yaml": cycle})
+    options = [*CASES[case], "trainer.max_epochs=2"]
+    plain, resumed = tmp_path / "plain", tmp_path / "resumed"
+    assert cifar_train(*options, "graph=false", f"run_dir={plain}") == 0
+    send(3)
+    assert cifar_train(*options, "graph=true", f"run_dir={resumed}") == 143
+    send(7)  # in the other epoch
+    assert cli.train([f"resume={resumed}"]) == 143
+    send(None)
+    assert cli.train([f"resume={resumed}"]) == 0
+    assert "graph=true" not in (resumed / "train.log").read_text()
+    pictures = [(run_dir / "augmented_batch.png").read_bytes() for run_dir in (plain, resumed)]
+    assert pictures[0] == pictures[1]
+    assert_same_training(plain, resumed)
+
+
+@pytest.mark.slow
+def test_a_run_that_began_without_goes_on_with_it_and_the_other_way_round(cifar_train, tmp_path, send):
+    plain = tmp_path / "plain"
+    assert cifar_train("trainer.max_epochs=2", "graph=false", f"run_dir={plain}") == 0
+    for before, after in (("true", "false"), ("false", "true")):
+        send(8)
+        assert cifar_train("trainer.max_epochs=2", f"graph={before}", f"run_dir={before}") == 143
+        send(None)
+        assert cli.train([f"resume={before}", f"graph={after}"]) == 0
+        assert_same_training(plain, tmp_path / before)
+
+
+@pytest.mark.quick_cases(3)
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["optimizer=sam"], "SAM takes two passes"),
+        (["optimizer.fused=false"], "SGD is not fused"),
+        (["augment=randaugment"], "augment.policy is drawn on the host"),
+        (["trainer.accumulate_grad_batches=2"], "gradients of several batches are added up"),
+        (["ensemble.size=2"], "networks side by side take their batches together"),
+        (["+callbacks.looks._target_=own.Looks", "trust=[own]"], "Looks looks into the step"),
+        (["+callbacks.early._target_=own.Early", "trust=[own]"], "Early may look at a batch before it is made"),
+        (["+callbacks.keeps._target_=own.Keeps", "trust=[own]"], "Keeps may look at a batch before it is made"),
+        (["+callbacks.given._target_=own.given", "trust=[own]"], "LambdaCallback may look at a batch"),
+        (["model._target_=own.Logs", "trust=[own]"], "Logs logs within the step"),
+        (["model._target_=own.Own", "trust=[own]"], "Own has a training_step of its own"),
+        (["trainer.strategy=ddp"], "a strategy wraps the network"),
+    ],
+)
+def test_what_cannot_be_recorded_is_trained_as_usual_and_said(
+    cifar_train, tmp_path, monkeypatch, capsys, options, reason
+):
+    write_files(tmp_path, {"own.py": OWN})
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cifar_train(*options, "graph=true") == 0
+    assert f"graph=true has no effect: {reason}" in capsys.readouterr().out
+    assert cifar_train(*options, "name=again") == 0
+    assert "graph" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["+callbacks.x._target_=lightning.pytorch.callbacks.GradientAccumulationScheduler",
+         "+callbacks.x.scheduling={1:2}"],
+        ["+callbacks.x._target_=lightning.pytorch.callbacks.StochasticWeightAveraging", "+callbacks.x.swa_lrs=0.01",
+         "+callbacks.x.swa_epoch_start=1"],
+        ["+callbacks.x._target_=own.Freezes"],
+        ["model._target_=own.Quiet"],
+        ["model._target_=own.Logs"],
+    ],
+    ids=["accumulation from the second epoch on", "weights averaged by Lightning", "frozen", "own", "own, that logs"],
+)  # fmt: skip
+def test_what_changes_on_the_way_is_followed(cifar_train, tmp_path, monkeypatch, options):
+    write_files(tmp_path, {"own.py": OWN})
+    monkeypatch.syspath_prepend(tmp_path)
+    for graph in ("false", "true"):
+        assert cifar_train(*options, "trust=[own]", "trainer.max_epochs=4", f"graph={graph}", f"run_dir={graph}") == 0
+    assert_same_training(tmp_path / "false", tmp_path / "true")
