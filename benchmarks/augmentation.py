@@ -26,6 +26,7 @@ from throughput import MEAN, STD, Ours, begin, synchronize
 from torchvision.transforms import v2
 
 from cifar_resnet.data.augment import Augment, Randomness
+from cifar_resnet.images import Normalise
 
 CHOICES = ["standard", "autoaugment", "randaugment", "trivialaugment", "mixup", "cutmix", "ricap"]
 POLICIES = {
@@ -57,7 +58,7 @@ class Batched:
     def __init__(self, augment: Augment, images: torch.Tensor):
         self.augment, self.images = augment, images
         device = images.device
-        self.constants = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+        self.normalise = Normalise(torch.tensor(MEAN, device=device), torch.tensor(STD, device=device))
         self.randomness = Randomness(
             torch.Generator(device).manual_seed(0),
             np.random.default_rng(0),

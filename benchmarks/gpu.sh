@@ -37,7 +37,8 @@ within_time $profile > "$results/part.txt" && mv "$results/part.txt" "$results/s
 train experiment=speed94 "$@"                                   # time to 94%: three seeds, the first one warms up
 train experiment=speed96 "$@"                                   # time to 96%
 within_time python3 benchmarks/overhead.py experiment=speed94 "$@" --json "$results/overhead-gpu.json"
-within_time python3 benchmarks/optimizers.py --steps "$steps" --network "${networks[-1]}" --json "$results/optimizers-gpu.json"
+within_time python3 benchmarks/optimizers.py --steps "$steps" ${GPU_NETWORKS:+--network "${networks[-1]}"} \
+    --json "$results/optimizers-gpu.json"
 within_time python3 benchmarks/ensemble.py "resnet_cifar@${networks[-1]#*@}" "${networks[-1]}" --sizes 2 4 10 --rounds 1 \
     --steps $((steps / 2)) --json "$results/ensemble-gpu.json"
 train experiment=speed94 compile=true "$@"

@@ -61,11 +61,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the last one and then renames it: at no moment is there only half of one."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
-        path = Path(path)
+        path, checkpoint = Path(path), on_the_host(checkpoint)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                torch.save(on_the_host(checkpoint) | {"format": FORMAT}, file)
+                torch.save(checkpoint | {"format": FORMAT}, file)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
             with contextlib.suppress(OSError):
                 path.with_name(f"{path.name}.part").unlink()
@@ -75,7 +75,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def on_the_host(checkpoint: dict) -> dict:
     """The same with all tensors of a GPU copied by one wait for it, where torch.save would wait for each."""
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized():  # a training on a CPU leaves a GPU alone
         return checkpoint
     copied = tree_map(
         lambda value: value.to("cpu", non_blocking=True) if isinstance(value, torch.Tensor) else value, checkpoint

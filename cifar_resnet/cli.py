@@ -51,7 +51,7 @@ def main(command: str, argv: list[str] | None = None) -> int:
         complain(str(interrupted) or "interrupted")
         return getattr(interrupted, "exit_code", 130)
     except RuntimeError as error:
-        if trouble := gpu_trouble(error):
+        if trouble := gpu_trouble(error, trains=command in TRAINS):
             complain(f"error: {trouble}")
             return RunError.exit_code
         raise

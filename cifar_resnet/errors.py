@@ -61,34 +61,30 @@ def one_line(error: BaseException) -> str:
 # what CUDA says of a device that does not serve, and what may help
 GPU_TROUBLE = {
     "no kernel image is available": "this build of torch has nothing for so old, or so new, a GPU: install one that "
-    "does, from pytorch.org, or give trainer.accelerator=cpu",
-    "busy or unavailable": "another process has the GPU for itself: wait for it, let CUDA_VISIBLE_DEVICES name another "
-    "one, or give trainer.accelerator=cpu",
-    "driver on your system is too old": "install a newer driver, or a torch for this one, or give "
-    "trainer.accelerator=cpu",
-    "CUDA error": "nvidia-smi may tell more of it; trainer.accelerator=cpu does without",
+    "does, from pytorch.org",
+    "busy or unavailable": "another process has the GPU for itself: wait for it, let CUDA_VISIBLE_DEVICES name another",
+    "driver on your system is too old": "install a newer driver, or a torch for this one",
 }
 
 
-def gpu_trouble(error: BaseException, batch_size: int | None = None) -> str | None:
-    """What to say of an error that a GPU is the cause of; None for any other.
+def gpu_trouble(error: BaseException, trains: bool = True, batch_size: int = 1, accumulated: int = 1) -> str | None:
+    """What to say of an error that lies with the GPU; None for any other, such as a mistake of ours that runs there.
 
-    batch_size: training images in a batch, where it was a training.
+    trains: whether a training met it, of so many images in a batch, and so many batches in a step.
     """
-    text = one_line(error)
+    prefix, text = ("data.", "trainer.") if trains else ("", ""), one_line(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
         tried = re.search(r"Tried to allocate \S+ \S+(?=\.)", text)
-        smaller = "give smaller batches"
-        if batch_size:
+        smaller = f"give a smaller {prefix[0]}batch_size"
+        if batch_size > 1:
             smaller = (
-                f"with data.batch_size={batch_size}; data.batch_size={max(1, batch_size // 2)} "
-                "trainer.accumulate_grad_batches=2 takes the same steps with half of the memory"
+                f"with data.batch_size={batch_size}; data.batch_size={batch_size // 2} "
+                f"trainer.accumulate_grad_batches={2 * accumulated} takes as many images a step with half of the memory"
             )
         got = tried[0] if tried else text
         return f"out of memory on the GPU. Got: {got}; {smaller}; nvidia-smi shows who else uses it"
-    if not isinstance(error, RuntimeError):
-        return None
-    return next((f"{str(error).splitlines()[0]}; {help}" for sign, help in GPU_TROUBLE.items() if sign in text), None)
+    help = next((help for sign, help in GPU_TROUBLE.items() if sign in text and isinstance(error, RuntimeError)), None)
+    return help and f"{str(error).splitlines()[0]}; {help}, or give {prefix[1]}accelerator=cpu"
 
 
 def first_sentence(error: BaseException) -> str:

@@ -39,6 +39,7 @@ def narrated(
             log.info(f"\nstopped before its end; {how_to_go_on}")
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 raise RunError(f"a file could not be written ({error}); what had been finished is kept") from error
-            if trouble := gpu_trouble(error, cfg.data.get("batch_size")):
+            of_a_step = cfg.data.get("batch_size") or 1, cfg.trainer.get("accumulate_grad_batches") or 1
+            if trouble := gpu_trouble(error, True, *of_a_step):
                 raise RunError(trouble) from error
             raise

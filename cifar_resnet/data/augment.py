@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from cifar_resnet.constraints import Count, CountOrZero, Positive, Probability, check
 from cifar_resnet.data.mixing import Mixing, MixPlan
-from cifar_resnet.data.pixels import all_pixels, gather, pixel_numbers
+from cifar_resnet.data.pixels import gather, pixel_numbers
 from cifar_resnet.data.policies import AutoAugment, Magnitude, RandAugment, TrivialAugment, apply
 from cifar_resnet.errors import refuse_if
 
@@ -72,7 +72,7 @@ def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int, kept: Tenso
     num_images, channels, height, width = images.shape
     square_rows, square_columns = (squares(length, size, images.device) for length in (height, width))
     index = pixel_numbers(images, square_rows[rows][:, :, None], square_columns[columns][:, None, :]).flatten()
-    pixels = all_pixels(images)
+    pixels = images.permute(0, 2, 3, 1).view(-1, channels)  # no copy, for it is written to
     if kept is None:
         pixels.index_fill_(0, index, 0)
     else:  # written back times 0 or 1: to pick the others out would make a GPU wait for their number

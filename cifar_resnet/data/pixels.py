@@ -13,7 +13,7 @@ def numbers(count: int, step: int, device: torch.device) -> Tensor:
 
 
 def pixel_numbers(images: Tensor, rows: Tensor, columns: Tensor, sources: Tensor | None = None) -> Tensor:
-    """Where in `all_pixels` the pixel at (row, column) of image number `source` lies; each image's own for None.
+    """Which of all pixels, (N * H * W, C), is the one at (row, column) of image number `source`; for None its own image.
 
     images: (N, C, H, W); the others int64, broadcast to (M, height, width), the shape of the result.
     """
@@ -25,13 +25,8 @@ def pixel_numbers(images: Tensor, rows: Tensor, columns: Tensor, sources: Tensor
     return starts + rows * width + columns
 
 
-def all_pixels(images: Tensor) -> Tensor:
-    """(N * H * W, C), of (N, C, H, W) in channels_last."""
-    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
-
-
 def gather(images: Tensor, rows: Tensor, columns: Tensor, sources: Tensor | None = None) -> Tensor:
     """The pixels at these places: (M, C, height, width), channels_last. Arguments as in `pixel_numbers`."""
-    index = pixel_numbers(images, rows, columns, sources)
-    pixels = all_pixels(images).index_select(0, index.flatten())
-    return pixels.view(*index.shape, images.shape[1]).permute(0, 3, 1, 2)
+    index, channels = pixel_numbers(images, rows, columns, sources), images.shape[1]
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, index.flatten())
+    return pixels.view(*index.shape, channels).permute(0, 3, 1, 2)

@@ -166,14 +166,27 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor
     """All of them by one copy, for which nobody waits. arrays: of int64 or float32."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    places = np.cumsum([0, *(-(-array.nbytes // 8) * 8 for array in arrays)])  # each where its numbers may begin
-    parcel = np.empty(places[-1], np.uint8)
-    for array, start in zip(arrays, places, strict=False):
+    return unpacked(packed(arrays).pin_memory().to(device, non_blocking=True), arrays)
+
+
+def places(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The byte at which each begins in a parcel of all, where its numbers may begin; and the parcel's length."""
+    return np.cumsum([0, *(-(-array.nbytes // 8) * 8 for array in arrays)])
+
+
+def packed(arrays: Sequence[np.ndarray]) -> Tensor:
+    *starts, length = places(arrays)
+    parcel = np.empty(length, np.uint8)
+    for array, start in zip(arrays, starts, strict=True):
         parcel[start : start + array.nbytes] = array.ravel().view(np.uint8)
-    sent = torch.from_numpy(parcel).pin_memory().to(device, non_blocking=True)
+    return torch.from_numpy(parcel)
+
+
+def unpacked(parcel: Tensor, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+    """Views of what `packed` has made of these arrays, wherever that is by now."""
     return [
-        sent[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
-        for array, start in zip(arrays, places, strict=False)
+        parcel[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+        for array, start in zip(arrays, places(arrays)[:-1], strict=True)
     ]
 
 

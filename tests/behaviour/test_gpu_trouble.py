@@ -16,7 +16,7 @@ ERRORS = {
     "out of memory": (
         OUT_OF_MEMORY,
         "error: out of memory on the GPU. Got: Tried to allocate 2.00 GiB; with data.batch_size=40; data.batch_size=20 "
-        "trainer.accumulate_grad_batches=2 takes the same steps with half of the memory",
+        "trainer.accumulate_grad_batches=2 takes as many images a step with half of the memory",
     ),
     "too old a chip": (
         RuntimeError(
@@ -29,7 +29,6 @@ ERRORS = {
         RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nFor debugging consider passing"),
         "another process has the GPU for itself: wait for it",
     ),
-    "anything else": (RuntimeError("CUDA error: an illegal memory access was encountered"), "illegal memory access"),
 }
 
 
@@ -79,11 +78,25 @@ def test_other_commands_say_so_as_well(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(inference, "log_probabilities", fail)
     assert cli.evaluate([f"checkpoint={trained}", f"output_dir={tmp_path}"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: out of memory on the GPU. Got: Tried to allocate 2.00 GiB; give smaller batches")
+    assert line.startswith(
+        "error: out of memory on the GPU. Got: Tried to allocate 2.00 GiB; give a smaller batch_size;"
+    )
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(cifar_train, fail):
-    fail(1, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+@pytest.mark.parametrize(
+    "text", ["mat1 and mat2 shapes cannot be multiplied", "CUDA error: device-side assert triggered"]
+)
+def test_a_mistake_of_ours_keeps_its_traceback(cifar_train, fail, text):
+    fail(1, RuntimeError(text))
+    with pytest.raises(RuntimeError, match=text):
         cifar_train()
-    assert gpu_trouble(ValueError("CUDA error: as a text")) is None
+    assert gpu_trouble(ValueError("CUDA-capable device(s) is/are busy or unavailable")) is None
+
+
+def test_the_remedy_is_of_the_command_and_of_its_settings():
+    (busy, _) = ERRORS["a busy chip"]
+    assert gpu_trouble(busy).endswith("give trainer.accelerator=cpu")
+    assert gpu_trouble(busy, trains=False).endswith("give accelerator=cpu")
+    text = gpu_trouble(OUT_OF_MEMORY, True, 64, 3)
+    assert "data.batch_size=32 trainer.accumulate_grad_batches=6 takes as many images" in text
+    assert "give a smaller data.batch_size;" in gpu_trouble(OUT_OF_MEMORY, True, 1, 1)

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from cifar_resnet.data import policies
-from cifar_resnet.data.policies import AutoAugment, Choice, RandAugment, TrivialAugment, apply
+from cifar_resnet.data.policies import AutoAugment, Choice, RandAugment, TrivialAugment, apply, packed, unpacked
 
 SIZE = 32
 THEIRS = {"randaugment": v2.RandAugment(), "trivialaugment": v2.TrivialAugmentWide()}
@@ -155,3 +155,14 @@ def test_autoaugment_applies_sub_policies_with_their_probabilities():
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         RandAugment(**options)
+
+
+def test_what_is_sent_to_a_gpu_in_one_parcel_comes_out_of_it_again():
+    arrays = [
+        np.arange(3),
+        np.random.rand(5, 1, 1).astype(np.float32),
+        np.arange(0),
+        np.random.rand(7, 2, 3).astype(np.float32),
+    ]
+    for array, tensor in zip(arrays, unpacked(packed(arrays), arrays), strict=True):
+        assert torch.equal(tensor, torch.from_numpy(array))
