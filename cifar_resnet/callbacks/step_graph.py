@@ -55,6 +55,7 @@ class StepGraph(Callback):
         self.optimizer = trainer.optimizers[0]
         self.averaging = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         device = pl_module.device
+        self.modules, self.parameters = list(pl_module.modules()), list(pl_module.parameters())
         self.rates, self.fixed = self.new_rates(), self.fixed_settings()
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.sizes: dict[int, Recorded] = {}  # by the number of images
@@ -117,8 +118,8 @@ class StepGraph(Callback):
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self.optimizer.param_groups
         ]
-        frozen = [parameter.requires_grad for parameter in self.module.parameters()]
-        return [groups, frozen, [module.training for module in self.module.modules()]]
+        trained = [parameter.requires_grad for parameter in self.parameters]
+        return [groups, trained, [module.training for module in self.modules]]
 
     def deliver(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The place where the batch of these images will be; of the first batch of its size the batch itself."""
