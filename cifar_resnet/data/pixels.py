@@ -13,7 +13,7 @@ def numbers(count: int, step: int, device: torch.device) -> Tensor:
 
 
 def pixel_numbers(images: Tensor, rows: Tensor, columns: Tensor, sources: Tensor | None = None) -> Tensor:
-    """Which of all pixels, (N * H * W, C), is the one at (row, column) of image number `source`; None: of each one's own.
+    """Which of all pixels, (N * H * W, C), is the one at (row, column) of image number `source`; None: of one's own.
 
     images: (N, C, H, W); the others int64, broadcast to (M, height, width), the shape of the result.
     """
