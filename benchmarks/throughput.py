@@ -272,6 +272,7 @@ def begin() -> dict:
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments]),
         "device": device,
+        "threads": torch.get_num_threads(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "date": str(date.today()),

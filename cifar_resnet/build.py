@@ -59,7 +59,7 @@ def sketch(cfg: DictConfig, check_budget: bool = True) -> tuple[DataModule, Clas
     constraints.check_config(cfg)
     with as_usage_error(), torch.device("meta"):
         resolve_conflicts(cfg)
-        data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+        data = new_data(cfg)
         check_limits(cfg, data)
         model = build_model(cfg, data)
         if check_budget:
@@ -70,8 +70,13 @@ def sketch(cfg: DictConfig, check_budget: bool = True) -> tuple[DataModule, Clas
 def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
     recipe = {"optimizer": cfg.optimizer, "scheduler": schedule_of(cfg)}
     model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
-    model.check_image_size(data.image_size)
+    for size in data.image_sizes:
+        model.check_image_size(size)
     return model
+
+
+def new_data(cfg: DictConfig) -> DataModule:
+    return instantiate(cfg.data, augment=cfg.augment, resize=cfg.get("resize"), _convert_="all")
 
 
 def schedule_of(cfg: DictConfig) -> dict | None:
@@ -87,7 +92,7 @@ def schedule_of(cfg: DictConfig) -> dict | None:
 
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module; where `kept_images` is on, with what the one before has read of the same images."""
-    data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
+    data = new_data(cfg)
     if isinstance(data, Files):
         data.order_classes(classes_before(cfg))
     if _kept is not None:

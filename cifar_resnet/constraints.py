@@ -52,6 +52,7 @@ TOP_LEVEL: dict[str, object] = {
     "trust": Sequence[str],
     "ensemble.size": Count,
     "search.seed": Seed,
+    "sweep.max_time": Duration | None,
     "checkpoint": str | Sequence[str],
     "input": str | Sequence[str],
     "tta": TTA | None,

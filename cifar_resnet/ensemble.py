@@ -133,6 +133,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         trained = train.fit(trainer, everyone, StackedData(modules), shared, start) | {"side_by_side": len(members)}
         splitting.complete(everyone)
         trained |= {key: trained[key] / len(members) for key in ("images", "images_per_second")}
+        trained["images_by_size"] = {size: n / len(members) for size, n in trained["images_by_size"].items()}
         for member, model, record in zip(members, models, records, strict=True):
             record |= trained
             test_and_record(member, record, new_trainer(member, model, **QUIET), model, data)

@@ -15,7 +15,7 @@ from cifar_resnet.constraints import INSTEAD
 from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.quoting import in_quotes, in_shell
 
-MAY_BE_LEFT_OUT = ("scheduler", "averaging")
+MAY_BE_LEFT_OUT = ("scheduler", "averaging", "resize")
 COLLECTIONS = ("callbacks", "logger")
 OF_SEVERAL_KINDS = ("trainer.devices", "graph")  # a number, a list of them, a text · true, false, a text
 FILLED_IN = ("overrides", "choices")  # of a configuration, by the composer

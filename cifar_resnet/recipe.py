@@ -12,7 +12,7 @@ AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; 
 # names, places, the machine, and what only shows how it goes: none of these changes what comes out but by rounding
 NO_PART_OF_IT = (
     "name", "output_dir", "run_dir", "resume", "trust", "overrides", "choices", "dry_run", "graph", "page", "logger",
-    "search", "data.device", "callbacks.finite_loss.every_n_steps", "trainer.accelerator", "trainer.strategy",
+    "search", "sweep", "data.device", "callbacks.finite_loss.every_n_steps", "trainer.accelerator", "trainer.strategy",
     "trainer.num_nodes", "trainer.log_every_n_steps", "trainer.enable_model_summary", "trainer.enable_progress_bar",
     "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode",
 )  # fmt: skip

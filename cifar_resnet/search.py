@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cifar_resnet import claims, resume, runs, seeds, train
 from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, sketch
 from cifar_resnet.compose import Job
-from cifar_resnet.constraints import Count, FractionAboveZero, Seed, check, plain
+from cifar_resnet.constraints import Count, Duration, FractionAboveZero, Seed, check, plain
 from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
 from cifar_resnet.gpus import claim_gpu
@@ -40,6 +40,7 @@ from cifar_resnet.results import plots
 from cifar_resnet.search_space import distribution, shorten
 from cifar_resnet.sweep import SECONDS_BETWEEN_LOOKS, run_in
 from cifar_resnet.terminal import log, look_next, part, print_table
+from cifar_resnet.time_budget import TimeBudget
 
 SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
@@ -48,7 +49,7 @@ SAMPLERS = {
 }
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
 FINISHED = [TrialState.COMPLETE, TrialState.PRUNED]
-ROUND, DIVERGED, HOPELESS, PART = "round", "diverged", "hopeless", "part"  # attributes of a trial
+ROUND, DIVERGED, HOPELESS, PART, SECONDS = "round", "diverged", "hopeless", "part", "seconds"  # attributes of a trial
 IN_WORDS = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}
 # left out of the line that is printed
 NOT_FOR_TRAINING = (
@@ -99,6 +100,8 @@ class Search:
         that learn from all trials before (Bergstra et al. 2011), where a trial worse than the median ends early.
     rounds, trials: of random search, so many trials in each round; TPE has one round.
     narrow: a round's range / that of the round before.
+    max_time: no trial is begun that would not end within it, as "DD:HH:MM:SS"; None for no limit. It begins with the
+        command.
     storage: the URL of a database for the trials; None keeps them in the search's folder.
 
     The same command in another process, here or on another host that sees the folder, takes its share of the trials.
@@ -111,10 +114,12 @@ class Search:
         trials: Count = 10,
         narrow: FractionAboveZero = 0.4,
         seed: Seed = 0,
+        max_time: Duration | None = None,
         storage: str | None = None,
     ):
         check(Search, locals())
         self.method, self.trials, self.narrow, self.seed, self.storage = method, trials, narrow, seed, storage
+        self.max_time = max_time
         self.rounds = rounds if method == "random" else 1
 
     def open(self, jobs: list[Job]) -> None:
@@ -123,7 +128,8 @@ class Search:
         job = self.job = jobs[0]
         self.space = job.space
         # a search may go on with more rounds or trials, but not with another method: that would be another search
-        lasting = [text for text in job.overrides if not text.startswith(("search.rounds=", "search.trials="))]
+        may_change = ("search.rounds=", "search.trials=", "search.max_time=")
+        lasting = [text for text in job.overrides if not text.startswith(may_change)]
         searched = [f"{key}={domain}" for key, domain in self.space.items()]
         digest = runs.digest([*job.composer.arguments, *lasting, *searched])
         self.folder = runs.parent_dir(job.cfg) / f"search-{runs.slug(list(self.space))}-{digest}"
@@ -131,6 +137,8 @@ class Search:
         with claims.held(self.folder, wait=True):
             self.check_recipe([job.cfg for job in jobs])
         self.began = datetime.now()
+        clock = functools.partial(runs.time_in, self.folder)
+        self.budget = TimeBudget("search.max_time", self.max_time, clock(), clock)
         self.connect()
 
     def connect(self) -> None:
@@ -177,29 +185,38 @@ class Search:
     def launch(self) -> None:
         """The same by the workers of a launcher, one trial each."""
         for round_ in range(self.rounds):
-            if missing := self.trials - len(self.of_round(round_, *FINISHED)):
+            missing = self.trials - len(self.of_round(round_, *FINISHED))
+            if missing and not self.lack():
                 launch(self.job, self.folder, missing, functools.partial(one_trial, self, round_))
 
     def next_trial(self, round_: int) -> Trial | int | None:
         """One of this round that is now ours; or how many are still other processes'; or None, where all are done."""
         with claims.held(self.folder, wait=True):  # so that no two count, and draw, at once
+            lack, num_left = self.lack(), 0
             for frozen in self.study.get_trials(states=[TrialState.RUNNING]):
                 if frozen.params.keys() != self.space.keys() or ROUND not in frozen.user_attrs:
                     self.study.tell(frozen.number, state=TrialState.FAIL)  # killed while it was drawn
                 elif frozen.user_attrs[ROUND] == round_ and self.claim_of(frozen).take():
-                    return Trial(self.study, frozen._trial_id)
-            running = self.of_round(round_, TrialState.RUNNING)
+                    if not lack:
+                        return Trial(self.study, frozen._trial_id)
+                    self.claim_of(frozen).release()
+                    num_left += 1
+            num_running = len(self.of_round(round_, TrialState.RUNNING)) - num_left  # by others
             failed = [
                 trial for trial in self.of_round(round_, TrialState.FAIL) if trial.datetime_complete >= self.began
             ]
-            if len(self.of_round(round_, *FINISHED)) + len(running) + len(failed) >= self.trials:
-                return len(running) or None
+            if lack or len(self.of_round(round_, *FINISHED)) + num_running + len(failed) >= self.trials:
+                return num_running or None
             seed = seeds.seed_for("search", self.seed, len(self.study.get_trials())) % 2**32
             self.study.sampler = SAMPLERS[self.method](seed=seed)
             trial = self.study.ask(self.distributions(round_))
             trial.set_user_attr(ROUND, round_)
             self.claim_of(trial).take()
             return trial
+
+    def lack(self) -> str | None:
+        """Why there is no time for another trial; None where there is."""
+        return self.budget.lack(trial.user_attrs.get(SECONDS, 0.0) for trial in self.finished())
 
     def claim_of(self, trial: Trial | FrozenTrial) -> claims.Claim:
         run_dir = self.folder / f"{trial.number:03d}-{runs.slug(self.varying(trial))}"
@@ -259,6 +276,7 @@ class Search:
             is_pruned = HOPELESS in trial.user_attrs and record["epochs"] < job.cfg.trainer.max_epochs
             outcome = {"state": TrialState.PRUNED} if is_pruned else {"values": record["metrics"]["val/acc"]}
             trial.set_user_attr(PART, part(record, "val"))
+            trial.set_user_attr(SECONDS, record["seconds"])
             self.study.tell(trial, **outcome)
 
     def report(self) -> int:
@@ -268,6 +286,12 @@ class Search:
             log.error(f"error: no trial was finished; see {self.folder}")
             return 1
         print_table(self.table(trials))
+        missing = self.rounds * self.trials - len(self.finished())
+        if missing > 0 and (lack := self.lack()):
+            log.warning(
+                f"  {missing} of {self.rounds * self.trials} trials were not begun: {lack}; the same command again "
+                f"goes on with them, and has as much time anew"
+            )
         if seen := sorted({trial.user_attrs[PART] for trial in trials if trial.user_attrs.get(PART)}):
             log.info(f"  validation  on {' or '.join(seen)}")
         with claims.held(self.folder, wait=True):

@@ -14,14 +14,21 @@ from omegaconf import DictConfig
 
 from cifar_resnet import claims, resume, runs
 from cifar_resnet.compose import Job
+from cifar_resnet.constraints import plain
 from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import RunError, UsageError, as_usage_error, refuse_if
 from cifar_resnet.launch import launch
 from cifar_resnet.terminal import duration, log, look_next, part, print_table
+from cifar_resnet.time_budget import TimeBudget
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at jobs that other processes are at
 
-Outcome = dict | str  # a record, or why there is none
+
+class Left(str):
+    """Why a job was not begun: no failure, but the sweep's time is over."""
+
+
+Outcome = dict | Left | str  # a record, or why there is none
 
 
 def refuse(jobs: Sequence[Job]) -> None:
@@ -36,6 +43,14 @@ def refuse(jobs: Sequence[Job]) -> None:
     )
 
 
+def refuse_limit(job: Job) -> None:
+    """UsageError for a single training that is asked for what only a sweep has; a recipe may have it for its sweep."""
+    refuse_if(
+        any(text.startswith("sweep.") for text in job.overrides),
+        "sweep.max_time is the limit of a sweep. Got it without -m; give trainer.max_time for a single training",
+    )
+
+
 def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     """Run what has not finished before, here or by a launcher; the exit code: 0, or 1 where a job failed.
 
@@ -45,8 +60,11 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     with as_usage_error():
         folder.mkdir(parents=True, exist_ok=True)
         began = runs.time_in(folder)
+    budget = TimeBudget(
+        "sweep.max_time", plain(jobs[0].cfg.sweep)["max_time"], began, functools.partial(runs.time_in, folder)
+    )
     tasks = [
-        Task(f"job {number} of {len(jobs)}: {' '.join(job.varying)}", job.cfg, run_dir)
+        Task(f"job {number} of {len(jobs)}: {' '.join(job.varying)}", job.cfg, run_dir, run_dirs, budget)
         for number, (job, run_dir) in enumerate(zip(jobs, run_dirs, strict=True), 1)
     ]
     if jobs[0].engine.launcher != BASIC:
@@ -59,8 +77,13 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     reasons = [
         f"    {' '.join(job.varying)}: {outcome}\n"
         for job, outcome in zip(jobs, outcomes, strict=True)
-        if isinstance(outcome, str)
+        if isinstance(outcome, str) and not isinstance(outcome, Left)
     ]
+    if left := [outcome for outcome in outcomes if isinstance(outcome, Left)]:
+        log.warning(
+            f"  {len(left)} of {len(jobs)} jobs were not begun: {left[0]}; the same command again trains them, and has "
+            f"as much time anew\n"
+        )
     if reasons:
         log.error(
             f"  {len(reasons)} of {len(jobs)} jobs failed; the same command again trains only those\n\n"
@@ -74,7 +97,8 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
 def folders_of(jobs: Sequence[Job]) -> tuple[Path, list[Path]]:
     """That of the sweep and of each job: as Hydra's settings name them, or else by what varies."""
     job, varying = jobs[0], list(dict.fromkeys(override for job in jobs for override in job.varying))
-    usual = runs.sweep_dir(runs.parent_dir(job.cfg), [*job.composer.arguments, *job.overrides], varying)
+    lasting = [text for text in job.overrides if not text.startswith("sweep.")]  # another limit is no other sweep
+    usual = runs.sweep_dir(runs.parent_dir(job.cfg), [*job.composer.arguments, *lasting], varying)
     folder = Path(job.engine.sweep_dir) if job.engine.sweep_dir else usual
     names = [job.engine.subdir for job in jobs]
     if names[0] is None:
@@ -88,10 +112,13 @@ def folders_of(jobs: Sequence[Job]) -> tuple[Path, list[Path]]:
 
 
 class Task:
-    """A job of a sweep, in its folder. title: such as "job 2 of 3: seed=1"."""
+    """A job of a sweep, in its folder.
 
-    def __init__(self, title: str, cfg: DictConfig, run_dir: Path):
-        self.title, self.cfg, self.run_dir = title, cfg, run_dir
+    title: such as "job 2 of 3: seed=1". run_dirs: of all jobs. budget: of all of them together.
+    """
+
+    def __init__(self, title: str, cfg: DictConfig, run_dir: Path, run_dirs: Sequence[Path], budget: TimeBudget):
+        self.title, self.cfg, self.run_dir, self.run_dirs, self.budget = title, cfg, run_dir, run_dirs, budget
 
     @functools.cached_property
     def claim(self) -> claims.Claim:
@@ -114,9 +141,15 @@ class Task:
                 (self.run_dir / runs.FAILURE).unlink(missing_ok=True)  # of what came after its record
                 return record
             if run is None and not self.run_dir.exists():
-                return "it was not begun, for its launcher ended before; the same command again trains it"
+                lost = "it was not begun, for its launcher ended before; the same command again trains it"
+                return self.left() or lost
             if (reason := self.failure(since=began)) or not self.claim.take():
                 return reason or self.failure()
+            if self.record() is None and (left := self.left()):
+                self.claim.release()
+                with contextlib.suppress(OSError):  # it may have been begun before
+                    self.run_dir.rmdir()
+                return left
             if run is None:
                 return "it was not finished, for its worker was stopped or lost; the same command again goes on with it"
             if (record := self.record()) is None:  # else another process has just ended
@@ -135,6 +168,11 @@ class Task:
         if record or runs.can_go_on(self.run_dir):
             resume.check_same_job(self.cfg, self.run_dir)
         return record
+
+    def left(self) -> Left | None:
+        """Why there is no time to begin it; None where there is."""
+        taken = (record["seconds"] for record in map(runs.read_record, self.run_dirs) if record)
+        return (lack := self.budget.lack(taken)) and Left(lack)
 
     def failure(self, since: float = 0.0) -> str | None:
         """What was left as the reason, the last line of it, if anything was since that time."""
@@ -200,7 +238,10 @@ def table_of(outcomes: Sequence[tuple[list[str], Outcome]]) -> list[list[str]]:
     """A head, and a row for each job: what it varied, how well it did."""
     values = [dict(override.split("=", 1) for override in varying) for varying, _ in outcomes]
     results = [
-        results_of(outcome) if isinstance(outcome, dict) else ["failed", "", "", "", ""] for _, outcome in outcomes
+        results_of(outcome)
+        if isinstance(outcome, dict)
+        else ["left" if isinstance(outcome, Left) else "failed", "", "", "", ""]
+        for _, outcome in outcomes
     ]
     return [
         [*values[0], "validation", "test", "parameters", "time", "folder"],

@@ -1,6 +1,6 @@
 from lightning.pytorch import Callback, Trainer
 
-from cifar_resnet.callbacks.averaging import EMA
+from cifar_resnet.callbacks.averaging import EMA, Lookahead
 from cifar_resnet.callbacks.early_stopping import EarlyStopping
 from cifar_resnet.callbacks.ending import Ending, TimeLimit, epochs_trained
 from cifar_resnet.callbacks.finite import FiniteLoss
@@ -21,6 +21,7 @@ __all__ = [
     "Ending",
     "FiniteLoss",
     "Interruption",
+    "Lookahead",
     "Machine",
     "MemberCheckpoints",
     "MemberMetricsCSV",

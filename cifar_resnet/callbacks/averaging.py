@@ -1,13 +1,13 @@
-"""An average of the weights along the training, evaluated and kept in their place."""
+"""Weights from more than one point of a training: in the place of the latest, or as where they go on from."""
 
 from itertools import compress
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
-from cifar_resnet.constraints import FractionBelowOne, check
+from cifar_resnet.constraints import Count, FractionAboveZero, FractionBelowOne, check
 
 
 class EMA(WeightAveraging):
@@ -63,3 +63,56 @@ class EMA(WeightAveraging):
         """To go on training takes the weights themselves; to test takes the average, which has been loaded by now."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+class Lookahead(Callback):
+    """Some steps forward, one back: slow weights follow the trained ones, which then go on from there (Zhang et al.
+    2019, algorithm 1).
+
+    BatchNorm's statistics are weights in this, for they belong to them. The last step of a training is followed too.
+
+    every: so many of the optimizer's steps forward (k in the paper).
+    share: of the way that the trained weights have gone, which the slow ones follow (alpha).
+    start: the share of a training before the first of these steps; above 0 only its tail is affected.
+    """
+
+    def __init__(self, every: Count = 5, share: FractionAboveZero = 0.5, start: FractionBelowOne = 0.0):
+        check(Lookahead, locals())
+        self.every, self.share, self.start = every, share, start
+        self.slow: list[torch.Tensor] = []  # empty before the start
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.latest_step = trainer.global_step
+        self.first_step = round(self.start * pl_module.total_steps)
+        self.slow = [tensor.to(pl_module.device) for tensor in self.slow]
+        self.begin(pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        if trainer.global_step == self.latest_step:  # gradients are being accumulated
+            return
+        self.latest_step = step = trainer.global_step
+        if not self.slow:
+            self.begin(pl_module)
+        elif (step - self.first_step) % self.every == 0 or step == pl_module.total_steps:
+            self.follow(pl_module)
+
+    def begin(self, pl_module: LightningModule) -> None:
+        if not self.slow and self.latest_step >= self.first_step:
+            self.slow = [tensor.detach().clone() for tensor in floating(pl_module)]
+
+    @torch.no_grad()
+    def follow(self, pl_module: LightningModule) -> None:
+        latest = floating(pl_module)
+        torch._foreach_lerp_(self.slow, latest, self.share)
+        torch._foreach_copy_(latest, self.slow)
+
+    def state_dict(self) -> dict:
+        return {"slow": self.slow}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.slow = state_dict["slow"]
+
+
+def floating(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Its parameters and buffers, but for counters."""
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -20,20 +21,22 @@ class Throughput(Callback):
     """
 
     def __init__(self):
-        self.images, self.seconds = 0, 0.0  # over all epochs, those before a resume included
+        # over all epochs, those before a resume included; images by their side in pixels
+        self.images_by_size, self.seconds = Counter(), 0.0
         self.command_start = time.perf_counter()  # of the command, of this life
         self.earlier_seconds = 0.0  # of the commands of the lives before
         # of an epoch that goes on in its middle, what came before; of one that has ended, images/s
-        self.epoch_images, self.epoch_seconds, self.latest = 0, 0.0, None
+        self.epoch_images, self.epoch_seconds, self.latest = Counter(), 0.0, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = self.now(trainer) - self.epoch_seconds
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch_images, self.latest, self.start = 0, None, self.now(trainer)
+        self.epoch_images, self.latest, self.start = Counter(), None, self.now(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        self.epoch_images += len(batch[1]) * trainer.world_size
+        images, labels = batch
+        self.epoch_images[images.shape[-1]] += len(labels) * trainer.world_size
         if trainer.is_last_batch:
             self.measure(trainer)
 
@@ -45,9 +48,9 @@ class Throughput(Callback):
         if trainer.world_size > 1:  # all know the same speed
             taken = torch.tensor(seconds, device=trainer.strategy.root_device)
             seconds = trainer.strategy.reduce(taken, reduce_op="mean").item()
-        self.images += self.epoch_images
+        self.images_by_size += self.epoch_images
         self.seconds += seconds
-        self.latest = self.epoch_images / seconds
+        self.latest = self.epoch_images.total() / seconds
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -63,29 +66,36 @@ class Throughput(Callback):
         return time.perf_counter()
 
     @property
+    def images(self) -> int:
+        return self.images_by_size.total()
+
+    @property
     def command_seconds(self) -> float:
         """Since the command began, in this life and those before: all that is no training included."""
         return self.earlier_seconds + time.perf_counter() - self.command_start
 
-    def counts(self) -> dict[str, float]:
+    def counts(self) -> dict[str, float | dict[str, int]]:
         """As a run's record says them."""
         return {
             "images": self.images,
+            "images_by_size": {str(size): count for size, count in sorted(self.images_by_size.items())},
             "train_seconds": self.seconds,
             "images_per_second": self.images / self.seconds,
             "seconds": self.command_seconds,
         }
 
     def state_dict(self) -> dict:
-        whole = {"images": self.images, "seconds": self.seconds, "command_seconds": self.command_seconds}
-        here = {"epoch_images": self.epoch_images, "epoch_seconds": time.perf_counter() - self.start}
+        images, seconds = dict(self.images_by_size), self.seconds
+        whole = {"images_by_size": images, "seconds": seconds, "command_seconds": self.command_seconds}
+        here = {"epoch_images": dict(self.epoch_images), "epoch_seconds": time.perf_counter() - self.start}
         is_within_an_epoch = self.latest is None and self.epoch_images
         return whole | (here if is_within_an_epoch else {})
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self.images_by_size, self.seconds = Counter(state_dict["images_by_size"]), state_dict["seconds"]
         self.earlier_seconds = state_dict.get("command_seconds", 0.0)
-        self.epoch_images, self.epoch_seconds = state_dict.get("epoch_images", 0), state_dict.get("epoch_seconds", 0.0)
+        self.epoch_images = Counter(state_dict.get("epoch_images", {}))
+        self.epoch_seconds = state_dict.get("epoch_seconds", 0.0)
 
 
 class MetricsCSV(Callback):

@@ -58,7 +58,7 @@ class StepGraph(Callback):
         self.modules, self.parameters = list(pl_module.modules()), list(pl_module.parameters())
         self.rates, self.fixed = self.new_rates(), self.fixed_settings()
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.sizes: dict[int, Recorded] = {}  # by the number of images
+        self.sizes: dict[tuple[int, int], Recorded] = {}  # by the number of images, and their side in pixels
         self.current: Recorded | None = None  # for None, a step is Lightning's own
         self.is_listening, self.logs_within, self.has_told = False, False, False  # to what a step logs, by Python
         self.own = {name: getattr(pl_module, name) for name in (*REPLACED, "log")}
@@ -125,14 +125,15 @@ class StepGraph(Callback):
         """The place where the batch of these images will be; of the first batch of its size the batch itself."""
         # a callback may have gradients added up from some epoch on
         is_possible = self.trainer.accumulate_grad_batches == 1 and not self.logs_within
-        self.current = self.sizes.get(len(indices)) if is_possible else None
+        size = len(indices), self.loader.image_size
+        self.current = self.sizes.get(size) if is_possible else None
         if self.averaging:
             self.averaging.moves_within_step = self.current is not None
         if self.current is None:
             batch = self.loader.batch(indices)
-            if len(indices) not in self.sizes:
+            if size not in self.sizes:
                 places, sampler = tuple(part.clone() for part in batch), self.loader.sampler
-                self.sizes[len(indices)] = Recorded(self.step, indices.clone(), places, sampler, self.stream)
+                self.sizes[size] = Recorded(self.step, indices.clone(), places, sampler, self.stream)
             return batch
         self.current.indices.copy_(indices)
         return self.current.batch

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from cifar_resnet.constraints import Count, CountOrZero, FractionBelowOne, Positive, Seed, check
 from cifar_resnet.data.augment import Augment, random_mask
 from cifar_resnet.data.loaders import EvalLoader, LabelledImages, StackedLoader, TrainLoader, limited
+from cifar_resnet.data.resizing import ProgressiveResize
 from cifar_resnet.data.samplers import ShuffledBatchSampler, stratified_split
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.images import Normalise, content_hash
@@ -35,6 +36,7 @@ class DataModule(LightningDataModule, ABC):
     seed: with the epoch and the rank decides order and augmentation.
     device: where the images live and are augmented; None for the trainer's device, or without a trainer the CPU.
     augment: what training batches go through; None for nothing but normalisation.
+    resize: the size of training images by epoch; None for their own.
     """
 
     num_classes: int
@@ -52,6 +54,7 @@ class DataModule(LightningDataModule, ABC):
         seed: Seed = 0,
         device: str | None = None,
         augment: Augment | None = None,
+        resize: ProgressiveResize | None = None,
     ):
         super().__init__()
         check(DataModule, locals())
@@ -59,10 +62,22 @@ class DataModule(LightningDataModule, ABC):
         self.num_val, self.split_seed, self.seed, self.device = num_val, split_seed, seed, device
         self.mean, self.std = mean, std
         self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
+        self.resize = resize
         if hasattr(self, "image_size"):
-            self.augment.check_image_size(self.image_size)
+            self.check_image_size()
         self.train = self.val = self.test = None  # LabelledImages, once read
         self.split_hash = self.train_hash = None  # of which images are held out, and of all of them, likewise
+
+    def check_image_size(self) -> None:
+        """Refuse what images of this size cannot have; a source that learns of it late calls this then."""
+        self.augment.check_image_size(self.image_size)
+        if self.resize:
+            self.resize.check_image_size(self.image_size)
+
+    @property
+    def image_sizes(self) -> list[int]:
+        """All sizes that a network will see, in pixels."""
+        return [self.image_size, *(self.resize.sizes if self.resize else [])]
 
     def known_num_images(self, train: bool) -> int | None:
         """How many `read` would give; None where only reading them tells."""
@@ -159,7 +174,7 @@ class DataModule(LightningDataModule, ABC):
         )
         sampler = ShuffledBatchSampler(count, self.batch_size, self.seed, rank, world_size, device)
         flip_mask = random_mask(count, 0.5, Generator().manual_seed(seed_for("flips", self.seed))).to(device)
-        return TrainLoader(self.train, sampler, self.augment, self.normalise, self.num_classes, flip_mask)
+        return TrainLoader(self.train, sampler, self.augment, self.normalise, self.num_classes, flip_mask, self.resize)
 
     def val_dataloader(self) -> EvalLoader:
         refuse_if(self.val is None, "no images have been read. Call prepare_data() and setup('fit') first")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cifar_resnet.data.augment import Augment, Randomness
+from cifar_resnet.data.resizing import ProgressiveResize, resized
 from cifar_resnet.data.samplers import ShuffledBatchSampler, spread_order
 from cifar_resnet.images import Normalise
 
@@ -30,6 +31,7 @@ class LabelledImages:
 class TrainLoader:
     """An epoch of augmented batches: images (N, C, H, W) float32, normalised, channels_last, and their labels.
 
+    H and W are `image_size`, which may change between epochs.
     Labels are (N,) int64, or where images are mixed their shares of each class, (N, num_classes) float32.
     """
 
@@ -41,13 +43,20 @@ class TrainLoader:
         normalise: Normalise,
         num_classes: int,
         flip_mask: Tensor,
+        resize: ProgressiveResize | None = None,
     ):
         """flip_mask: (N,) bool, of alternating flips those that are mirrored in even epochs."""
         self.data, self.sampler, self.augment = data, sampler, augment
         self.normalise, self.num_classes, self.flip_mask = normalise, num_classes, flip_mask
+        self.resize = resize
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    @property
+    def image_size(self) -> int:
+        """The side of the images in the sampler's epoch, in pixels."""
+        return (self.resize and self.resize.size_in(self.sampler.epoch)) or self.data.images.shape[-1]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in self.sampler:
@@ -64,6 +73,7 @@ class TrainLoader:
         flips = self.flip_mask[indices] ^ self.sampler.is_odd
         randomness = Randomness(self.sampler.generator, self.sampler.numpy_rng, flips)
         images, plan = self.augment(images, self.normalise, randomness)
+        images = resized(images, self.image_size)
         return images, labels if plan is None else plan.probabilities(labels, self.num_classes)
 
 

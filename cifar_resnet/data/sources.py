@@ -123,7 +123,7 @@ class Files(DataModule):
         self.halves, self.image_size = Halves(test, train, image_size), image_size
         self.classes, self.num_classes = self.halves.classes, len(self.halves.classes)
         self.max_megapixels, self.told = max_megapixels, set()
-        self.augment.check_image_size(image_size)
+        self.check_image_size()
 
     def order_classes(self, known: Sequence[str]) -> None:
         if sorted(known) == sorted(self.classes):

@@ -50,7 +50,7 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
         "selected": "best on validation" if chosen.stem == "best" else "last",
         "epoch": min(checkpoint["epoch"] + 1, record["epochs"]),  # the last may have been cut short
         "step": checkpoint["global_step"],
-        "training_flops": 6 * record["macs"] * record["images"],  # the backward pass taken for two forward ones
+        "training_flops": training_flops(model, data, record["images_by_size"]),
         "seconds": record["seconds"] + time.perf_counter() - start,
         "metrics": checkpoint["metrics"] | test,
         "commit": provenance.commit(),
@@ -74,6 +74,15 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
             reason = sweep.reason_of(error)
             command = command_line("cifar-evaluate", f"checkpoint={run_dir}")
             log.warning(f"warning: no page was made ({reason}); {command} makes one")
+
+
+def training_flops(model: LightningModule, data: DataModule, images_by_size: dict[str, int]) -> int:
+    """Of all images: two for each multiply-add, the backward pass taken for two forward ones.
+
+    images_by_size: how many of each side, in pixels.
+    """
+    channels = data.image_shape[0]
+    return sum(6 * num_macs(model, (channels, int(size), int(size))) * n for size, n in images_by_size.items())
 
 
 def predictions_of(model: LightningModule, data: DataModule) -> Predictions:

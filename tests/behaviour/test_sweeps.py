@@ -1,5 +1,6 @@
 """cifar-train -m: one job after the other, each in a folder of its own, and a table of all."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import TINY, record_of
 
-from cifar_resnet import cli
+from cifar_resnet import cli, sweep
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import Classifier
 
@@ -158,3 +159,37 @@ def test_ctrl_c_has_an_exit_code_of_its_own_and_ends_a_sweep(cifar_train, run_di
     send(None)
     assert cifar_train("-m", "seed=0,1") == 0
     assert len(list(Path("outputs").rglob("result.json"))) == 2
+
+
+def test_no_job_is_begun_that_would_not_end_in_the_time_of_the_sweep(cifar_train, run_dirs, monkeypatch, capsys):
+    """By a clock that each job moves by the 100 seconds that it says it took."""
+    run_in, seen = sweep.run_in, []
+
+    def slow(run_dir, cfg, run):
+        record = run_in(run_dir, cfg, run) | {"seconds": 100.0}
+        (run_dir / "result.json").write_text(json.dumps(record))
+        seen.append(run_dir.name)
+        return record
+
+    monkeypatch.setattr(sweep, "run_in", slow)
+    monkeypatch.setattr(sweep.runs, "time_in", lambda folder: 100.0 * len(seen))
+    command = ["-m", "seed=3,4,5,6"]
+    assert cifar_train(*command, "sweep.max_time=00:00:04:10") == 0
+    assert seen == ["seed-3", "seed-4"]
+    out = capsys.readouterr()
+    told = "2 of 4 jobs were not begun: 0:50 of sweep.max_time=4:10 were left, and the longest before took 1:40"
+    assert told in out.out + out.err
+    assert out.out.count(" left ") >= 2
+    folder = run_dirs()[-1].parent
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["seed-3", "seed-4"]
+    assert cli.evaluate([f"checkpoint={folder}"]) == 0  # what there is makes the ensemble
+    assert cifar_train(*command, "sweep.max_time=00:00:01:50") == 0  # another limit is no other sweep
+    assert seen == ["seed-3", "seed-4", "seed-5"]
+    assert cifar_train(*command) == 0
+    assert seen[3:] == ["seed-6"]
+
+
+def test_a_sweeps_limit_needs_a_sweep(cifar_train, run_dirs, capsys):
+    assert cifar_train("sweep.max_time=00:00:01:00") == 2
+    assert "sweep.max_time is the limit of a sweep. Got it without -m" in capsys.readouterr().err
+    assert not run_dirs()

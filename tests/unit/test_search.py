@@ -34,7 +34,7 @@ def scored(monkeypatch):
         lr = cfg.optimizer.lr
         seen.append(lr)
         run_dir.mkdir(parents=True, exist_ok=True)
-        record = {"epochs": 5, "metrics": {"val/acc": 1 - 0.1 * abs(math.log10(lr / 0.02))}}
+        record = {"epochs": 5, "seconds": 100.0, "metrics": {"val/acc": 1 - 0.1 * abs(math.log10(lr / 0.02))}}
         (run_dir / "result.json").write_text(json.dumps(record))
         return record
 
@@ -202,3 +202,36 @@ def test_spaces_are_read_from_the_command_line():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match=r"Got 1\.5"):
         Search(narrow=1.5)
+
+
+def test_no_trial_is_begun_that_would_not_end_in_the_time_of_the_search(scored, monkeypatch, capsys):
+    """By a clock that each trial moves by as much as it says it took."""
+    monkeypatch.setattr(search.runs, "time_in", lambda folder: 100.0 * len(scored))
+    command = [*SMALL, "search.trials=4", "search.rounds=2"]
+    assert cli.search([*command, "search.max_time=00:00:04:10"]) == 0
+    assert len(scored) == 2
+    out = capsys.readouterr()
+    assert "6 of 8 trials were not begun: 0:50 of search.max_time=4:10 were left" in out.out + out.err
+    assert len(trials_of()) == 2
+    assert cli.search([*command, "search.max_time=00:00:03:20"]) == 0  # another limit is no other search
+    assert len(scored) == 5
+    assert cli.search(command) == 0
+    assert len(trials_of()) == len(scored) == 8
+
+
+def test_a_trial_that_was_begun_is_left_too_where_there_is_no_time(scored, monkeypatch):
+    command = [*SMALL, "search.trials=3", "search.rounds=1"]
+    run_in, moments = search.run_in, [0.0]
+
+    def stopped(run_dir, cfg, run):
+        if len(scored) == 1:
+            raise KeyboardInterrupt
+        return run_in(run_dir, cfg, run)
+
+    monkeypatch.setattr(search, "run_in", stopped)
+    assert cli.search(command) == 130
+    monkeypatch.setattr(search, "run_in", run_in)
+    monkeypatch.setattr(search.runs, "time_in", lambda folder: moments.append(moments[-1] + 90) or moments[-1])
+    assert cli.search([*command, "search.max_time=00:00:01:20"]) == 0
+    assert len(scored) == 1
+    assert [trial["state"] for trial in trials_of()] == ["COMPLETE", "RUNNING"]

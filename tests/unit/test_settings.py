@@ -29,8 +29,8 @@ NEEDED = {
     "predict": ["checkpoint=some.ckpt", "input=some.png"],
 }
 GIVEN_BY_US = {
-    "num_classes", "optimizer", "scheduler", "distillation", "augment", "params", "total_steps", "accelerator",
-    "train", "test",  # of an image folder
+    "num_classes", "optimizer", "scheduler", "distillation", "augment", "resize", "params", "total_steps",
+    "accelerator", "train", "test",  # of an image folder
 }  # fmt: skip
 USELESS_HERE = {
     "barebones", "enable_autolog_hparams", "limit_predict_batches", "model_registry",

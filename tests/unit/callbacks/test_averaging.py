@@ -1,11 +1,11 @@
-"""The averaged weights against a plain loop over the weights of each step."""
+"""Averaged weights, and weights that step back, against a plain loop over the weights of each step."""
 
 import pytest
 import torch
 from helpers import assert_equal, last_of, record_of, rows_of
 
 from cifar_resnet import checkpoints, cli
-from cifar_resnet.callbacks import EMA
+from cifar_resnet.callbacks import EMA, Lookahead
 
 
 def test_a_checkpoint_holds_the_average_of_weights_and_statistics(cifar_train, run_dirs, monkeypatch):
@@ -69,3 +69,53 @@ def test_two_epochs_and_two_more_equal_four_with_averaged_weights(cifar_train, r
 def test_impossible_decays_are_refused(decay):
     with pytest.raises(ValueError, match=f"^decay must be a number from 0 to below 1. Got {decay}"):
         EMA(decay)
+
+
+LOOKAHEAD = ("averaging=lookahead", "averaging.every=3", "averaging.share=0.7", "trainer.max_epochs=3")
+
+
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.4, 6)])
+def test_lookahead_equals_a_plain_loop_over_the_weights_of_each_step(cifar_train, run_dirs, monkeypatch, start, first):
+    """Fifteen steps: those that step back are the third after the first, and so on, and the last."""
+    before, after = {}, {}
+    on_train_start, on_train_batch_end = Lookahead.on_train_start, Lookahead.on_train_batch_end
+
+    def weights_of(module):
+        return {name: value.clone() for name, value in module.state_dict().items() if value.is_floating_point()}
+
+    def begin(self, trainer, pl_module):
+        after[0] = weights_of(pl_module)
+        on_train_start(self, trainer, pl_module)
+
+    def remember(self, trainer, pl_module, *rest):
+        before[trainer.global_step] = weights_of(pl_module)
+        on_train_batch_end(self, trainer, pl_module, *rest)
+        after[trainer.global_step] = weights_of(pl_module)
+
+    monkeypatch.setattr(Lookahead, "on_train_start", begin)
+    monkeypatch.setattr(Lookahead, "on_train_batch_end", remember)
+    assert cifar_train(*LOOKAHEAD, f"averaging.start={start}") == 0
+    slow = after[first]
+    for step in range(1, 16):
+        if step > first and ((step - first) % 3 == 0 or step == 15):
+            slow = {name: value + 0.7 * (before[step][name] - value) for name, value in slow.items()}
+            torch.testing.assert_close(after[step], slow)
+        else:
+            assert_equal(after[step], before[step], f"step {step}")
+    kept = {name: value for name, value in last_of(run_dirs()[0])["state_dict"].items() if value.is_floating_point()}
+    assert_equal(kept, after[15])
+
+
+@pytest.mark.parametrize("options", [[], ["averaging.start=0.5", "trainer.accumulate_grad_batches=2"], ["graph=true"]])
+def test_lookahead_goes_on_bit_for_bit(cifar_train, tmp_path, send, options):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert cifar_train(*LOOKAHEAD, *options, "graph=false", f"run_dir={whole}") == 0
+    send(5)
+    assert cifar_train(*LOOKAHEAD, *options, f"run_dir={resumed}") == 143
+    send(7)
+    assert cli.train([f"resume={resumed}"]) == 143
+    send(None)
+    assert cli.train([f"resume={resumed}"]) == 0
+    for key in ("state_dict", "optimizer_states"):
+        assert_equal(last_of(whole)[key], last_of(resumed)[key], key)
+    assert_equal(*(last_of(run_dir)["callbacks"]["Lookahead"] for run_dir in (whole, resumed)))
