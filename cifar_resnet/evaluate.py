@@ -73,6 +73,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
         "num_images": len(labels),
         "classes": ensemble.classes,
         "tta": cfg.tta or ensemble.networks[0].tta,
+        "tta_below": 1.0 if cfg.tta else ensemble.networks[0].tta_below,
         "precision": precision,
         **evaluation.evaluate_predictions(each, labels, val),
         "temperature_from": val_text,
@@ -240,7 +241,8 @@ def facts(result: dict) -> dict[str, str]:
         "calibration error (ECE)": both(".2%", "calibration_error"),
         **({"top-5 accuracy": f"{scores['top5_acc']:.2%}"} if "top5_acc" in scores else {}),
         "temperature": f"{temperature:.3f}, fitted on {reason}" if temperature else f"none: {reason}",
-        "test-time augmentation": result["tta"],
+        "test-time augmentation": result["tta"]
+        + (f", of images below a probability of {result['tta_below']}" if result["tta_below"] < 1 else ""),
     }
     return found | (
         {"checkpoint": result["checkpoints"][0]}

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.prints import rank_zero_only
 
 from cifar_resnet.archives import as_planes, batches_of, to_size
-from cifar_resnet.constraints import TTA, FractionBelowOne, Positive, WholeNumber, check
+from cifar_resnet.constraints import TTA, FractionAboveZero, FractionBelowOne, Positive, WholeNumber, check
 from cifar_resnet.errors import UsageError, first_sentence, refuse_if
 from cifar_resnet.images import Normalise
 from cifar_resnet.models.distillation import Distillation
@@ -38,6 +38,8 @@ class Classifier(LightningModule):
     bias_lr_factor: of the biases' and norm layers' learning rate, by which their weight decay is divided: a step decays
         them no more than it would without (Page 2019, "How to train your ResNet" 8).
     tta: which views of each image validation and test average: "none", "flip" or "flip_shift" (see models/tta.py).
+    tta_below: only images whose likeliest class has less than this probability get other views than themselves; 1.0 for
+        every image.
     max_params: `check_budget` refuses a network of more trainable parameters; None for no limit.
     optimizer: called with the parameters (or groups of them); only training needs it.
     scheduler: called with the optimizer and total_steps, stepped after each batch; or a `Schedule`, which may move
@@ -52,6 +54,7 @@ class Classifier(LightningModule):
         decay_norm_and_bias: bool = True,
         bias_lr_factor: Positive = 1.0,
         tta: TTA = "none",
+        tta_below: FractionAboveZero = 1.0,
         max_params: WholeNumber | None = None,
         optimizer: Callable[[Iterable], Optimizer] | None = None,
         scheduler: Schedule | Callable[..., LRScheduler] | None = None,
@@ -60,7 +63,8 @@ class Classifier(LightningModule):
         super().__init__()
         check(Classifier, locals())
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation", "members"], logger=False)
-        self.label_smoothing, self.tta, self.max_params = label_smoothing, tta, max_params
+        self.label_smoothing, self.max_params = label_smoothing, max_params
+        self.tta, self.tta_below = tta, tta_below
         self.decay_norm_and_bias, self.bias_lr_factor = decay_norm_and_bias, bias_lr_factor
         self.optimizer, self.scheduler, self.distillation = optimizer, scheduler, distillation
         self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
@@ -124,7 +128,7 @@ class Classifier(LightningModule):
         for batch in batches_of(planes, batch_size):
             pixels = torch.from_numpy(to_size(batch, size)).to(self.device)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            each.append(log_probabilities(self, normalise(pixels), self.tta).exp())
+            each.append(log_probabilities(self, normalise(pixels), self.tta, self.tta_below).exp())
         return torch.cat(each)
 
     # Training
@@ -286,7 +290,7 @@ class Classifier(LightningModule):
 
     def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        log_probs = log_probabilities(self, images, self.tta)
+        log_probs = log_probabilities(self, images, self.tta, self.tta_below)
         self.update_metrics(split, F.nll_loss(log_probs, labels), log_probs, labels)
         return log_probs
 

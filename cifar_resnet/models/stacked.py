@@ -54,6 +54,7 @@ class StackedEnsemble(Classifier):
             decay_norm_and_bias=first.decay_norm_and_bias,
             bias_lr_factor=first.bias_lr_factor,
             tta=first.tta,
+            tta_below=first.tta_below,
             optimizer=first.optimizer,
             scheduler=first.scheduler,
             distillation=first.distillation,
@@ -121,7 +122,7 @@ class StackedEnsemble(Classifier):
     def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         count = len(self.members)
         images, labels = batch[0].repeat(count, 1, 1, 1), batch[1].repeat(count)
-        log_probs = log_probabilities(self, images, self.tta)
+        log_probs = log_probabilities(self, images, self.tta, self.tta_below, count)
         losses = torch.stack([F.nll_loss(*own) for own in self.shares(log_probs, labels)])
         self.update_metrics(split, losses, log_probs, labels)
         return log_probs

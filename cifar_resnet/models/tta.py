@@ -21,7 +21,29 @@ def views(images: Tensor, tta: str) -> list[tuple[float, Tensor]]:
     return [(weight / 2, view) for weight, image in weighted for view in (image, image.flip(3))]
 
 
-def log_probabilities(network: nn.Module, images: Tensor, tta: str = "none") -> Tensor:
-    """(N, num_classes) float32: the logarithm of the views' mean probability. images: as the network wants them."""
-    weighted = [network(view).float().log_softmax(1) + math.log(weight) for weight, view in views(images, tta)]
-    return torch.stack(weighted).logsumexp(0)
+def log_probabilities(
+    network: nn.Module, images: Tensor, tta: str = "none", below: float = 1.0, members: int = 1
+) -> Tensor:
+    """(N, num_classes) float32: the logarithm of the views' mean probability. images: as the network wants them.
+
+    below: an image whose likeliest class has at least this probability in the image itself is asked about no further.
+    members: so many networks in one, each with its own part of the images, which are the same in all.
+    """
+    found = network(images).float().log_softmax(1)
+    if tta == "none":
+        return found
+    if below >= 1:
+        return with_other_views(network, images, found, tta)
+    is_unsure = found.amax(1) < math.log(below)
+    asked = is_unsure.view(members, -1).any(0).repeat(members).nonzero().squeeze(1)
+    if len(asked):
+        first, some = found[asked], images[asked].contiguous(memory_format=torch.channels_last)
+        found[asked] = torch.where(is_unsure[asked, None], with_other_views(network, some, first, tta), first)
+    return found
+
+
+def with_other_views(network: nn.Module, images: Tensor, first: Tensor, tta: str) -> Tensor:
+    """The logarithm of all views' mean probability. first: log-probabilities of the images themselves."""
+    (weight, _), *others = views(images, tta)
+    weighted = [network(view).float().log_softmax(1) + math.log(share) for share, view in others]
+    return torch.stack([first + math.log(weight), *weighted]).logsumexp(0)

@@ -32,7 +32,7 @@ def has_same_weights(network: nn.Module, other: nn.Module) -> bool:
 class Ensemble:
     """One or several trained networks on a device, and what they predict for images as they come from a file.
 
-    paths: .ckpt files or run folders. tta: see `models.tta`; None for each network's own.
+    paths: .ckpt files or run folders. tta: see `models.tta`, for every image; None for each network's own.
     accelerator, precision: as Lightning names them.
     """
 
@@ -81,7 +81,7 @@ class Ensemble:
             batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
             with self.fabric.autocast():
                 each = [
-                    log_probabilities(net, normalise(batch), self.tta or net.tta)
+                    log_probabilities(net, normalise(batch), self.tta or net.tta, 1.0 if self.tta else net.tta_below)
                     for net, normalise in zip(self.networks, self.normalise, strict=True)
                 ]
             batches.append(torch.stack(each).cpu())

@@ -37,6 +37,8 @@ def steady(watch: Watch) -> set[str]:
         ("augment=randaugment", "augment.mixing=cutmix", "augment.mixing_probability=0.5"),
         ("augment=mixup", "model.drop_block=0.1", "model.drop_block_size=3", "model.squeeze_excitation=4"),
         ("augment=autoaugment",),
+        ("resize=progressive", "resize.sizes=[24]", "resize.until=[0.5]", "averaging=lookahead", "averaging.every=2"),
+        ("augment.contrast=0.2", "augment.brightness=0.2"),
         ("augment=ricap", "model.stem=whitening", "model.stochastic_depth=0.1", "model.shake_drop=0.1"),
         ("trainer.accumulate_grad_batches=2", "data.num_val=0", "data.num_train=200"),
     ],
@@ -126,6 +128,14 @@ def test_the_step_is_recorded_once_and_then_replayed(cifar_train, watch, monkeyp
     assert not any(inner)
     assert not watch.mistakes
     assert max(step.total() for step in watch.launches[6:9]) < 20  # beside the graph
+
+
+def test_each_size_of_images_is_recorded_once(cifar_train, watch):
+    """Of ten steps at each size the first is Lightning's own, and three warm up."""
+    shrunk = ("resize=progressive", "resize.sizes=[24]", "resize.until=[0.5]", "averaging=lookahead")
+    assert cifar_train("trainer.max_epochs=4", "precision=auto", "test=false", *shrunk) == 0
+    assert [graph.replays for graph in FakeGraph.made] == [6, 6]
+    assert not watch.mistakes
 
 
 @pytest.mark.quick_cases(2)

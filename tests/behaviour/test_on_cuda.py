@@ -109,6 +109,7 @@ def test_steps_of_each_optimizer_are_those_of_the_cpu(exact, optimizer):
         ("ensemble.size=2", "precision=32-true"),
         ("scheduler=multistep",),
         ("data.device=cpu",),
+        ("resize=progressive", "averaging=lookahead", "augment.contrast=0.1", "augment.brightness=0.1"),
     ],
     ids=lambda options: " ".join(options) or "default",
 )
@@ -144,6 +145,7 @@ def test_compiled(cifar_train, run_dirs):
         ("optimizer=muon", "precision=16-mixed"),
         ("precision=32-true", "trainer.gradient_clip_val=1", "model.drop_block=0.1", "model.drop_block_size=3"),
         ("model.label_smoothing=0.1", "augment=ricap", "scheduler=multistep"),
+        ("resize=progressive", "resize.sizes=[24]", "resize.until=[0.5]", "averaging=lookahead"),
     ],
     ids=" ".join,
 )
