@@ -4,7 +4,7 @@
     python benchmarks/overhead.py experiment=speed94 data.root=data      # any overrides of cifar-train
 
 The command runs in a process of its own, with one callback more: every few steps the bare loop (throughput.py's: the
-same network, optimizer, precision and batch size on one fixed batch in memory) takes a step, so that whatever else the
+same network, optimizer, precision, batch and image size on one fixed batch in memory) takes a step, so that whatever else the
 machine does meets both. The time that these take is subtracted. What is printed as ± is one standard error: steps of
 the same work differ in length, and the bare loop takes only some. Nothing else should run meanwhile.
 
@@ -14,12 +14,14 @@ also said as the number of images that ResNet-18's bare loop, which takes its tu
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -41,50 +43,58 @@ class Between(Callback):
     def __init__(self, path: str):
         self.path = Path(path)
         self.every, self.turn = (32, 8) if torch.cuda.is_available() else (4, 1)  # a GPU waits at each change of turns
-        self.bare: dict[str, Bare] = {}
-        self.bare_steps: list[float] = []
-        self.steps, self.away = 0, 0.0
+        self.same: Bare | None = None
+        self.yardstick: Bare | None = None
+        self.bare_steps: dict[int, list[float]] = {}  # by the side of the images, in pixels
+        self.num_steps, self.away = Counter(), 0.0
 
-    def build(self, cfg: DictConfig, num_classes: int, precision: str) -> None:
+    def build(self, cfg: DictConfig, num_classes: int, precision: str, image_size: int) -> None:
         model = instantiate(cfg.model, num_classes=num_classes, optimizer=cfg.optimizer, _convert_="all")
-        self.bare["same"] = Bare(model, precision, cfg.data.batch_size)
-        self.bare["yardstick"] = Bare(Ours("resnet18", 128, 1280).new_model(), precision, 128)
-        for bare in self.bare.values():
-            bare.go_on(1)
-            bare.images_per_second()  # forgets that one, which sets things up
+        self.same = set_up(Bare(model, precision, cfg.data.batch_size, image_size=image_size))
+        self.yardstick = self.yardstick or set_up(Bare(Ours("resnet18", 128, 1280).new_model(), precision, 128))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
-        is_their_turn = self.steps >= WARM_UP and self.steps % self.every == 0
+        steps, image_size = self.num_steps.total(), batch[0].shape[-1]
+        is_their_turn = steps >= WARM_UP and steps % self.every == 0
         if is_their_turn:
             synchronize()
         now = time.time()
-        if self.steps == 0:
+        if steps == 0:
             self.first_step = now
         if is_their_turn:
-            if not self.bare:
+            if image_size not in self.bare_steps:
                 classes = pl_module.hparams.num_classes
-                self.build(OmegaConf.create(pl_module.config), classes, trainer.precision)
+                self.build(OmegaConf.create(pl_module.config), classes, trainer.precision, image_size)
             start = time.perf_counter()
-            self.bare["same"].go_on(self.turn)
-            self.bare_steps.append((time.perf_counter() - start) / self.turn)
-            self.bare["yardstick"].go_on(self.turn)
-        self.steps += 1
+            self.same.go_on(self.turn)
+            self.bare_steps.setdefault(image_size, []).append((time.perf_counter() - start) / self.turn)
+            self.yardstick.go_on(self.turn)
+        self.num_steps[image_size] += 1
         self.away += time.time() - now
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if len(self.bare_steps) < 2:
+        if any(len(self.bare_steps.get(size, ())) < 2 for size in self.num_steps):
             least = max(WARM_UP, self.every) + self.every
-            raise SystemExit(f"too short to compare. Got {self.steps} steps; give more than {least}")
+            raise SystemExit(f"too short to compare. Got {dict(self.num_steps)} steps by size; give more than {least}")
         notes = {
-            "steps": self.steps,
+            "steps": self.num_steps,
             "first_step": self.first_step,
             "trained": time.time(),
             "away": self.away,
-            "bare_step": statistics.mean(self.bare_steps),
-            "bare_step_error": statistics.stdev(self.bare_steps) / len(self.bare_steps) ** 0.5,
-            "yardstick": self.bare["yardstick"].images_per_second(),
+            "bare_step": {size: statistics.mean(taken) for size, taken in self.bare_steps.items()},
+            "bare_step_error": {
+                size: statistics.stdev(taken) / len(taken) ** 0.5 for size, taken in self.bare_steps.items()
+            },
+            "yardstick": self.yardstick.images_per_second(),
         }
         self.path.write_text(json.dumps(notes))
+
+
+def set_up(bare: Bare) -> Bare:
+    """After a step, which is forgotten."""
+    bare.go_on(1)
+    bare.images_per_second()
+    return bare
 
 
 def measure(overrides: list[str]) -> dict:
@@ -103,7 +113,8 @@ def measure(overrides: list[str]) -> dict:
             sys.exit(done.returncode)
         notes = json.loads((run_dir / "between.json").read_text())
         record = run_dir / "result.json"
-        bare = notes["steps"] * notes["bare_step"]
+        bare = sum(count * notes["bare_step"][size] for size, count in notes["steps"].items())
+        error = math.hypot(*(count * notes["bare_step_error"][size] for size, count in notes["steps"].items()))
         command_seconds = record.stat().st_mtime - start - notes["away"]
         return {
             "steps": notes["steps"],
@@ -117,7 +128,7 @@ def measure(overrides: list[str]) -> dict:
                 "test, to the record": record.stat().st_mtime - notes["trained"],
             },
             "outside": 1 - bare / command_seconds,
-            "outside_error": notes["steps"] * notes["bare_step_error"] / command_seconds,
+            "outside_error": error / command_seconds,
             "yardstick": notes["yardstick"],
             "yardstick_images": notes["yardstick"] * command_seconds,
             "training_flops": json.loads(record.read_text())["training_flops"],
@@ -131,8 +142,9 @@ def main() -> None:
     overrides = overrides or DEFAULT
     about = begin()
     found = measure(overrides)
-    step, error = found["bare_step"], found["bare_step_error"]
-    print(f"\n{found['steps']} steps; a bare one takes {step:.3f} ± {error:.3f} s")
+    for size, count in found["steps"].items():
+        step, error = found["bare_step"][size], found["bare_step_error"][size]
+        print(f"\n{count} steps on images of {size} pixels; a bare one takes {step:.3f} ± {error:.3f} s")
     for part, seconds in found["parts"].items():
         print(f"  {part:28}{seconds:8.1f} s{seconds / found['seconds']:8.1%}")
     print(f"  {'whole command':28}{found['seconds']:8.1f} s")

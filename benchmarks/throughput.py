@@ -102,7 +102,8 @@ class Turns(Callback):
         if torch.cuda.is_available() and batch_idx == min(self.steps, trainer.num_training_batches // 2):
             synchronize()
             throughput = callbacks.of(trainer, Throughput)
-            throughput.epoch_images, throughput.start, self.seconds = 0, time.perf_counter(), 0.0
+            throughput.epoch_images.clear()
+            throughput.start, self.seconds = time.perf_counter(), 0.0
             for rival in self.rivals:
                 rival.images_per_second()
         if self.rivals and batch_idx % self.steps == 0:
@@ -116,13 +117,15 @@ class Turns(Callback):
 class Bare:
     """graphed: whether a GPU replays the step as one graph."""
 
-    def __init__(self, model: torch.nn.Module, precision: str, batch_size: int, graphed: bool = False):
+    def __init__(
+        self, model: torch.nn.Module, precision: str, batch_size: int, graphed: bool = False, image_size: int = 32
+    ):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = DTYPES.get(precision)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.optimizer, _ = self.model.build_optimizer(total_steps=1)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        pixels = torch.randint(256, (batch_size, 3, 32, 32), dtype=torch.uint8)
+        pixels = torch.randint(256, (batch_size, 3, image_size, image_size), dtype=torch.uint8)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         self.images = Normalise(torch.tensor(MEAN), torch.tensor(STD))(pixels).to(self.device)
         self.labels = torch.randint(10, (batch_size,)).to(self.device)
