@@ -31,34 +31,45 @@ DESCENTS: dict[str, Callable[[float], float]] = {
 
 
 def with_warmup(
-    optimizer: Optimizer, total_steps: int, warmup_fraction: float, end_factor: float, shape: str
+    optimizer: Optimizer, total_steps: int, warmup_fraction: float, end_factor: float, shape: str, floor: float = 0.0
 ) -> LambdaLR:
-    """Rising linearly through the warm-up, then down to `end_factor` through the rest."""
+    """Rising linearly through the warm-up, then down to `end_factor` through the rest, or no further than `floor`."""
     warmup_steps = round(warmup_fraction * total_steps)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = min((step - warmup_steps) / max(1, total_steps - warmup_steps), 1.0)
-        return end_factor + (1 - end_factor) * DESCENTS[shape](progress)
+        return max(floor, end_factor + (1 - end_factor) * DESCENTS[shape](progress))
 
     return LambdaLR(optimizer, factor)
 
 
 def cosine(
-    optimizer: Optimizer, total_steps: int, warmup_fraction: Fraction = 0.0, end_factor: Fraction = 0.0
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup_fraction: Fraction = 0.0,
+    end_factor: Fraction = 0.0,
+    floor: Fraction = 0.0,
 ) -> LambdaLR:
-    """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017, without restarts)."""
+    """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017, without restarts).
+
+    floor: of the learning rate, below which the way down ends and it stays.
+    """
     check(cosine, locals())
-    return with_warmup(optimizer, total_steps, warmup_fraction, end_factor, "cosine")
+    return with_warmup(optimizer, total_steps, warmup_fraction, end_factor, "cosine", floor)
 
 
 def linear(
-    optimizer: Optimizer, total_steps: int, warmup_fraction: Fraction = 0.0, end_factor: Fraction = 0.0
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup_fraction: Fraction = 0.0,
+    end_factor: Fraction = 0.0,
+    floor: Fraction = 0.0,
 ) -> LambdaLR:
-    """A straight line from the learning rate down to `end_factor` of it."""
+    """A straight line from the learning rate down to `end_factor` of it, or no further than to `floor` of it."""
     check(linear, locals())
-    return with_warmup(optimizer, total_steps, warmup_fraction, end_factor, "linear")
+    return with_warmup(optimizer, total_steps, warmup_fraction, end_factor, "linear", floor)
 
 
 def one_cycle(
