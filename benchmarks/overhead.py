@@ -4,9 +4,9 @@
     python benchmarks/overhead.py experiment=speed94 data.root=data      # any overrides of cifar-train
 
 The command runs in a process of its own, with one callback more: every few steps the bare loop (throughput.py's: the
-same network, optimizer, precision, batch and image size on one fixed batch in memory) takes a step, so that whatever else the
-machine does meets both. The time that these take is subtracted. What is printed as ± is one standard error: steps of
-the same work differ in length, and the bare loop takes only some. Nothing else should run meanwhile.
+same network, optimizer, precision, batch size and image size, on one fixed batch in memory) takes a step, so that
+whatever else the machine does meets both. The time that these take is subtracted. What is printed as ± is one standard
+error: steps of the same work differ in length, and the bare loop takes only some. Nothing else should run meanwhile.
 
 So that lengths of runs compare between machines, and between a machine's good hours and its bad ones, the command's is
 also said as the number of images that ResNet-18's bare loop, which takes its turn as well, handles in that time.
