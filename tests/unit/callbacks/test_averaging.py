@@ -74,7 +74,8 @@ def test_impossible_decays_are_refused(decay):
 LOOKAHEAD = ("averaging=lookahead", "averaging.every=3", "averaging.share=0.7", "trainer.max_epochs=3")
 
 
-@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.4, 6)])
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize(("start", "first"), [(0.4, 6), (0.0, 0)])
 def test_lookahead_equals_a_plain_loop_over_the_weights_of_each_step(cifar_train, run_dirs, monkeypatch, start, first):
     """Fifteen steps: those that step back are the third after the first, and so on, and the last."""
     before, after = {}, {}
@@ -106,6 +107,7 @@ def test_lookahead_equals_a_plain_loop_over_the_weights_of_each_step(cifar_train
     assert_equal(kept, after[15])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("options", [[], ["averaging.start=0.5", "trainer.accumulate_grad_batches=2"], ["graph=true"]])
 def test_lookahead_goes_on_bit_for_bit(cifar_train, tmp_path, send, options):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

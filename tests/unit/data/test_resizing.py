@@ -102,7 +102,8 @@ def test_training_images_shrink_and_validation_and_test_do_not(cifar_train, run_
     assert record["training_flops"] == expected
 
 
-@pytest.mark.parametrize("options", [["graph=false"], ["graph=true", "augment=cutmix"]])
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("options", [["graph=true", "augment=cutmix"], ["graph=false"]])
 def test_stopped_within_a_phase_it_goes_on_bit_for_bit(cifar_train, tmp_path, send, options):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert cifar_train(*PROGRESSIVE, *options[1:], "graph=false", f"run_dir={whole}") == 0
@@ -120,6 +121,7 @@ def test_stopped_within_a_phase_it_goes_on_bit_for_bit(cifar_train, tmp_path, se
     assert [row["train/loss"] for row in rows_of(whole)] == [row["train/loss"] for row in rows_of(resumed)]
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_shrink_their_images_as_alone(cifar_train, run_dirs, monkeypatch):
     assert cifar_train(*PROGRESSIVE, "seed=1") == 0
     assert cifar_train(*PROGRESSIVE, "ensemble.size=2") == 0
