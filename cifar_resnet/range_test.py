@@ -246,6 +246,7 @@ def train_briefly(
     if OmegaConf.select(cfg, "scheduler.max_lr") == resume.AUTO:  # it is built, so that what is wrong with it is said
         cfg.scheduler.max_lr = lr
     data, model = build_data_and_model(cfg)
+    data.resize = None  # a step to another size would show in the losses as one to another rate
     model.scheduler = lambda optimizer, total_steps: scheduler(optimizer, steps)
     length = {"max_epochs": -1, "min_epochs": None, "max_steps": steps, "max_time": None}
     length |= {"limit_val_batches": 0, "accumulate_grad_batches": 1}

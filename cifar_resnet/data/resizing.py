@@ -25,7 +25,8 @@ class ProgressiveResize:
     Images are augmented as they are, and resized after that. Validation and test are not touched.
 
     sizes: sides of the images in each phase but the last, in pixels; the last phase has images of their own size.
-    until: where each of these phases ends, as a fraction of all epochs, rounded to whole ones.
+    until: where each of these phases ends, as a fraction of all epochs, rounded to whole ones; the last epoch has its
+        images' own size, however few epochs there are.
     epochs: of the whole training.
     """
 
@@ -45,7 +46,7 @@ class ProgressiveResize:
             any(later <= earlier for earlier, later in itertools.pairwise(until)),
             f"resize.until must rise: each phase ends after the one before. Got {list(until)}",
         )
-        self.sizes, self.ends = list(sizes), [round(fraction * epochs) for fraction in until]
+        self.sizes, self.ends = list(sizes), [min(round(fraction * epochs), epochs - 1) for fraction in until]
 
     def check_image_size(self, image_size: int) -> None:
         refuse_if(

@@ -62,6 +62,11 @@ class Classifier(LightningModule):
     ):
         super().__init__()
         check(Classifier, locals())
+        refuse_if(
+            tta == "none" and tta_below < 1,
+            f"model.tta_below says which images get other views. Got {tta_below} with model.tta=none; give flip or "
+            f"flip_shift",
+        )
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation", "members"], logger=False)
         self.label_smoothing, self.max_params = label_smoothing, max_params
         self.tta, self.tta_below = tta, tta_below

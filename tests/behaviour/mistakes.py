@@ -232,7 +232,7 @@ WITHOUT_TORCH = [
     ("search", "optimizer.lr=0.1", "a search needs something to vary.", "an interval or a choice", "optimizer.lr"),
     # taken away
     ("train", "scheduler=null", "no scheduler at all is ~scheduler.", "Got scheduler=null"),
-    ("train", "~optimizer", "~ takes away scheduler, averaging, a callback or a logger.", "Got ~optimizer;"),
+    ("train", "~optimizer", "~ takes away scheduler, averaging, resize, a callback or a logger.", "Got ~optimizer;"),
     ("train", "~trainer.max_epochs", "~ takes away scheduler", "Got ~trainer.max_epochs;", "give another value"),
     ("train", "callbacks=[]", "nothing works without callbacks.", "leave it as it is, or give another"),
     ("train", "callbacks.best=null", "~callbacks.best takes it away.", "Got callbacks.best=null"),
@@ -366,6 +366,24 @@ BEFORE_DATA_IS_READ = [
     ("train", "scheduler=one_cycle scheduler.shape=round", "scheduler.shape must be cosine or linear.", "Got 'round'"),
     ("train", "scheduler=one_cycle scheduler.peak_fraction=3", "scheduler.peak_fraction must be a number from 0", "3"),
     ("train", "scheduler=one_cycle scheduler.max_lr=-1", "scheduler.max_lr must be a number above 0 or auto", "Got -1"),
+    ("train", "model.tta_below=0.7", "says which images get other views", "Got 0.7 with model.tta=none;", "give flip"),
+    (
+        "train",
+        "resize=progressive resize.until=[0.5]",
+        "says where the phase of each",
+        "Got [0.5] for [24, 28];",
+        "give",
+    ),
+    (
+        "train",
+        "resize=progressive resize.sizes=[40,48]",
+        "larger than the images.",
+        "Got 48 for 32 pixels;",
+        "give less",
+    ),
+    ("train", "sweep.max_time=00:01:00:00", "is the limit of a sweep.", "Got it without -m;", "give trainer.max_time"),
+    ("train", "-m seed=0,1 sweep.max_time=60", "sweep.max_time must be a duration", "Got 60"),
+    ("search", "search.max_time=00:00:00:00", "search.max_time must be a duration", "Got '00:00:00:00'"),
     ("train", "averaging=ema averaging.decay=2", "averaging.decay must be a number from 0 to below 1.", "Got 2"),
     # a teacher
     ("train", "distill.teacher=run distill.temperature=0", "distill.temperature must be a number above 0.", "Got 0"),

@@ -9,6 +9,7 @@ from helpers import TINY, assert_equal, last_of, record_of
 from lightning.pytorch.callbacks import Timer
 
 from cifar_resnet.compose import Composer
+from cifar_resnet.models import ResNet
 from cifar_resnet.optim import constant
 from cifar_resnet.range_test import RangeTest, longest_fall, middle_of_the_good, train_briefly
 
@@ -104,3 +105,17 @@ def test_what_bounds_a_training_does_not_bound_a_range_test(monkeypatch, lasts, 
     losses = []
     train_briefly(job.cfg, 1e-3, 12, constant, lambda loss: losses.append(loss) or len(losses) < lasts)
     assert len(losses) == batches
+
+
+def test_a_range_test_looks_at_images_of_one_size(monkeypatch):
+    forward, seen = ResNet.forward, set()
+
+    def note(self, images):
+        seen.add((len(images), images.shape[-1]))
+        return forward(self, images)
+
+    monkeypatch.setattr(ResNet, "forward", note)
+    resize = ["resize=progressive", "resize.sizes=[16]", "resize.until=[0.5]", "trainer.max_epochs=2"]
+    (job,) = Composer("find_lr").jobs([*TINY, *resize])
+    train_briefly(job.cfg, 1e-3, 12, constant, lambda loss: True)
+    assert {size for count, size in seen if count > 1} == {32}

@@ -52,7 +52,8 @@ def test_images_of_their_own_size_are_left_alone():
         ({"epochs": 9}, [24] * 3 + [28] * 3 + [None] * 3),
         ({"epochs": 8, "sizes": [20], "until": [0.75]}, [20] * 6 + [None] * 2),
         ({"epochs": 2, "sizes": [16, 20, 24], "until": [0.1, 0.6, 0.7]}, [20, None]),
-        ({"epochs": 1}, [28]),
+        ({"epochs": 1}, [None]),
+        ({"epochs": 4, "until": [0.5, 0.95]}, [24, 24, 28, None]),
     ],
 )
 def test_each_epoch_has_the_size_of_its_phase(options, expected):
