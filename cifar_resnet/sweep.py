@@ -145,14 +145,15 @@ class Task:
                 return self.left() or lost
             if (reason := self.failure(since=began)) or not self.claim.take():
                 return reason or self.failure()
-            if self.record() is None and (left := self.left()):
+            record = self.record()  # another process may have just ended
+            if record is None and (left := self.left()):
                 self.claim.release()
                 with contextlib.suppress(OSError):  # it may have been begun before
                     self.run_dir.rmdir()
                 return left
             if run is None:
                 return "it was not finished, for its worker was stopped or lost; the same command again goes on with it"
-            if (record := self.record()) is None:  # else another process has just ended
+            if record is None:
                 log.info(f"\n{self.title}")
                 record = run_in(self.run_dir, self.cfg, run)
         except Exception as error:
@@ -187,7 +188,7 @@ def attempt_by_number(tasks: Sequence[Task], run: Callable[[DictConfig], dict], 
     task = tasks[number]
     print(f"  {task.title} begins", flush=True)
     outcome = task.attempt(run, began)
-    ended = "is another process's" if outcome is None else "has failed" if isinstance(outcome, str) else "is done"
+    ended = {type(None): "is another process's", Left: "was left", str: "has failed"}.get(type(outcome), "is done")
     print(f"  {task.title} {ended}", flush=True)
 
 

@@ -13,7 +13,7 @@ from cifar_resnet.errors import refuse_if
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Bilinear, the corners of the outer pixels kept. images: (N, C, H, W); returns (N, C, size, size)."""
+    """Bilinear, pixels taken for squares, not for points. images: (N, C, H, W); returns (N, C, size, size)."""
     if images.shape[2:] == (size, size):
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
