@@ -108,7 +108,8 @@ def announcement(record: dict) -> str:
         "network": f"{record['network']}: {record['parameters']:,} parameters, "
         f"{record['macs']:,} multiply-adds an image",
         "data": f"{record['data']}: {record['num_train']:,} images, {held_out}"
-        + (f"; an epoch sees {parts}" if parts else ""),
+        + (f"; an epoch sees {parts}" if parts else "")
+        + (f"; {record['resize']}" if record.get("resize") else ""),
         "device": f"{record['device']}, {record['precision']}",
         "run folder": record["run_dir"],
     }

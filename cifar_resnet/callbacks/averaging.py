@@ -1,5 +1,6 @@
 """Weights from more than one point of a training: in the place of the latest, or as where they go on from."""
 
+import operator
 from itertools import compress
 
 import torch
@@ -49,15 +50,12 @@ class EMA(WeightAveraging):
     @torch.no_grad()
     def move(self, pl_module: LightningModule) -> None:
         """Move the average. Not by AveragedModel's own method, which asks the GPU how often it has been called."""
-        averages, latest = ([*each.parameters(), *each.buffers()] for each in (self._average_model.module, pl_module))
-        floating = [tensor.is_floating_point() for tensor in averages]
-        moving = list(compress(averages, floating))
-        steps = torch._foreach_sub(list(compress(latest, floating)), moving)
+        (moving, counters), (latest, latest_counters) = map(state_of, (self._average_model.module, pl_module))
+        steps = torch._foreach_sub(latest, moving)
         torch._foreach_mul_(steps, self.share)
         torch._foreach_add_(moving, steps)
-        counters = [not is_floating for is_floating in floating]  # such as BatchNorm's of its batches
-        if any(counters):
-            torch._foreach_copy_(list(compress(averages, counters)), list(compress(latest, counters)))
+        if counters:
+            torch._foreach_copy_(counters, latest_counters)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """To go on training takes the weights themselves; to test takes the average, which has been loaded by now."""
@@ -98,11 +96,11 @@ class Lookahead(Callback):
 
     def begin(self, pl_module: LightningModule) -> None:
         if not self.slow and self.latest_step >= self.first_step:
-            self.slow = [tensor.detach().clone() for tensor in floating(pl_module)]
+            self.slow = [tensor.detach().clone() for tensor in state_of(pl_module)[0]]
 
     @torch.no_grad()
     def follow(self, pl_module: LightningModule) -> None:
-        latest = floating(pl_module)
+        latest, _ = state_of(pl_module)
         torch._foreach_lerp_(self.slow, latest, self.share)
         torch._foreach_copy_(latest, self.slow)
 
@@ -113,6 +111,8 @@ class Lookahead(Callback):
         self.slow = state_dict["slow"]
 
 
-def floating(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Its parameters and buffers, but for counters."""
-    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+def state_of(module: torch.nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Its parameters and floating buffers; and its counters, such as BatchNorm's of its batches."""
+    found = [*module.parameters(), *module.buffers()]
+    floating = [tensor.is_floating_point() for tensor in found]
+    return list(compress(found, floating)), list(compress(found, map(operator.not_, floating)))

@@ -156,9 +156,8 @@ class DataModule(LightningDataModule, ABC):
         device = torch.device(self.device or (self.trainer.strategy.root_device if self.trainer else "cpu"))
         self.load()
         self.train, self.val = self.train.to(device), self.val.to(device)
-        self.normalise = Normalise(
-            *torch.tensor([self.mean, self.std], device=device)
-        )  # here, once: a copy waits for the GPU
+        # here, once: a copy waits for the GPU
+        self.normalise = Normalise(*torch.tensor([self.mean, self.std], device=device))
         if stage == "test":
             self.load_test()
             self.test = self.test.to(device)

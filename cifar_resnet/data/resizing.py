@@ -48,6 +48,12 @@ class ProgressiveResize:
         )
         self.sizes, self.ends = list(sizes), [min(round(fraction * epochs), epochs - 1) for fraction in until]
 
+    def __str__(self) -> str:
+        """Such as "24 pixels up to epoch 3, 28 up to epoch 6"."""
+        starts = [0, *self.ends]
+        phases = [phase for phase in zip(self.sizes, self.ends, starts, strict=False) if phase[1] > phase[2]]
+        return ", ".join(f"{size}{' pixels' * (not n)} up to epoch {end}" for n, (size, end, _) in enumerate(phases))
+
     def check_image_size(self, image_size: int) -> None:
         refuse_if(
             max(self.sizes) > image_size,

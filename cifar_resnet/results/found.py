@@ -9,6 +9,7 @@ from pathlib import Path
 from cifar_resnet import constraints, runs
 from cifar_resnet.constraints import CountOrZero, Fraction
 from cifar_resnet.errors import UsageError, refuse_if
+from cifar_resnet.recipe import NO_PART_OF_IT
 from cifar_resnet.results.restored import places_of_images
 
 IN_A_RECORD: dict[str, object] = {
@@ -22,15 +23,12 @@ IN_A_RECORD: dict[str, object] = {
     "config.choices": dict,
     "config.data": dict | None,
 }
-# settings that leave what comes out as it is, or say no more than where something lies
+# settings that leave what comes out as it is, but for the seed's chance, or say no more than where something lies
 NOT_A_DIFFERENCE = (
-    "seed", "name", "run_dir", "output_dir", "resume", "page", "test", "dry_run", "graph", "overrides", "choices",
-    "logger", "range_test", "ensemble", "data._target_", "data.root", "data.train", "data.test", "data.seed",
-    "data.device", "data.eval_batch_size", "optimizer.fused", "trainer.accelerator", "trainer.benchmark",
-    "trainer.default_root_dir", "trainer.detect_anomaly", "trainer.enable_model_summary",
-    "trainer.enable_progress_bar", "trainer.inference_mode", "trainer.log_every_n_steps",
-    "trainer.num_sanity_val_steps", "trainer.profiler", "callbacks.augmented_batch", "callbacks.learning_rate",
-    "callbacks.metrics", "callbacks.progress", "callbacks.schedule",
+    *NO_PART_OF_IT, "seed", "test", "range_test", "ensemble", "data._target_", "data.root", "data.train", "data.test",
+    "data.seed", "data.eval_batch_size", "optimizer.fused", "trainer.benchmark", "trainer.default_root_dir",
+    "trainer.num_sanity_val_steps", "callbacks.augmented_batch", "callbacks.learning_rate", "callbacks.metrics",
+    "callbacks.progress", "callbacks.schedule",
 )  # fmt: skip
 
 

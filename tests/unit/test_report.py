@@ -148,6 +148,21 @@ def test_every_setting_that_was_given_and_differs_is_shown_though_one_would_tell
     assert [row[:2] for row in rows] == [["0.1", "20"], ["0.2", "110"]]
 
 
+@pytest.mark.parametrize("key", ["sweep.max_time", "graph", "trainer.strategy", "data.eval_batch_size"])
+def test_runs_that_differ_in_nothing_that_bears_on_results_are_one_group(key):
+    """Such as those of a sweep that was given more time for the rest of its jobs."""
+    for seed in (0, 1):
+        path = a_run(f"runs/{seed}", [], 0.8, seed) / "result.json"
+        record = json.loads(path.read_text())
+        group, _, name = key.partition(".")
+        record["config"] |= {group: {name: f"value {seed}"} if name else f"value {seed}"}
+        record["config"]["overrides"].append(f"{key}=value {seed}")
+        path.write_text(json.dumps(record))
+    assert cli.report(["runs"]) == 0
+    (row,) = table_in("outputs/report/groups.csv")
+    assert row["n"] == "2"
+
+
 def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
     assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]"]) == 0
     head, *rows = section("Pivot")

@@ -1,6 +1,7 @@
 """Images of another size against a plain loop, and which epoch has which."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,8 @@ def test_training_images_shrink_and_validation_and_test_do_not(cifar_train, run_
     assert cifar_train(*PROGRESSIVE) == 0
     assert seen[True] == [16] * 5 + [24] * 5 + [32] * 10
     assert set(seen[False]) == {32}
+    told = "40 held out for validation; 16 pixels up to epoch 1, 24 up to epoch 2\n"
+    assert told in next(Path().glob("outputs/*/*/train.log")).read_text()
     monkeypatch.undo()
     record, network = record_of(*run_dirs()), ResNet(depth=8, widths=[4, 8, 8], shortcut="pad")
     assert record["images_by_size"] == {"16": 200, "24": 200, "32": 400}
@@ -154,4 +157,4 @@ def test_a_compiled_network_is_compiled_once_a_size(monkeypatch):
     (job,) = Composer("train").jobs([*TINY, *PROGRESSIVE, "compile=true", "data.num_val=0", "test=false"])
     torch._dynamo.reset()
     train_run(job.cfg)
-    assert 1 <= len(compiled) <= 3
+    assert 2 <= len(compiled) <= 3  # one may serve two sizes
