@@ -8,7 +8,7 @@ help:  ## what there is to make
 
 .venv/installed: pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
-	    uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
+	    uv venv --quiet --seed --allow-existing --python $(PYTHON) .venv && \
 	    uv pip install --quiet --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.[dev]'; \
 	else \
 	    $(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \

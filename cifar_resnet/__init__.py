@@ -9,14 +9,18 @@ probabilities = network.predict(images)      # uint8, of any size
 """
 
 import os
+from collections.abc import Sequence
 
 __all__ = ["load"]
 
 
-def load(path: str):
-    """The trained network, a `Classifier`, of a checkpoint or run folder, in eval mode, on the CPU."""
+def load(path: str, trust: Sequence[str] = ()):
+    """The trained network, a `Classifier`, of a checkpoint or run folder, in eval mode, on the CPU.
+
+    trust: modules whose networks may be imported, beside those of this package, torch and torchvision.
+    """
     from cifar_resnet import checkpoints  # not at the top: this file is run before any module of the package
 
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"load takes the path of a checkpoint or run folder. Got {path!r}")
-    return checkpoints.load(path)
+    return checkpoints.load(path, trust)

@@ -1,8 +1,9 @@
-"""A user's archives of images: .npz files and CIFAR-style pickles. Nothing in them is executed.
+"""A user's archives of images: .npz and .npy files and CIFAR-style pickles. Nothing in them is executed.
 
 It takes no torch to import this: what is wrong with a file is said at once.
 """
 
+import functools
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from cifar_resnet.errors import one_line, refuse_if
-from cifar_resnet.folders import class_name
+from cifar_resnet.folders import class_name, natural
 
 MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
-SUFFIXES = (".npz", ".pkl", ".pickle", ".p")
+SUFFIXES = (".npz", ".npy", ".pkl", ".pickle", ".p")
+IMAGES, LABELS = ("images", "data", "x"), ("labels", "fine_labels", "y")  # of an archive of one half
+HALVES = ("train", "val", "test")
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Images:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file claims to be an .npz archive or a pickle; those of CIFAR itself have no suffix."""
+    """Whether a file claims to be an .npz or .npy file or a pickle; those of CIFAR itself have no suffix."""
     if path.suffix:
         return path.suffix.lower() in SUFFIXES
     try:
@@ -43,26 +46,48 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def read_archive(path: Path, image_size: int) -> Images:
-    """Images, and labels where there are any, of an .npz archive or a CIFAR-style pickle.
+def read_archive(
+    path: Path,
+    image_size: int,
+    half: str | None = None,
+    labels_at: Path | None = None,
+    memory_map: bool = False,
+) -> Images:
+    """Images, and labels where there are any, of an .npz or .npy file or a CIFAR-style pickle.
 
-    .npz: `images`, uint8 of (N, H, W, 3), (N, 3, H, W) or, grey, (N, H, W), and perhaps `labels` and `classes`.
+    .npz: `images` (or `x`), uint8, or floats in [0, 1], of (N, H, W, 3), (N, 3, H, W) or, grey, (N, H, W) or
+        (N, H, W, 1), and perhaps `labels` (or `y`), (N,) or (N, 1), and `classes`. Where it holds several halves, as
+        Keras's (`x_train`, `y_train`) and MedMNIST's (`train_images`, `train_labels`) do, that which is meant.
+    .npy: such images alone.
     Pickle: a dictionary with `data`, (N, 3072) uint8, and perhaps `labels` (or `fine_labels`), `label_names`, `ids`.
+    half: "train", "val" or "test"; None where none is meant, which reads a test half.
+    labels_at: a file of labels beside the images, see `read_labels`.
+    memory_map: of an .npy file, give its images where they lie; refused where they would have to be changed.
     """
+    readers = {".npz": read_npz, ".npy": functools.partial(read_npy, memory_map=memory_map)}
     try:
-        found = read_npz(path) if path.suffix.lower() == ".npz" else read_pickle(path)
+        found = readers.get(path.suffix.lower(), read_pickle)(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # as above: a damaged or hostile archive may raise anything
         raise ValueError(f"not a readable archive of images: {path} ({one_line(error)})") from error
-    images = first_of(found, "images", "data")
+    names = [half] if half else ["test"]
+    images = first_of(found, *(form for name in names for form in (f"x_{name}", f"{name}_images")), *IMAGES)
     refuse_if(
         images is None,
-        f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data",
+        f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data"
+        + f", or x_{half}" * bool(half),
     )
-    pixels, num_resized = as_images(np.asarray(images), image_size, path)
-    labels = as_labels(first_of(found, "labels", "fine_labels"), len(pixels), path)
+    if memory_map:
+        pixels, num_resized = as_they_lie(images, image_size, path), 0
+    else:
+        pixels, num_resized = as_images(np.asarray(images), image_size, path)
+    labels = first_of(found, *(form for name in names for form in (f"y_{name}", f"{name}_labels")), *LABELS)
     classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
+    if labels_at:
+        refuse_if(labels is not None, f"labels twice. Got those in {path} and {labels_at}; leave one out")
+        labels, classes = read_labels(labels_at)
+    labels = as_labels(labels, len(pixels), labels_at or path)
     classes = classes and list(map(class_name, classes))
     ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
     refuse_if(
@@ -73,11 +98,11 @@ def read_archive(path: Path, image_size: int) -> Images:
 
 
 def first_of(found: dict, *names: str) -> object:
-    value = next((found[name] for name in names if found.get(name) is not None), None)
-    return value.tolist() if isinstance(value, np.ndarray) and names[0] not in ("images", "labels") else value
+    return next((found[name] for name in names if found.get(name) is not None), None)
 
 
 def as_texts(values: object, what: str, path: Path) -> list[str] | None:
+    values = values.tolist() if isinstance(values, np.ndarray) else values
     refuse_if(
         values is not None and not isinstance(values, (list, tuple)),
         f"{what} are a list. Got {type(values).__name__} in {path}",
@@ -97,6 +122,49 @@ def read_npz(path: Path) -> dict:
         )
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def as_they_lie(array: np.ndarray, image_size: int, path: Path) -> np.ndarray:
+    """(N, 3, image_size, image_size), nothing read. ValueError for what is not of that size and kind."""
+    is_last = array.ndim == 4 and array.shape[3] == 3
+    refuse_if(
+        array.dtype != np.uint8 or array.shape[1:] not in ((image_size, image_size, 3), (3, image_size, image_size)),
+        f"data.memory_map takes an .npy file of uint8, (N, {image_size}, {image_size}, 3), by data.image_size. Got "
+        f"{array.dtype} {array.shape} in {path}; write it so",
+    )
+    return array.transpose(0, 3, 1, 2) if is_last else array
+
+
+def read_npy(path: Path, memory_map: bool = False) -> dict:
+    if memory_map:
+        return {"images": np.load(path, mmap_mode="c", allow_pickle=False)}  # c: torch wants to be able to write
+    array = np.load(path, mmap_mode="r", allow_pickle=False)  # of a file that is too large nothing is read
+    refuse_if(
+        array.nbytes > MAX_BYTES,
+        f"{array.nbytes:,} bytes, more than {MAX_BYTES:,}; data.memory_map=true leaves it there",
+    )
+    return {"images": np.array(array)}
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, list[str] | None]:
+    """(N,) int64, and the names of the classes where the file has names.
+
+    path: an .npy file of numbers, or a text with a line for each image: a number from 0, or a name.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, allow_pickle=False), None
+        lines = path.read_text("utf-8").split("\n")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"not a readable file of labels: {path} ({one_line(error)})") from error
+    names = [line.strip() for line in (lines[:-1] if not lines[-1].strip() else lines)]
+    if all(name.isdecimal() for name in names):
+        return np.array(names, dtype=np.int64), None
+    refuse_if("" in names, f"a line without a label. Got line {names.index('') + 1 if '' in names else 0} of {path}")
+    classes = sorted(set(names), key=natural)
+    return np.array([classes.index(name) for name in names]), classes
 
 
 class PlainUnpickler(pickle._Unpickler):
@@ -141,8 +209,21 @@ def as_images(array: np.ndarray, image_size: int, path: Path) -> tuple[np.ndarra
         array.nbytes > MAX_BYTES,
         f"{array.nbytes:,} bytes of pixels, more than {MAX_BYTES:,}. Got {path}",
     )
-    planes = as_planes(array, path)
+    planes = as_planes(from_floats(array, path), path)
     return to_size(planes, image_size), 0 if planes.shape[2:] == (image_size, image_size) else len(planes)
+
+
+def from_floats(array: np.ndarray, path: Path) -> np.ndarray:
+    """Floats in [0, 1] as uint8; whatever else as it is."""
+    if array.dtype.kind != "f" or not array.size:
+        return array
+    low, high = array.min(), array.max()
+    refuse_if(
+        not (low >= 0 and high <= 1),
+        f"pixels are whole numbers from 0 to 255, as uint8, or floats from 0 to 1. Got {array.dtype} from {low:g} to "
+        f"{high:g} in {path}; scale them to that",
+    )
+    return np.concatenate([(batch * 255).round().astype(np.uint8) for batch in batches_of(array, 1000)])
 
 
 def as_planes(array: np.ndarray, place: Path | str) -> np.ndarray:
@@ -195,6 +276,7 @@ def as_labels(labels: object, num_images: int, path: Path) -> np.ndarray | None:
     if labels is None:
         return None
     array = np.asarray(labels)
+    array = array[:, 0] if array.shape == (num_images, 1) else array
     refuse_if(
         array.shape != (num_images,) or array.dtype.kind not in "iu" or array.min() < 0,
         f"labels are whole numbers from 0, one for each of the {num_images} images. "

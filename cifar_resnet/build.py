@@ -10,16 +10,19 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, processes, resume, runs
-from cifar_resnet.data import DataModule, Files
+from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, processes, resume, runs, trackers
+from cifar_resnet.data import DataModule, OwnImages
+from cifar_resnet.data.datamodule import class_counts
 from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.initialisation import start_from
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.distillation import check_teacher
 from cifar_resnet.models.parallel import check_strategy
 from cifar_resnet.monitored import mode_of
 from cifar_resnet.precision import ScaledPrecision
+from cifar_resnet.terminal import log
 
 # a trainer that leaves nothing
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "profiler": None}
@@ -35,7 +38,7 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     data = build_data(cfg)
     check_limits(cfg, data)
     # before the network, whose weights are drawn after theirs
-    teachers = [(path, checkpoints.load(path)) for path in preflight.teachers_of(cfg)]
+    teachers = [(path, checkpoints.load(path, cfg.get("trust") or ())) for path in preflight.teachers_of(cfg)]
     model = build_model(cfg, data)
     model.check_budget()
     model.build_optimizer(total_steps=1)  # so that it complains now, if it does
@@ -46,6 +49,9 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
         data.load_test()
     check_limits(cfg, data)
     model.init_whitening(data.sample())
+    model.weigh_classes(class_counts(data.train.labels, data.num_classes))
+    if cfg.get("init") and not (cfg.run_dir and runs.last_checkpoint(cfg.run_dir).exists()):  # or it has weights by now
+        log.info(f"starts with {start_from(model, cfg.init)}\n")
     model.seed, model.data_state = data.seed, data.state()
     for path, teacher in teachers:
         check_teacher(path, teacher, data.image_size, list(data.classes))
@@ -68,8 +74,14 @@ def sketch(cfg: DictConfig, check_budget: bool = True) -> tuple[DataModule, Clas
 
 
 def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
-    recipe = {"optimizer": cfg.optimizer, "scheduler": schedule_of(cfg)}
+    # before the network, which may leave its own arguments as they are
+    schedule = schedule_of(cfg)
+    recipe = {
+        "optimizer": instantiate(cfg.optimizer, _convert_="all"),
+        "scheduler": schedule and instantiate(schedule, _convert_="all"),
+    }
     model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
+    model.check_parts()
     for size in data.image_sizes:
         model.check_image_size(size)
     return model
@@ -93,7 +105,7 @@ def schedule_of(cfg: DictConfig) -> dict | None:
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module; where `kept_images` is on, with what the one before has read of the same images."""
     data = new_data(cfg)
-    if isinstance(data, Files):
+    if isinstance(data, OwnImages):
         data.order_classes(classes_before(cfg))
     if _kept is not None:
         # neither seed nor batch_size changes an image; the accelerator decides where they lie
@@ -151,12 +163,7 @@ def build_trainer(
     resume.check_same_data(data.state(), before.get("data"))
     check_best(cfg, last)
     check_same_validation(cfg, before.get("config"))
-    # a training that goes on forgets the curves that had been drawn from there on
-    purge = {"purge_step": before.get("global_step", 0 if cfg.resume else None)}
-    loggers = [
-        instantiate(settings, **(purge if settings._target_.endswith("TensorBoardLogger") else {}))
-        for settings in cfg.logger.values()
-    ]
+    loggers = trackers.build(cfg, before.get("global_step", 0 if cfg.resume else None))
     max_time = OmegaConf.to_container(cfg.trainer, resolve=True).get("max_time")
     ours = [
         *([callbacks.TimeLimit(max_time)] if max_time else []),
@@ -217,7 +224,7 @@ def build_callbacks(cfg: DictConfig, has_val: bool) -> list[Callback]:
         found["averaging"] = instantiate(cfg.averaging)
     if not has_val:
         found.pop("best", None)
-    if not cfg.logger:
+    if not cfg.get("logger"):
         found.pop("learning_rate", None)  # Lightning's monitor needs one
     return list(found.values())
 

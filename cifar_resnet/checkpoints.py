@@ -31,6 +31,7 @@ from cifar_resnet.constraints import Positive, adapter_of, in_words, problems_wi
 from cifar_resnet.errors import RunError, as_usage_error, first_sentence, one_line, refuse_if
 from cifar_resnet.models import Classifier
 from cifar_resnet.runs import find_checkpoint, last_checkpoint, replacing
+from cifar_resnet.trust import check_targets, if_you_trust, is_trusted
 
 FORMAT = 2
 TO_RESUME = (
@@ -160,28 +161,38 @@ def batches_before(run_dir: Path) -> tuple[int, int, object, bool] | None:
     return (len(states), batch_size, devices, bool(states[0]["sampler"])) if states and batch_size else None
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | Path, trusted: Sequence[str] = ()) -> Classifier:
     """The trained network, in eval mode, on the CPU.
 
-    path: a .ckpt file or a run folder. A network from outside cifar_resnet must have been imported before.
+    path: a .ckpt file or a run folder. trusted: modules whose networks may be imported, and called, beside those of
+    `trust.KNOWN` and those that have been imported already.
     """
     checkpoint = read(path)
-    name = checkpoint["architecture"]
-    if name.startswith("cifar_resnet.models."):
-        with contextlib.suppress(ImportError):  # a module of another version: unknown, as said below
-            importlib.import_module(name.rpartition(".")[0])
-    known = {each.architecture(): each for each in subclasses(Classifier)}
-    refuse_if(
-        name not in known,
-        f"a checkpoint of an unknown network. Got {name} in {path}; import its module first",
-    )
+    network = class_of(checkpoint["architecture"], path, trusted)
+    check_targets(checkpoint["hyper_parameters"], path, (), trusted)
     try:
-        model = known[name](**checkpoint["hyper_parameters"])
+        model = network(**checkpoint["hyper_parameters"])
         model.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # arguments of unknown origin may raise anything
-        raise ValueError(f"{path} holds another {name} than this version's ({first_sentence(error)})") from error
+        raise ValueError(
+            f"{path} holds another {checkpoint['architecture']} than this version's ({first_sentence(error)})"
+        ) from error
     model.on_load_checkpoint(checkpoint)
     return model.eval()
+
+
+def class_of(name: str, path: str | Path, trusted: Sequence[str]) -> type[Classifier]:
+    """The network's class. name: by module and name; path: the checkpoint that says so."""
+    known = {each.architecture(): each for each in subclasses(Classifier)}
+    if name not in known and is_trusted(name, trusted):
+        with contextlib.suppress(ImportError):  # a module of another version: unknown, as said below
+            importlib.import_module(name.rpartition(".")[0])
+        known = {each.architecture(): each for each in subclasses(Classifier)}
+    refuse_if(
+        name not in known,
+        f"a checkpoint of a network that is not in this package. Got {name} in {path}; {if_you_trust([name])}",
+    )
+    return known[name]
 
 
 def subclasses(cls: type) -> list[type]:
@@ -193,9 +204,10 @@ def restore_data(settings: DictConfig, checkpoint: dict, given: Sequence[str] = 
     """Put into one of our own choices of data what the checkpoint notes, but for the keys that are `given`.
 
     Only settings that it has: which class reads the data is never for the checkpoint to say, for that would be called.
-    A folder that is not on this machine is left to this machine's own default.
+    A place that is not on this machine is left to this machine's own default.
     """
+    known = list(settings)  # those without a default as well
     for key, value in checkpoint["config"]["data"].items():
-        is_gone = key == "root" and not Path(str(value)).is_dir()
-        if key in settings and not key.startswith("_") and key not in (*given, "device") and not is_gone:
+        is_gone = key == "root" and not Path(str(value)).exists()
+        if key in known and not key.startswith("_") and key not in (*given, "device") and not is_gone:
             settings[key] = value

@@ -257,7 +257,7 @@ class Composer:
         self, cfg: DictConfig, default: DictConfig, choices: tuple[str, ...], values: list[Override]
     ) -> None:
         """Refuse what takes away a setting that is needed, a stray addition, and a value of another kind."""
-        without_recipe = tuple(text for text in choices if not text.startswith("experiment="))
+        without_recipe = tuple(text for text in choices if not text.startswith(("experiment=", "debug=")))
         ours = default if without_recipe == choices or len(self.folders) == 1 else self.defaults(without_recipe)
         for override in {each.key_or_group: each for each in values}.values():  # of one key the last is what holds
             key, expected = override.key_or_group, select(default, override.key_or_group)

@@ -50,6 +50,7 @@ ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 TOP_LEVEL: dict[str, object] = {
     "seed": Seed,
     "trust": Sequence[str],
+    "init": str | None,
     "ensemble.size": Count,
     "search.seed": Seed,
     "sweep.max_time": Duration | None,
@@ -115,11 +116,11 @@ FOREIGN: dict[str, dict[str, object]] = {
 # arguments of Lightning's Trainer from which a run's length, folder and record are made, and what to use instead
 RESERVED = {
     **dict.fromkeys(("max_steps", "min_steps"), "trainer.max_epochs says how long it takes"),
-    "fast_dev_run": "trainer.max_epochs=1 trainer.limit_train_batches=5 is a quick look",
-    "overfit_batches": "data=synthetic data.num_train=100 data.num_val=0 is a few images to learn by heart",
+    "fast_dev_run": "debug=fast is a quick look",
+    "overfit_batches": "debug=overfit is a few images to learn by heart",
     "val_check_interval": "trainer.check_val_every_n_epoch says when it is validated",
     **dict.fromkeys(("callbacks", "logger", "precision"), "that is a group of its own, see cifar-train --help"),
-    **dict.fromkeys(("plugins", "enable_checkpointing"), "a run keeps checkpoints, to go on from"),
+    **dict.fromkeys(("plugins", "enable_checkpointing", "barebones"), "a run keeps checkpoints, to go on from"),
 }
 # names of settings elsewhere, and what to use here
 INSTEAD = RESERVED | {
@@ -153,6 +154,7 @@ def check_config(cfg: DictConfig) -> None:
         if key in TOP_LEVEL:
             check_value(cfg, key, TOP_LEVEL[key])
     for key in leaves(cfg):
+        refuse_if_missing(cfg, key)
         if isinstance(node := OmegaConf.select(cfg, key), DictConfig) and "_target_" in node:
             check_node(cfg, key, node)
 
@@ -181,12 +183,17 @@ def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:
 
 
 def check_value(cfg: DictConfig, key: str, hint: object) -> None:
+    refuse_if_missing(cfg, key)
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent)
-    refuse_if(OmegaConf.is_missing(node, name), f"{key} has no default. Give it: {key}=…")
     value = select(cfg, key)
     if value is not None or not OmegaConf.is_interpolation(node, name):  # the run folder is not known yet
         refuse_if(complaint := complaint_about(key, value, hint), complaint)
+
+
+def refuse_if_missing(cfg: DictConfig, key: str) -> None:
+    parent, _, name = key.rpartition(".")
+    refuse_if(OmegaConf.is_missing(OmegaConf.select(cfg, parent), name), f"{key} has no default. Give it: {key}=…")
 
 
 def complaint_about(key: str, value: object, hint: object) -> str | None:
@@ -336,8 +343,8 @@ def value_at(node: object, key: str, default: object = None) -> object:
 
 
 def leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key, no value resolved."""
-    for key in node:
+    """Every dotted key, no value resolved; a name that has a dot itself is part of the value around it."""
+    for key in (key for key in node if "." not in str(key)):
         yield f"{prefix}{key}"
         if not OmegaConf.is_interpolation(node, key) and OmegaConf.is_dict(node.get(key)):
             yield from leaves(node[key], f"{prefix}{key}.")

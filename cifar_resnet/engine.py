@@ -73,7 +73,7 @@ def refuse_misplaced(given: Iterable[Override], command: str, in_sweep: bool) ->
 def no_such_launcher(name: str, known: Iterable[str]) -> str:
     """What to say where hydra/launcher has no such choice. known: those that are installed."""
     extra = EXTRAS.get(name)
-    remedy = f"pip install 'cifar-resnet[{extra}]'" if extra else f"give one of {', '.join(sorted(known))}"
+    remedy = f"in the clone: pip install -e '.[{extra}]'" if extra else f"give one of {', '.join(sorted(known))}"
     return f"no launcher of this name is installed. Got hydra/launcher={name}; {remedy}"
 
 

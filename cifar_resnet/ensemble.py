@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_resnet import callbacks, claims, processes, resume, runs, sweep, train
+from cifar_resnet import callbacks, claims, processes, resume, runs, sweep, trackers, train
 from cifar_resnet.build import (
     QUIET,
     build_callbacks,
@@ -120,7 +120,11 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
             model.config = plain(member)
     records = [begin_record(*each, trainer) for each in zip(members, modules, models, strict=True)]
     whole = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
-    with claims.held(shared), narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"):
+    with (
+        claims.held(shared),
+        trackers.closed(trainer.loggers),
+        narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"),
+    ):
         with as_usage_error():
             for member, run_dir in zip(members, run_dirs.values(), strict=True):
                 run_dir.mkdir(exist_ok=True)

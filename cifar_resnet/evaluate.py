@@ -46,7 +46,7 @@ def run(jobs: list[Job]) -> int:
 def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     """Evaluate the networks on every test image; what comes out, and the folder that it lies in as well."""
     precision = precision_of(cfg, paths)
-    ensemble = inference.Ensemble(paths, cfg.tta, cfg.accelerator, precision)
+    ensemble = inference.Ensemble(paths, cfg.tta, cfg.accelerator, precision, list(cfg.trust))
     if "image_size" in cfg.data and not any(text.startswith("data.image_size=") for text in cfg.overrides):
         cfg.data.image_size = ensemble.image_size
     data = instantiate(cfg.data, _convert_="all")
@@ -237,6 +237,11 @@ def facts(result: dict) -> dict[str, str]:
             [*places_shown(result), *["not the images of the run's own test"] * (result["own_test_images"] is False)]
         ),
         "test accuracy": f"{scores['acc']:.2%} of {result['num_images']:,} images",
+        **(
+            {"balanced accuracy": f"{scores['balanced_acc']:.2%}, macro F1 {scores['macro_f1']:.2%}"}
+            if "balanced_acc" in scores
+            else {}
+        ),
         "loss": both(".4f", "loss"),
         "calibration error (ECE)": both(".2%", "calibration_error"),
         **({"top-5 accuracy": f"{scores['top5_acc']:.2%}"} if "top5_acc" in scores else {}),

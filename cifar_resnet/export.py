@@ -52,9 +52,9 @@ def run(jobs: list[Job]) -> int:
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     refuse_if(
         "onnx" in cfg.formats and lacking,
-        f"formats=[onnx] needs {', '.join(lacking)}. Give: pip install 'cifar-resnet[onnx]'",
+        f"formats=[onnx] needs {', '.join(lacking)}. Give, in the clone: pip install -e '.[onnx]'",
     )
-    networks = inference.Ensemble(paths, accelerator="cpu").networks
+    networks = inference.Ensemble(paths, accelerator="cpu", trusted=list(cfg.trust)).networks
     networks = [network.to(memory_format=torch.contiguous_format) for network in networks]
     folder = Path(cfg.output) if cfg.output else own_folder(preflight.plain(cfg.checkpoint), paths)
     formats, weights = list(dict.fromkeys(cfg.formats)), card.hash_of(networks)

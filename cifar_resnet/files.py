@@ -7,9 +7,10 @@ import functools
 import hashlib
 import itertools
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from cifar_resnet.archives import Images, is_archive, read_archive
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.folders import Listing, classes_in, files_in, named, natural
 
+FOLDERS = {"train": ("train",), "test": ("test",), "val": ("val", "valid")}
 MAX_CLASSES = 100_000  # that a file without names for them may have
 
 
@@ -158,6 +160,10 @@ class Part:
             return [str(label) for label in range(int(self.archive.labels.max()) + 1)]
         return self.classes
 
+    @functools.cached_property
+    def num_images(self) -> int:
+        return len(self.archive.images) if self.archive else len(self.files()[0])
+
     def files(self) -> tuple[list[tuple[Path, str]], str]:
         """Of a folder: every file with its class, class by class, and in words what was passed over."""
         found, passed_over = [], Listing(hidden=self.beside.hidden, circles=[*self.beside.circles])
@@ -170,8 +176,32 @@ class Part:
         return found, ", ".join(filter(None, [passed_over.in_words(), outside]))
 
 
-def part_at(path: Path, setting: str, image_size: int) -> Part:
-    """The part that lies there. setting: which names it, such as data.test."""
+@dataclass
+class ListedPart(Part):
+    """Pictures whose classes a list says. listed: every file with its class."""
+
+    listed: list[tuple[Path, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, path: Path, classes: list[str], listed: list[tuple[Path, str]]) -> "ListedPart":
+        """path: the folder that all of them lie in."""
+        return cls(path, classes, listed=listed)
+
+    def files(self) -> tuple[list[tuple[Path, str]], str]:
+        return self.listed, ""
+
+
+def part_at(path: Path, half: str, image_size: int, labels_at: Path | None = None, memory_map: bool = False) -> Part:
+    """The part that lies there. half: which it is of, by the setting's name. labels_at, memory_map: of an .npy."""
+    setting = f"data.{half}"
+    refuse_if(
+        memory_map and path.suffix.lower() != ".npy",
+        f"data.memory_map is for .npy files. Got {setting}={path}; write it as one, or leave that out",
+    )
+    refuse_if(
+        labels_at and path.suffix.lower() != ".npy",
+        f"{setting}_labels are for an .npy file of images. Got {path}, which has its own; leave that out",
+    )
     if path.is_dir():
         folders, beside = classes_in(path)
         refuse_if(
@@ -182,13 +212,14 @@ def part_at(path: Path, setting: str, image_size: int) -> Part:
         return Part(path, list(folders), beside=beside, folders=folders)
     if not (path.is_file() and is_archive(path)):
         raise FileNotFoundError(
-            f"{setting} must be a folder of <class>/…, an .npz archive, a CIFAR-style pickle, or a list of these. "
+            f"{setting} must be a folder of <class>/…, an .npz or .npy file, a CIFAR-style pickle, or a list of these. "
             f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
         )
-    archive = read_archive(path, image_size)
+    archive = read_archive(path, image_size, half, labels_at, memory_map)
     refuse_if(
         archive.labels is None,
-        f"images without labels. Got {path}; for those there is cifar-predict",
+        f"images without labels. Got {path}; "
+        + (f"give {setting}_labels" if path.suffix.lower() == ".npy" else "for those there is cifar-predict"),
     )
     refuse_if(
         archive.classes is None and archive.labels.max() >= MAX_CLASSES,
@@ -204,20 +235,54 @@ def part_at(path: Path, setting: str, image_size: int) -> Part:
 
 
 class Halves:
-    """Where the two halves of a data set are, and the names of their classes.
+    """Where the halves of a data set are, and the names of their classes.
 
-    test, train: each a folder of <class>/…, an archive, or a list of these; train may be None.
+    test, train, val: each a folder of <class>/…, an archive, or a list of these; train and val may be None.
     image_size: side in pixels of what the network sees.
+    labels: of a half that is an .npy file the file of its labels.
+    memory_map: leave .npy files where they are.
     """
 
-    def __init__(self, test: str | Sequence[str], train: str | Sequence[str] | None = None, image_size: int = 32):
-        given = {half: paths for half, paths in {"train": train, "test": test}.items() if paths}
+    def __init__(
+        self,
+        test: str | Sequence[str],
+        train: str | Sequence[str] | None = None,
+        image_size: int = 32,
+        val: str | Sequence[str] | None = None,
+        labels: Mapping[str, str] = MappingProxyType({}),
+        memory_map: bool = False,
+    ):
+        given = {half: paths for half, paths in {"train": train, "val": val, "test": test}.items() if paths}
+        for half, path in labels.items():
+            refuse_if(
+                half not in given, f"labels of no images. Got data.{half}_labels={path}; give data.{half} as well"
+            )
+            refuse_if(
+                not isinstance(given[half], str),
+                f"data.{half}_labels are those of one file. Got {len(given[half])} in data.{half}; give one",
+            )
+            if not Path(path).expanduser().is_file():
+                raise FileNotFoundError(f"data.{half}_labels is a file of labels. Got {path}, which is not there")
         paths = {half: [each] if isinstance(each, str) else list(each) for half, each in given.items()}
+        refuse_if(
+            memory_map and any(len(listed) > 1 for listed in paths.values()),
+            "data.memory_map leaves each half in one file. Got several; join them",
+        )
+        refuse_if(memory_map and val, f"data.memory_map holds out some of train's. Got data.val={val}; leave that out")
         for half, listed in paths.items():
             twice = [path for number, path in enumerate(listed) if path in listed[:number]]
             refuse_if(twice, f"data.{half} names a place twice. Got {named(twice)}; leave out one of them")
         self.parts = {
-            half: [part_at(Path(path).expanduser(), f"data.{half}", image_size) for path in listed]
+            half: [
+                part_at(
+                    Path(path).expanduser(),
+                    half,
+                    image_size,
+                    Path(labels[half]).expanduser() if half in labels else None,
+                    memory_map,
+                )
+                for path in listed
+            ]
             for half, listed in paths.items()
         }
         half = "train" if train else "test"
@@ -228,12 +293,21 @@ class Halves:
         )
         for one_half, parts in self.parts.items():
             self.refuse_labels_from_one(one_half, parts)
-        unknown = sorted(set(self.names("test")) - set(self.classes), key=natural) if train else []
-        refuse_if(
-            unknown,
-            f"test has classes that train lacks. Got {named(map(repr, unknown))} in {self.place('test')}; train has "
-            f"{named(map(repr, self.classes))}",
-        )
+        for other in [other for other in ("test", "val") if train and other in self.parts]:
+            unknown = sorted(set(self.names(other)) - set(self.classes), key=natural)
+            refuse_if(
+                unknown,
+                f"{other} has classes that train lacks. Got {named(map(repr, unknown))} in {self.place(other)}; train "
+                f"has {named(map(repr, self.classes))}",
+            )
+
+    @classmethod
+    def listed(cls, parts: Mapping[str, ListedPart]) -> "Halves":
+        """Those of lists, by half."""
+        self = cls.__new__(cls)
+        self.parts = {half: [part] for half, part in parts.items()}
+        self.classes = self.names("train")
+        return self
 
     def refuse_labels_from_one(self, half: str, parts: list[Part]) -> None:
         """Of labels without names: a test half may lack some classes, a train half hardly just the first."""
@@ -281,11 +355,16 @@ def refuse_unless_from_zero(labels: np.ndarray, path: Path, num_classes: int) ->
 
 
 def folders_of(root: str) -> dict[str, str]:
-    """The halves of root/train/<class>/… and root/test/<class>/…."""
-    halves = {half: str(Path(root, half)) for half in ("train", "test")}
-    for half, path in halves.items():
-        if not Path(path).expanduser().is_dir():
+    """The halves in a folder: train/<class>/…, test/<class>/… and perhaps val/ or valid/; or <class>/… alone, for both
+    halves to be drawn from."""
+    place = Path(root).expanduser()
+    folders = {half: next((path for path in each if (place / path).is_dir()), None) for half, each in FOLDERS.items()}
+    if place.is_dir() and not any(folders.values()):
+        return {"train": root, "test": root}
+    for half in ("train", "test"):
+        if folders[half] is None:
             raise FileNotFoundError(
-                f"data.root must hold train/<class>/… and test/<class>/…. Got {root}, without {half}/"
+                f"data.root must hold train/<class>/… and test/<class>/…, or <class>/… alone. Got {root}, "
+                f"{f'without {half}/' if place.is_dir() else 'which is not there'}"
             )
-    return halves
+    return {half: str(Path(root, folder)) for half, folder in folders.items() if folder}

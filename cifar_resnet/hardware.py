@@ -85,6 +85,20 @@ def machine(device: torch.device, precision: str, count: int = 1) -> dict[str, s
     }
 
 
+def free_memory(device: torch.device | None = None) -> int | None:
+    """Bytes that can be taken without harm; None where nobody tells. device: None for this computer's memory."""
+    if device is None or device.type == "cpu":
+        table = Path("/proc/meminfo")
+        found = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text()) if table.exists() else None
+        return found and int(found[1]) * 1024
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.mem_get_info(device)[0]
+    except (RuntimeError, AssertionError):  # a driver that does not say
+        return None
+
+
 def keep_freed_memory() -> bool:
     """Have the C library keep what is freed, for the next step's activations, instead of returning it to the system.
 

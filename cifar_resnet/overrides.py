@@ -17,7 +17,8 @@ from cifar_resnet.quoting import in_quotes, in_shell
 
 MAY_BE_LEFT_OUT = ("scheduler", "averaging", "resize")
 COLLECTIONS = ("callbacks", "logger")
-OF_SEVERAL_KINDS = ("trainer.devices", "graph")  # a number, a list of them, a text · true, false, a text
+# a number, a list of them, a text · true, false, a text
+OF_SEVERAL_KINDS = ("trainer.devices", "graph", "trainer.deterministic")
 FILLED_IN = ("overrides", "choices")  # of a configuration, by the composer
 OF_THE_WHOLE = ("name", "dry_run")  # and search.…: what a sweep or a search has one of
 

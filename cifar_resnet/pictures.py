@@ -115,7 +115,7 @@ def opened(path: Path, max_megapixels: int) -> Image.Image:
             head = file.read(12)
     refuse_if(head[:4] in TIFFS, "a TIFF that is damaged, or of numbers that Pillow does not read; save it with 8 bits")
     refuse_if(head[4:8] != b"ftyp" or head[8:] not in HEIC_BRANDS, "of no format that is read here")
-    refuse_if(find_spec("pillow_heif") is None, "HEIC is read with pillow-heif: pip install 'cifar-resnet[heic]'")
+    refuse_if(find_spec("pillow_heif") is None, "HEIC is read with pillow-heif: pip install -e '.[heic]', in the clone")
     import pillow_heif
 
     pillow_heif.register_heif_opener()

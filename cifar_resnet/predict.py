@@ -47,7 +47,7 @@ def run(jobs: list[Job]) -> int:
     precision = instantiate(cfg.precision, accelerator=cfg.accelerator)
     with contextlib.redirect_stdout(sys.stderr):  # a warning about unfinished runs is no prediction
         checkpoints = runs.find_checkpoints(plain(cfg.checkpoint))
-    ensemble = Ensemble(checkpoints, cfg.tta, cfg.accelerator, precision)
+    ensemble = Ensemble(checkpoints, cfg.tta, cfg.accelerator, precision, list(cfg.trust))
     predictions, skipped = predict(
         ensemble, found.files, cfg.batch_size, cfg.top_k, cfg.max_megapixels, first_id=cfg.ids.first
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import constraints, runs
-from cifar_resnet.archives import is_archive
+from cifar_resnet.archives import HALVES, is_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.files import PUBLISHED, Halves, folders_of
@@ -18,7 +18,10 @@ CHECKS: dict[str, Callable[[DictConfig], object]] = {
     "cifar_resnet.data.CIFAR10": lambda data: PUBLISHED["CIFAR10"].check(data.root),
     "cifar_resnet.data.CIFAR100": lambda data: PUBLISHED["CIFAR100"].check(data.root),
     "cifar_resnet.data.Files": lambda data: Halves(
-        *(paths and plain(paths) for paths in (data.test, data.train)), data.image_size
+        **{half: data.get(half) and plain(data[half]) for half in ("test", "train", "val")},
+        image_size=data.image_size,
+        labels={half: path for half in HALVES if (path := data.get(f"{half}_labels"))},
+        memory_map=data.get("memory_map", False),
     ),
     "cifar_resnet.data.ImageFolder": lambda data: Halves(**folders_of(data.root), image_size=data.image_size),
 }
@@ -44,15 +47,27 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
         check_data(cfg.get("data"))
         for teacher in teachers_of(cfg):
             runs.find_checkpoint(teacher)
+        if cfg.get("init"):
+            check_init(cfg)
 
 
 def check_data(data: DictConfig | None) -> None:
     check_files_of = CHECKS.get(data.get("_target_")) if data else None
     if check_files_of and not any(OmegaConf.is_missing(data, key) for key in data):
-        hints = {"image_size": constraints.ImageSize, "test": constraints.Paths, "train": constraints.Paths | None}
+        paths = dict.fromkeys(("train", "val"), constraints.Paths | None)
+        labels = {f"{half}_labels": str | None for half in HALVES}
+        hints = {"image_size": constraints.ImageSize, "test": constraints.Paths, **paths, **labels}
         for key in [key for key in hints if key in data]:
             constraints.check_value(OmegaConf.create({"data": data}), f"data.{key}", hints[key])
         check_files_of(data)
+
+
+def check_init(cfg: DictConfig) -> None:
+    constraints.check_value(cfg, "init", constraints.TOP_LEVEL["init"])
+    if Path(cfg.init).suffix != ".safetensors":
+        runs.find_checkpoint(cfg.init)
+    elif not Path(cfg.init).is_file():
+        raise FileNotFoundError(f"no such file. Got init={cfg.init}; give a checkpoint, a run folder or a .safetensors")
 
 
 def teachers_of(cfg: DictConfig) -> list[str]:

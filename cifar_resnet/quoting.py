@@ -9,12 +9,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+OF_IMAGES = (
+    "data.root", "data.test", "data.train", "data.val", "data.test_labels", "data.train_labels", "data.val_labels",
+)  # fmt: skip
 PATHS = (
-    "checkpoint", "data.root", "data.test", "data.train", "distill.teacher", "input", "name", "output", "output_dir",
-    "resume", "run_dir", "runs", "trainer.default_root_dir",
+    *OF_IMAGES, "checkpoint", "distill.teacher", "init", "input", "name", "output", "output_dir", "resume", "run_dir",
+    "runs", "trainer.default_root_dir",
 )  # fmt: skip
 OF_A_PART = re.compile(r"(callbacks|logger)\.\w+\.(dirpath|filename|path|save_dir)")
-SWEPT = ("data.root", "data.test", "data.train", "distill.teacher", "name")  # of which -m and a search try several
+SWEPT = (*OF_IMAGES, "distill.teacher", "init", "name")  # of which -m and a search try several
 FUNCTION = re.compile(r"(choice|glob|range|shuffle|sort|tag|interval|bool|float|int|json_str|str)\(").match
 UNREADABLE = object()
 # one item of several: in quotes, a list, or whatever comes before the next comma

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet.constraints import imported, plain
 from cifar_resnet.errors import UsageError
+from cifar_resnet.quoting import OF_IMAGES
 
 AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; of scheduler.max_lr: find it
 # names, places, the machine, and what only shows how it goes: none of these changes what comes out but by rounding
@@ -20,7 +21,7 @@ SHOW_ONLY = {
     *(f"cifar_resnet.callbacks.{name}" for name in ("AugmentedBatch", "MetricsCSV", "Progress", "ScheduleCurve")),
     *(f"lightning.pytorch.callbacks.{name}" for name in ("DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary")),
 }
-PLACES = ("data.root", "data.train", "data.test", "distill.teacher")
+PLACES = (*OF_IMAGES, "distill.teacher", "init")
 BY_CHECKSUM = ("cifar_resnet.data.CIFAR10", "cifar_resnet.data.CIFAR100")  # the same images wherever they lie
 ABSENT = object()
 

@@ -20,7 +20,7 @@ from cifar_resnet.trust import check_targets, named_in, named_in_files
 # what a run may go on with another value of: where it is computed, the places where the same images lie, how much time
 # it has, and what bears on its test and its looks alone
 MAY_CHANGE = (
-    "resume", "trust", "data.root", "data.train", "data.test", "data.device", "trainer.accelerator", "trainer.devices",
+    *quoting.OF_IMAGES, "resume", "trust", "data.device", "trainer.accelerator", "trainer.devices",
     "trainer.num_nodes", "trainer.strategy", "trainer.max_time", "graph", "test", "page", "logger",
     "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
 )  # fmt: skip

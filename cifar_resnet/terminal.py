@@ -131,6 +131,11 @@ def summary_facts(record: dict) -> dict[str, str]:
     metrics, time = record["metrics"], duration(record["train_seconds"])
     scores = {
         split: f"{metrics[f'{split}/acc']:.2%} accuracy, loss {metrics[f'{split}/loss']:.4f}, "
+        + (
+            f"balanced {metrics[name]:.2%}, macro F1 {metrics[f'{split}/macro_f1']:.2%}, "
+            if (name := f"{split}/balanced_acc") in metrics
+            else ""
+        )
         + (f"on {seen}, " if (seen := part(record, split)) else "")
         + f"after epoch {record['epoch']}"
         for split in ("val", "test")

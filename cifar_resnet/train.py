@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig
 
-from cifar_resnet import callbacks, checkpoints, constraints, processes, ranks, resume, runs, sweep, terminal
+from cifar_resnet import callbacks, checkpoints, constraints, processes, ranks, resume, runs, sweep, terminal, trackers
 from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, sketch
 from cifar_resnet.compose import Job
 from cifar_resnet.constraints import plain
@@ -95,7 +95,7 @@ def train_and_test(
     model.config = plain(cfg)
     record = begin_record(cfg, data, model, trainer)
     to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}')}"
-    with narrated(cfg, record, run_dir, range_test, to_continue):
+    with narrated(cfg, record, run_dir, range_test, to_continue), trackers.closed(trainer.loggers):
         if cfg.compile:
             model.compile()
         record |= fit(trainer, model, data, run_dir, start)

@@ -1,12 +1,20 @@
-"""Whose code a configuration may name: to build is to call, and a run folder may be a stranger's.
+"""Whose code a configuration or a checkpoint may name: to build is to call, and a run folder may be a stranger's.
 
 What a user's command is composed of, the user's own YAML files included, is the user's. What a run folder's config.yaml
-names is built only where it belongs to this project, to torch's optimizers and schedules or to Lightning, or where the
-command names it too. Nothing is imported to find that out, but for what the user trusts.
+or a checkpoint names is built only where it belongs to this project, to torch's and torchvision's layers, networks,
+optimizers and schedules or to Lightning, or where the command names it too, by `trust` or in its settings, or where it
+belongs to an installed package that says so: its entry points of the group "cifar_resnet" name the modules.
+
+    [project.entry-points.cifar_resnet]
+    networks = "my_package.networks"
+
+Nothing is imported to find that out, but for what the user trusts.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +30,8 @@ KNOWN = re.compile(
     r"|cifar_resnet\.optim\.[a-z]\w*"
     r"|cifar_resnet\.(hardware\.resolve_precision|range_test\.RangeTest|search\.Search)"
     r"|torch\.optim\.([a-z]\w*\.)?[A-Z]\w*"
+    r"|torch\.nn\.[A-Z]\w*"
+    r"|torchvision\.models\.([a-z]\w*\.)?[a-z]\w*"
     r"|lightning\.pytorch\.(Trainer|(callbacks|profilers|strategies)\.[A-Z]\w*)"
     r"|lightning\.pytorch\.loggers\.(CSVLogger|TensorBoardLogger)"  # the others send what they get to somebody
 )
@@ -29,24 +39,35 @@ KNOWN = re.compile(
 FINDERS = tuple(f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method"))
 
 
-def check_targets(cfg: DictConfig, file: Path, named: Iterable[str], trusted: Sequence[str]) -> None:
-    """UsageError where a configuration from this file would build what nobody but the file has named.
+def check_targets(cfg: DictConfig | dict, file: Path, named: Iterable[str], trusted: Sequence[str]) -> None:
+    """UsageError where settings from this file would build what nobody but the file has named.
 
     named: what the command names as well. trusted: modules, of which the file may name anything that is theirs.
     """
     known = set(named)
-    strange = {
-        place: name
-        for place, name in targets_in(plain(cfg))  # as it will be when it is built
-        if not KNOWN.fullmatch(name) and name not in known and not any(is_of(name, module) for module in trusted)
-    }
-    modules = ",".join(dict.fromkeys(name.rpartition(".")[0] or name for name in strange.values()))
+    found = plain(cfg) if isinstance(cfg, DictConfig) else cfg  # as it will be when it is built
+    strange = {place: name for place, name in targets_in(found) if name not in known and not is_trusted(name, trusted)}
     refuse_if(
         strange,
         f"{file} names code that is neither this project's nor torch's or Lightning's. Got "
-        f"{', '.join(f'{place}={name}' for place, name in strange.items())}; if you trust it, add "
-        f"{in_shell(f'trust=[{modules}]')}",
+        f"{', '.join(f'{place}={name}' for place, name in strange.items())}; {if_you_trust(strange.values())}",
     )
+
+
+def if_you_trust(names: Iterable[str]) -> str:
+    modules = ",".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    return f"if you trust it, add {in_shell(f'trust=[{modules}]')}"
+
+
+def is_trusted(name: str, trusted: Sequence[str] = ()) -> bool:
+    """Whether what has this name may be called: known well, or of a module that the user or a package names."""
+    return bool(KNOWN.fullmatch(name)) or any(is_of(name, module) for module in (*trusted, *installed()))
+
+
+@functools.cache
+def installed() -> tuple[str, ...]:
+    """The modules that installed packages have announced."""
+    return tuple(point.value.partition(":")[0] for point in entry_points(group="cifar_resnet"))
 
 
 def targets_in(node: object, place: str = "") -> Iterator[tuple[str, str]]:

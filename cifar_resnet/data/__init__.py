@@ -1,16 +1,35 @@
 from cifar_resnet.data.augment import Augment
 from cifar_resnet.data.datamodule import DataModule, StackedData
+from cifar_resnet.data.published import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    STL10,
+    SVHN,
+    FashionMNIST,
+    KaggleCIFAR10,
+    MedMNIST,
+    TinyImageNet,
+)
 from cifar_resnet.data.resizing import ProgressiveResize
-from cifar_resnet.data.sources import CIFAR10, CIFAR100, Files, ImageFolder, Synthetic
+from cifar_resnet.data.sources import Files, ImageFolder, OwnImages, Synthetic
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "MNIST",
+    "STL10",
+    "SVHN",
     "Augment",
     "DataModule",
+    "FashionMNIST",
     "Files",
     "ImageFolder",
+    "KaggleCIFAR10",
+    "MedMNIST",
+    "OwnImages",
     "ProgressiveResize",
     "StackedData",
     "Synthetic",
+    "TinyImageNet",
 ]

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from annotated_types import Len
+from annotated_types import Ge, Len
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Generator, Tensor
 
 from cifar_resnet.constraints import Count, CountOrZero, FractionBelowOne, Positive, Seed, check
 from cifar_resnet.data.augment import Augment, random_mask
-from cifar_resnet.data.loaders import EvalLoader, LabelledImages, StackedLoader, TrainLoader, limited
+from cifar_resnet.data.loaders import EvalLoader, LabelledImages, MappedImages, StackedLoader, TrainLoader, limited
 from cifar_resnet.data.resizing import ProgressiveResize
-from cifar_resnet.data.samplers import ShuffledBatchSampler, stratified_split
+from cifar_resnet.data.samplers import ShuffledBatchSampler, fold_split, stratified_split
 from cifar_resnet.errors import refuse_if
+from cifar_resnet.hardware import free_memory
 from cifar_resnet.images import Normalise, content_hash
 from cifar_resnet.seeds import seed_for
 
@@ -32,6 +33,9 @@ class DataModule(LightningDataModule, ABC):
     eval_batch_size: validation and test images at a time; changes no score.
     num_val: training images held out for validation: a number, or a share of them below 1; 0 trains on all.
     split_seed: alone decides which those are.
+    fold, num_folds: instead, hold out this one, from 0, of so many parts: cross-validation, a run for each.
+    max_train: train on so many of the images that are not held out, every class in proportion; None for all of them.
+    balanced_sampling: draw training images so that each class comes as often, some of them several times an epoch.
     mean, std: of the pixels, per channel, for pixels in [0, 1]; None measures them on the training images.
     seed: with the epoch and the rank decides order and augmentation.
     device: where the images live and are augmented; None for the trainer's device, or without a trainer the CPU.
@@ -49,6 +53,10 @@ class DataModule(LightningDataModule, ABC):
         eval_batch_size: Count = 500,
         num_val: CountOrZero | FractionBelowOne = 0.1,
         split_seed: Seed = 0,
+        fold: CountOrZero | None = None,
+        num_folds: Annotated[int, Ge(2)] = 5,
+        max_train: Count | None = None,
+        balanced_sampling: bool = False,
         mean: Annotated[Sequence[float], Len(3, 3)] | None = None,
         std: Annotated[Sequence[Positive], Len(3, 3)] | None = None,
         seed: Seed = 0,
@@ -58,6 +66,16 @@ class DataModule(LightningDataModule, ABC):
     ):
         super().__init__()
         check(DataModule, locals())
+        refuse_if(
+            fold is not None and fold >= num_folds,
+            f"data.fold counts data.num_folds from 0. Got {fold} of {num_folds}; give less",
+        )
+        refuse_if(
+            fold is not None and num_val == 0,
+            f"data.fold says what is held out. Got {fold} and data.num_val=0; leave one of them out",
+        )
+        self.fold, self.num_folds = fold, num_folds
+        self.max_train, self.balanced_sampling = max_train, balanced_sampling
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_val, self.split_seed, self.seed, self.device = num_val, split_seed, seed, device
         self.mean, self.std = mean, std
@@ -87,6 +105,10 @@ class DataModule(LightningDataModule, ABC):
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """All images of one half of the data: (N, C, H, W) uint8, and their labels: (N,) int64."""
 
+    def read_val(self) -> tuple[Tensor, Tensor] | None:
+        """Images that the data set itself keeps for validation, as `read` gives them; None where there are none."""
+        return None
+
     def order_classes(self, known: Sequence[str]) -> None:
         """Number the classes as a network does that was trained on them before, where their order is for us to say.
 
@@ -96,35 +118,71 @@ class DataModule(LightningDataModule, ABC):
     def load(self) -> None:
         """Read the training images and split them, once, in ordinary memory."""
         if self.train is None:
+            if expected := self.known_num_images(train=True):
+                self.check_room(expected, copies=2)  # as read, and divided
             images, labels = self.read(train=True)
-            num_val = self.num_held_out(len(labels))
-            self.check_batch_size(len(labels), num_val)
-            train, val = stratified_split(labels, num_val, self.split_seed)
+            count, apart = len(labels), self.read_val()
+            if apart:
+                images, labels = (torch.cat(both) for both in zip((images, labels), apart, strict=True))
+            if self.fold is not None:
+                train, val = fold_split(labels, self.fold, self.num_folds, self.split_seed)
+            elif apart and self.num_val != 0:
+                train, val = torch.arange(len(labels)).split([count, len(labels) - count])
+            else:
+                train, val = stratified_split(labels, self.num_held_out(len(labels)), self.split_seed)
+            if self.max_train is not None and self.max_train < len(train):
+                train = train[stratified_split(labels[train], self.max_train, self.split_seed)[1]]
+            self.check_batch_size(len(train))
             self.train_hash = content_hash(images, labels)
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
-            self.measure(images[train])
-            self.train, self.val = (LabelledImages(images[part], labels[part]) for part in (train, val))
+            self.measure(images, train)
+            self.train, self.val = (self.labelled(images, labels, rows) for rows in (train, val))
+
+    is_mapped = False  # whether images stay in the file that `read` gives
+
+    def labelled(self, images: Tensor, labels: Tensor, rows: Tensor) -> LabelledImages:
+        if self.is_mapped:
+            return MappedImages(images, rows, labels[rows])
+        return LabelledImages(images[rows], labels[rows])
 
     def num_held_out(self, count: int) -> int:
         """Validation images among so many."""
+        if self.fold is not None:
+            return len(range(self.fold, count, self.num_folds))
         return self.num_val if isinstance(self.num_val, int) else round(self.num_val * count)
 
     def load_test(self) -> None:
         """Read the test images, once, in ordinary memory."""
         if self.test is None:
-            self.test = LabelledImages(*self.read(train=False))
+            images, labels = self.read(train=False)
+            self.test = self.labelled(images, labels, torch.arange(len(labels)))
 
-    def check_batch_size(self, num_images: int, num_val: int) -> None:
+    def check_room(self, num_images: int, device: torch.device | None = None, copies: int = 1) -> None:
+        """ValueError where so many images do not fit into what is free. device: None for this computer's memory."""
+        needed, free = copies * num_images * 3 * self.image_size**2, free_memory(device)
+        place, remedy = (
+            ("memory", "an .npy with data.memory_map=true") if device is None else (device, "data.device=cpu")
+        )
         refuse_if(
-            num_images - num_val < self.batch_size,
-            f"too few training images for one batch. Got {num_images} less {num_val} for validation, and "
-            f"data.batch_size={self.batch_size}; lower data.batch_size or data.num_val",
+            free is not None and needed > free,
+            f"{num_images:,} images of {self.image_size} pixels need {needed / 1e9:.1f} GB of {place}. Got "
+            f"{(free or 0) / 1e9:.1f} GB that are free; give a smaller data.image_size, data.max_train, or {remedy}",
         )
 
-    def measure(self, images: Tensor) -> None:
-        """Fill in the mean and standard deviation that the configuration leaves open."""
+    def check_batch_size(self, num_train: int) -> None:
+        refuse_if(
+            num_train < self.batch_size,
+            f"too few training images for one batch. Got {num_train}, without those held out for validation, and "
+            f"data.batch_size={self.batch_size}; lower data.batch_size, or hold out fewer",
+        )
+
+    def measure(self, images: Tensor, rows: Tensor) -> None:
+        """Fill in the mean and standard deviation that the configuration leaves open, of these rows of the images."""
         if self.mean is None or self.std is None:
-            counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+            counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+            for batch in rows.split(5000):
+                channels = images[batch].unbind(1)
+                counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels])
             shares = counts / counts.sum(1, keepdim=True, dtype=torch.float64)
             values = torch.arange(256, dtype=torch.float64) / 255
             mean = shares @ values
@@ -133,13 +191,14 @@ class DataModule(LightningDataModule, ABC):
 
     def adopt(self, other: "DataModule") -> None:
         """Take over what another module of the same images and the same split has read."""
-        self.check_batch_size(len(other.train) + len(other.val), len(other.val))
+        self.check_batch_size(len(other.train))
         for name in ("train", "val", "test", "mean", "std", "split_hash", "train_hash", "classes"):
             setattr(self, name, getattr(other, name))
 
     def sample(self, num_images: int = 5000) -> Tensor:
         """Training images from all over the data, which may lie class by class, normalised: (N, C, H, W) float32."""
-        images = self.train.images[:: max(1, len(self.train) // num_images)][:num_images]
+        rows = torch.arange(0, len(self.train), max(1, len(self.train) // num_images))[:num_images]
+        images = self.train.take(rows.to(self.train.device))
         return Normalise(*torch.tensor([self.mean, self.std], device=images.device))(images)
 
     @property
@@ -153,12 +212,15 @@ class DataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Bring what the stage ("fit" or "test") needs onto the device: test images only for the test."""
-        device = torch.device(self.device or (self.trainer.strategy.root_device if self.trainer else "cpu"))
+        usual = self.trainer.strategy.root_device if self.trainer and not self.is_mapped else "cpu"
+        device = torch.device(self.device or usual)
         self.load()
+        if device != self.train.device and not self.is_mapped:
+            self.check_room(len(self.train) + len(self.val), device)
         self.train, self.val = self.train.to(device), self.val.to(device)
         # here, once: a copy waits for the GPU
         self.normalise = Normalise(*torch.tensor([self.mean, self.std], device=device))
-        if stage == "test":
+        if stage in ("test", "predict"):
             self.load_test()
             self.test = self.test.to(device)
 
@@ -171,7 +233,9 @@ class DataModule(LightningDataModule, ABC):
             f"too few training images for one batch on every device. Got {count} for {world_size} "
             f"batches of {self.batch_size}; lower data.batch_size or trainer.devices",
         )
-        sampler = ShuffledBatchSampler(count, self.batch_size, self.seed, rank, world_size, device)
+        labels = self.train.labels.cpu()
+        weights = (1 / class_counts(labels, self.num_classes))[labels] if self.balanced_sampling else None
+        sampler = ShuffledBatchSampler(count, self.batch_size, self.seed, rank, world_size, device, weights)
         flip_mask = random_mask(count, 0.5, Generator().manual_seed(seed_for("flips", self.seed))).to(device)
         return TrainLoader(self.train, sampler, self.augment, self.normalise, self.num_classes, flip_mask, self.resize)
 
@@ -183,14 +247,19 @@ class DataModule(LightningDataModule, ABC):
         refuse_if(self.test is None, "no test images have been read. Call prepare_data() and setup('test') first")
         return self.eval_loader(self.test, "limit_test_batches")
 
-    def eval_loader(self, data: LabelledImages, limit: str) -> EvalLoader:
+    def predict_dataloader(self) -> EvalLoader:
+        """The test images, in the order in which they lie, for `Trainer.predict`."""
+        refuse_if(self.test is None, "no test images have been read. Call prepare_data() and setup('predict') first")
+        return self.eval_loader(self.test, "limit_predict_batches", as_they_lie=True)
+
+    def eval_loader(self, data: LabelledImages, limit: str, as_they_lie: bool = False) -> EvalLoader:
         """limit: the trainer's attribute that limits its batches."""
         if self.trainer is None:
-            return EvalLoader(data, self.eval_batch_size, self.normalise)
+            return EvalLoader(data, self.eval_batch_size, self.normalise, as_they_lie=as_they_lie)
         # where a network is spread over the ranks, each of its forward passes needs all of them: all see every batch
         is_whole = isinstance(self.trainer.strategy, DDPStrategy)
         place = (self.trainer.global_rank, self.trainer.world_size) if is_whole else (0, 1)
-        return EvalLoader(data, self.eval_batch_size, self.normalise, getattr(self.trainer, limit), *place)
+        return EvalLoader(data, self.eval_batch_size, self.normalise, getattr(self.trainer, limit), *place, as_they_lie)
 
     def num_batches(self, world_size: int = 1) -> dict[str, int | None]:
         """Of an epoch's training, of validation and of the test; None where only reading the images tells."""
@@ -198,7 +267,8 @@ class DataModule(LightningDataModule, ABC):
         if self.train is not None:
             found |= {"train": len(self.train), "val": len(self.val)}
         elif count is not None:
-            found |= {"train": count - self.num_held_out(count), "val": self.num_held_out(count)}
+            held_out = self.num_held_out(count)
+            found |= {"train": min(count - held_out, self.max_train or count), "val": held_out}
         found["test"] = self.known_num_images(train=False) if self.test is None else len(self.test)
         size = self.batch_size * world_size
         return {
@@ -228,6 +298,11 @@ class DataModule(LightningDataModule, ABC):
             "num_train": len(self.train),
             "num_val": len(self.val),
         }
+
+
+def class_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Images of each class: (num_classes,) float64. labels: (N,) int64."""
+    return torch.bincount(labels, minlength=num_classes).double()
 
 
 class StackedData(LightningDataModule):

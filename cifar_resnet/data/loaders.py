@@ -22,10 +22,45 @@ class LabelledImages:
 
     @property
     def device(self) -> torch.device:
-        return self.images.device
+        return self.labels.device
+
+    @property
+    def side(self) -> int:
+        """In pixels."""
+        return self.images.shape[-1]
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Some of the images. indices: (n,) int64."""
+        return self.images.index_select(0, indices)  # each row of pixels is copied as one block of memory
 
     def to(self, device: torch.device) -> "LabelledImages":
         return self if device == self.device else LabelledImages(self.images.to(device), self.labels.to(device))
+
+
+class MappedImages(LabelledImages):
+    """Some of the images in a file that is mapped into memory, where only those of a batch are read at a time.
+
+    source: (M, C, H, W) uint8; rows: (N,) int64, which of them; labels: (N,) int64.
+    """
+
+    def __init__(self, source: Tensor, rows: Tensor, labels: Tensor):
+        self.source, self.rows, self.labels = source, rows, labels
+
+    @property
+    def images(self) -> Tensor:
+        """All of them, read into memory."""
+        return self.take(torch.arange(len(self)))
+
+    @property
+    def side(self) -> int:
+        return self.source.shape[-1]
+
+    def take(self, indices: Tensor) -> Tensor:
+        found = self.source.index_select(0, self.rows[indices])
+        return found.contiguous(memory_format=torch.channels_last)
+
+    def to(self, device: torch.device) -> "LabelledImages":
+        return self
 
 
 class TrainLoader:
@@ -56,7 +91,7 @@ class TrainLoader:
     @property
     def image_size(self) -> int:
         """The side of the images in the sampler's epoch, in pixels."""
-        return (self.resize and self.resize.size_in(self.sampler.epoch)) or self.data.images.shape[-1]
+        return (self.resize and self.resize.size_in(self.sampler.epoch)) or self.data.side
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in self.sampler:
@@ -68,8 +103,7 @@ class TrainLoader:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Of these images, (N,) int64, in the sampler's epoch."""
-        # each row of pixels is copied as one block of memory
-        images, labels = self.data.images.index_select(0, indices), self.data.labels.index_select(0, indices)
+        images, labels = self.data.take(indices), self.data.labels.index_select(0, indices)
         flips = self.flip_mask[indices] ^ self.sampler.is_odd
         randomness = Randomness(self.sampler.generator, self.sampler.numpy_rng, flips)
         images, plan = self.augment(images, self.normalise, randomness)
@@ -85,6 +119,7 @@ class EvalLoader:
     ranks may get fewer of them, or none.
 
     limit: how many of all batches there are, or which share of them, as Lightning's trainer means it.
+    as_they_lie: in the order of the data instead.
     order: (N,) int64, which image comes when: the same in each epoch and each run.
     """
 
@@ -96,10 +131,12 @@ class EvalLoader:
         limit: int | float | None = None,
         rank: int = 0,
         world_size: int = 1,
+        as_they_lie: bool = False,
     ):
         self.data, self.batch_size, self.normalise, self.limit = data, batch_size, normalise, limit
         self.rank, self.world_size = rank, world_size
-        self.order = spread_order(data.labels).to(data.device)
+        order = torch.arange(len(data)) if as_they_lie else spread_order(data.labels)
+        self.order = order.to(data.device)
 
     def __len__(self) -> int:
         """The batches of all ranks without the limit: the trainer applies that, and must not apply it to a share."""
@@ -111,7 +148,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches_of(self.rank):
-            yield self.normalise(self.data.images[batch]), self.data.labels[batch]
+            yield self.normalise(self.data.take(batch)), self.data.labels[batch]
 
 
 def limited(num_batches: int, limit: int | float | None) -> int:

@@ -24,6 +24,21 @@ def stratified_split(labels: Tensor, num_val: int, seed: int) -> tuple[Tensor, T
     return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), val)), torch.from_numpy(np.sort(val))
 
 
+def fold_split(labels: Tensor, fold: int, num_folds: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and validation images, each ascending, of one fold of a stratified cross-validation.
+
+    Each image is held out in one fold; their sizes, and those of each class in them, differ by no more than one.
+
+    labels: (N,) int64. fold: counted from 0.
+    """
+    random = np.random.RandomState(seed)  # its stream is frozen
+    members = [random.permutation(np.flatnonzero(labels.numpy() == label)) for label in labels.unique().tolist()]
+    dealt = np.concatenate(members)
+    val = torch.from_numpy(np.sort(dealt[fold::num_folds]))
+    is_held_out = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, val, True)
+    return (~is_held_out).nonzero()[:, 0], val
+
+
 def spread_order(labels: Tensor) -> Tensor:
     """All (N,) images in one fixed order in which every beginning, and every part, shows the classes in proportion.
 
@@ -41,12 +56,24 @@ def spread_order(labels: Tensor) -> Tensor:
 class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
     """The batches of one epoch as index tensors, in an order drawn from (seed, epoch) and dealt out among the ranks.
 
+    weights: (N,), by which each image of the order is drawn, with replacement; None: each comes once.
+
     The last images of the order, too few for a batch on every rank, wait for another epoch. `generator` and `numpy_rng`
     are where the augmentation of this epoch's batches, on this rank, draws from; `state_dict` is that of the moment
     after the latest batch has been augmented, so that an epoch can go on in its middle.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world_size: int, device: torch.device):
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        weights: Tensor | None = None,
+    ):
+        self.weights = weights
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.rank, self.world_size, self.device = rank, world_size, device
         self.num_given, self.restored = 0, {}
@@ -67,7 +94,10 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         self.set_epoch(self.epoch)  # every iteration draws the same
         shuffle = Generator().manual_seed(seed_for("order", self.seed, self.epoch))
-        order = torch.randperm(self.num_images, generator=shuffle)
+        if self.weights is None:
+            order = torch.randperm(self.num_images, generator=shuffle)
+        else:
+            order = torch.multinomial(self.weights, self.num_images, replacement=True, generator=shuffle)
         batches = order[: len(self) * self.batch_size * self.world_size].view(-1, self.world_size, self.batch_size)
         state, self.restored = self.restored, {}
         self.num_given = state.get("num_given", 0)

@@ -1,12 +1,10 @@
-"""Where images come from: one data module per source."""
+"""Images of one's own, in files, and drawn ones; data sets as their authors published them are in published.py."""
 
 import contextlib
 import hashlib
 import itertools
 import json
 import os
-import socket
-import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,115 +12,44 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from filelock import FileLock
 from torch import Tensor
-from torchvision import datasets
 
 from cifar_resnet.constraints import Count, ImageSize, Paths, Seed, check
 from cifar_resnet.data.datamodule import DataModule
+from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import refuse_if
-from cifar_resnet.files import PUBLISHED, Halves, Part, folders_of, is_final
+from cifar_resnet.files import Halves, Part, folders_of
 from cifar_resnet.folders import named
 from cifar_resnet.pictures import decode_all
 from cifar_resnet.terminal import log
 
 AtLeastTen = Annotated[int, Ge(10)]
+NumberOrShare = Count | Annotated[float, Interval(gt=0, lt=1)]
 CACHE_FORMAT = 2  # of decoded pictures: another number where the same file gives other pixels
 
 
-class CIFAR10(DataModule):
-    """CIFAR-10 (Krizhevsky 2009), read, checked and where need be downloaded by torchvision.
-
-    root: the folder that holds, or will hold, cifar-10-batches-py or its archive.
-    """
-
-    num_classes, image_size = 10, 32
-    dataset, published = datasets.CIFAR10, PUBLISHED["CIFAR10"]
-
-    def __init__(self, root: str = "data", **shared):
-        super().__init__(**shared)
-        self.root = Path(root).expanduser()
-
-    def prepare_data(self) -> None:
-        """Download the archive unless the batches, or the archive, are there with the right MD5."""
-        if self.train is not None or self.is_complete():  # once read, nothing more is needed
-            return
-        is_new, lock, reason = not self.root.exists(), self.root / f".{self.published.folder}.lock", None
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock):
-                for pause in (0, 2, 8):
-                    time.sleep(pause)
-                    reason = None if self.is_complete() else self.download()  # another process may have been quicker
-                    if reason is None or is_final(reason):
-                        break
-                if reason:
-                    lock.unlink()  # while it is held: those who wait for it see that it is gone, and make a new one
-            if reason and is_new:
-                self.root.rmdir()
-        except OSError as error:  # a folder that cannot be written, or is not empty any more
-            reason = reason or error
-        if reason:
-            raise FileNotFoundError(self.published.missing(self.root, reason))
-
-    def is_complete(self) -> bool:
-        return self.published.is_in(self.root)
-
-    def known_num_images(self, train: bool) -> int:
-        return 50_000 if train else 10_000
-
-    def download(self) -> Exception | None:
-        """Fetch and unpack; returns what went wrong, if anything.
-
-        Half a file cannot pass for a whole one: torchvision checks MD5s before it unpacks and before it reads.
-        """
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(30)
-        try:
-            self.dataset(self.root, download=True)
-        except (OSError, RuntimeError, EOFError) as error:
-            return error
-        finally:
-            socket.setdefaulttimeout(timeout)
-        return None
-
-    def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        data = self.dataset(self.root, train=train)
-        self.classes = data.classes
-        return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
-
-
-class CIFAR100(CIFAR10):
-    """CIFAR-100 (Krizhevsky 2009), with its 100 fine labels."""
-
-    num_classes = 100
-    dataset, published = datasets.CIFAR100, PUBLISHED["CIFAR100"]
-
-
-class Files(DataModule):
-    """Your own images: each half folders of <class>/…, .npz archives or CIFAR-style pickles (see files.py).
+class OwnImages(DataModule):
+    """Images in files. Whoever derives from this says which, by `open`.
 
     Pictures are decoded once, into a cache beside their folder that is made anew when a file changes.
 
-    test, train: where they are, one place or a list of them; cifar-evaluate needs no train.
     image_size: side in pixels of what the network sees; images of other sizes are resized, with a warning.
     max_megapixels: larger pictures are refused.
+    num_test: where both halves are one place, so many of its images, or such a share, are the test's; else None.
     """
 
-    def __init__(
-        self,
-        test: Paths,
-        train: Paths | None = None,
-        image_size: ImageSize = 32,
-        max_megapixels: Count = 100,
-        **shared,
-    ):
+    num_test: int | float | None = None
+
+    def __init__(self, image_size: ImageSize = 32, max_megapixels: Count = 100, **shared):
         super().__init__(**shared)
-        check(Files, locals())
-        self.halves, self.image_size = Halves(test, train, image_size), image_size
-        self.classes, self.num_classes = self.halves.classes, len(self.halves.classes)
-        self.max_megapixels, self.told = max_megapixels, set()
+        check(OwnImages, locals())
+        self.image_size, self.max_megapixels, self.told = image_size, max_megapixels, set()
+
+    def open(self, halves: Halves) -> None:
+        self.halves = halves
+        self.classes, self.num_classes = halves.classes, len(halves.classes)
         self.check_image_size()
 
     def order_classes(self, known: Sequence[str]) -> None:
@@ -135,12 +62,31 @@ class Files(DataModule):
                 self.decode(part)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        half = "train" if train else "test"
         refuse_if(
-            half not in self.halves.parts,
+            train and "train" not in self.halves.parts,
             "no images to train on. Got data.train=null; give a folder or an archive",
         )
-        each = [self.decode(part) if part.archive is None else self.unpack(part) for part in self.halves.parts[half]]
+        found = self.read_half("train" if train else "test")
+        return found if self.num_test is None else self.drawn(train, *found)
+
+    def drawn(self, train: bool, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One half of images that are to be divided."""
+        count = self.num_test if isinstance(self.num_test, int) else round(self.num_test * len(labels))
+        refuse_if(
+            not 0 < count < len(labels),
+            f"data.num_test of the images are tested on, the others trained on. Got {self.num_test} of {len(labels)}",
+        )
+        part = stratified_split(labels, count, self.split_seed)[0 if train else 1]
+        return images[part], labels[part]
+
+    def read_val(self) -> tuple[Tensor, Tensor] | None:
+        return self.read_half("val") if "val" in self.halves.parts else None
+
+    def read_half(self, half: str) -> tuple[Tensor, Tensor]:
+        parts = self.halves.parts[half]
+        if not self.is_mapped:
+            self.check_room(sum(part.num_images for part in parts), copies=2)  # as read, and divided
+        each = [self.decode(part) if part.archive is None else self.unpack(part) for part in parts]
         images, labels = (one[0] if len(one) == 1 else np.concatenate(one) for one in list(zip(*each, strict=True))[:2])
         self.tell_of_classes(half, labels)
         if resized := sum(count for _, _, count in each):
@@ -189,6 +135,7 @@ class Files(DataModule):
             with alone_at(cache.with_suffix(".lock")):
                 cached = read_cache(cache, fingerprint)  # another process may have been quicker
                 if cached is None:
+                    self.check_room(len(files), copies=2)
                     images, resized = self.decode_files([path for path, _ in files])
                     cached = {"images": np.stack(images), "resized": np.array(resized)}
                     write_cache(cache, fingerprint, cached)
@@ -201,11 +148,50 @@ class Files(DataModule):
         return decode_all(paths, self.image_size, self.max_megapixels)
 
 
-class ImageFolder(Files):
-    """Your own images, in root/train/<class>/… and root/test/<class>/…, in any format that Pillow reads."""
+class Files(OwnImages):
+    """Your own images: each half folders of <class>/…, .npz or .npy files or CIFAR-style pickles (see files.py).
 
-    def __init__(self, root: str, **files):
-        super().__init__(**folders_of(root), **files)
+    test, train: where they are, one place or a list of them; cifar-evaluate needs no train.
+    val: likewise, of images to validate on; None holds out some of train's. With num_val=0 these are trained on too.
+    train_labels, val_labels, test_labels: of a half that is an .npy file the file of its labels, see
+        `archives.read_labels`.
+    memory_map: leave .npy files where they are, and read from them batch by batch: for more than memory holds.
+    """
+
+    def __init__(
+        self,
+        test: Paths,
+        train: Paths | None = None,
+        val: Paths | None = None,
+        train_labels: str | None = None,
+        val_labels: str | None = None,
+        test_labels: str | None = None,
+        memory_map: bool = False,
+        **shared,
+    ):
+        super().__init__(**shared)
+        check(Files, locals())
+        self.is_mapped = memory_map
+        labels = {"train": train_labels, "val": val_labels, "test": test_labels}
+        labels = {half: path for half, path in labels.items() if path}
+        self.open(Halves(test, train, self.image_size, val, labels, memory_map))
+
+
+class ImageFolder(OwnImages):
+    """Your own images, in root/train/<class>/… and root/test/<class>/…, in any format that Pillow reads.
+
+    Those in root/val/<class>/…, or valid/, are validated on. Where there is but root/<class>/…, the test images are
+    drawn from these, by split_seed.
+
+    num_test: how many of them: a number, or a share below 1.
+    """
+
+    def __init__(self, root: str, num_test: NumberOrShare = 0.2, **shared):
+        super().__init__(**shared)
+        check(ImageFolder, locals())
+        halves = folders_of(root)
+        self.num_test = num_test if halves["train"] == halves["test"] else None
+        self.open(Halves(**halves, image_size=self.image_size))
 
 
 @contextlib.contextmanager

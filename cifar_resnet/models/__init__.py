@@ -5,5 +5,8 @@ from cifar_resnet.models.pyramidnet import PyramidNet
 from cifar_resnet.models.resnet import ResNet
 from cifar_resnet.models.speednet import SpeedNet
 from cifar_resnet.models.stacked import StackedEnsemble
+from cifar_resnet.models.wrapped import Wrapped
 
-__all__ = ["Classifier", "CustomResNet", "Distillation", "PyramidNet", "ResNet", "SpeedNet", "StackedEnsemble"]
+__all__ = [
+    "Classifier", "CustomResNet", "Distillation", "PyramidNet", "ResNet", "SpeedNet", "StackedEnsemble", "Wrapped",
+]  # fmt: skip

@@ -1,8 +1,8 @@
 """What every network here shares: loss, steps, metrics and optimizer. Layers are in the modules beside this one."""
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Annotated
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -16,13 +16,21 @@ from torchmetrics import Metric
 from torchmetrics.utilities.prints import rank_zero_only
 
 from cifar_resnet.archives import as_planes, batches_of, to_size
-from cifar_resnet.constraints import TTA, FractionAboveZero, FractionBelowOne, Positive, WholeNumber, check
+from cifar_resnet.constraints import (
+    TTA,
+    FractionAboveZero,
+    FractionBelowOne,
+    NonNegative,
+    Positive,
+    WholeNumber,
+    check,
+)
 from cifar_resnet.errors import UsageError, first_sentence, refuse_if
 from cifar_resnet.images import Normalise
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.metrics import Mean
 from cifar_resnet.models.parallel import exchanged, keep_gradients, share_statistics
-from cifar_resnet.models.summary import num_parameters, run_once
+from cifar_resnet.models.summary import num_parameters, parts_of, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
 from cifar_resnet.optim import SAM, RngState, Schedule, frozen_statistics, two_passes
@@ -34,6 +42,8 @@ class Classifier(LightningModule):
 
     num_classes: length of a logits vector.
     label_smoothing: share of the training target spread over all classes (Szegedy et al. 2016, section 7).
+    class_weights: of each class in the training loss, by label; "balanced": N / (num_classes * its images), as
+        scikit-learn has it, so that each class weighs as much.
     decay_norm_and_bias: False spares normalisation layers and biases from weight decay (Goyal et al. 2017, 5.3).
     bias_lr_factor: of the biases' and norm layers' learning rate, by which their weight decay is divided: a step decays
         them no more than it would without (Page 2019, "How to train your ResNet" 8).
@@ -41,6 +51,8 @@ class Classifier(LightningModule):
     tta_below: only images whose likeliest class has less than this probability get other views than themselves; 1.0 for
         every image.
     max_params: `check_budget` refuses a network of more trainable parameters; None for no limit.
+    freeze: parts that are not trained, by name, such as "conv1" and "stages.0"; their norm layers' statistics stay too.
+    lr_factors: of the learning rate of parts, by name; of the names that fit, the longest holds.
     optimizer: called with the parameters (or groups of them); only training needs it.
     scheduler: called with the optimizer and total_steps, stepped after each batch; or a `Schedule`, which may move
         otherwise; None keeps the learning rate.
@@ -51,11 +63,14 @@ class Classifier(LightningModule):
         self,
         num_classes: Annotated[int, Ge(2)] = 10,
         label_smoothing: FractionBelowOne = 0.0,
+        class_weights: Literal["balanced"] | Sequence[NonNegative] | None = None,
         decay_norm_and_bias: bool = True,
         bias_lr_factor: Positive = 1.0,
         tta: TTA = "none",
         tta_below: FractionAboveZero = 1.0,
         max_params: WholeNumber | None = None,
+        freeze: Sequence[str] = (),
+        lr_factors: Mapping[str, Positive] | None = None,
         optimizer: Callable[[Iterable], Optimizer] | None = None,
         scheduler: Schedule | Callable[..., LRScheduler] | None = None,
         distillation: Distillation | None = None,
@@ -68,7 +83,10 @@ class Classifier(LightningModule):
             f"flip_shift",
         )
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation", "members"], logger=False)
+        self.class_weights = class_weights
+        self.register_buffer("loss_weights", None, persistent=False)  # (num_classes,)
         self.label_smoothing, self.max_params = label_smoothing, max_params
+        self.freeze_parts, self.lr_factors = tuple(freeze), dict(lr_factors or {})
         self.tta, self.tta_below = tta, tta_below
         self.decay_norm_and_bias, self.bias_lr_factor = decay_norm_and_bias, bias_lr_factor
         self.optimizer, self.scheduler, self.distillation = optimizer, scheduler, distillation
@@ -86,6 +104,50 @@ class Classifier(LightningModule):
                 f"the network is too large for model.max_params={self.max_params:,.0f}. Got {count:,} parameters, "
                 f"{count - self.max_params:,.0f} too many; give it fewer or narrower blocks, or see cifar-design"
             )
+
+    def weigh_classes(self, counts: Tensor) -> None:
+        """Have the loss weigh classes as `class_weights` says. counts: training images of each, (num_classes,)."""
+        if self.class_weights is None:
+            return
+        if self.class_weights == "balanced":
+            refuse_if(
+                not counts.all(),
+                f"model.class_weights=balanced needs images of each class. Got none of class "
+                f"{counts.argmin().item()}; give a list",
+            )
+            weights = counts.sum() / (len(counts) * counts)
+        else:
+            weights = torch.tensor(self.class_weights, dtype=torch.float64)
+            refuse_if(
+                len(weights) != len(counts) or not weights.any(),
+                f"model.class_weights are of each of the {len(counts)} classes, not all 0. Got "
+                f"{list(self.class_weights)}; give as many, or balanced",
+            )
+        self.loss_weights = weights.float()
+
+    def check_parts(self) -> None:
+        """ValueError for names, in freeze and lr_factors, of no part that is trained."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        for key, names in (("freeze", self.freeze_parts), ("lr_factors", self.lr_factors)):
+            strange = next((part for part in names if not any(is_within(name, part) for name in trained)), None)
+            parts = dict.fromkeys(name for name, _ in parts_of(self))
+            refuse_if(
+                strange is not None,
+                f"model.{key} names parts of the network. Got {strange!r}; the parts are {', '.join(parts)}, and those "
+                f"within them, such as {next(iter(trained), '').rpartition('.')[0]}",
+            )
+        refuse_if(
+            self.freeze_parts and all(map(self.is_frozen, trained)),
+            f"nothing would be trained. Got model.freeze={list(self.freeze_parts)}; leave one part out",
+        )
+
+    def is_frozen(self, name: str) -> bool:
+        return any(is_within(name, part) for part in self.freeze_parts)
+
+    def lr_factor_of(self, name: str) -> float:
+        """name: a parameter's."""
+        fitting = [part for part in self.lr_factors if is_within(name, part)]
+        return self.lr_factors[max(fitting, key=len)] if fitting else 1.0
 
     def check_image_size(self, image_size: int) -> None:
         """ValueError where the network cannot take images of this side, in pixels, or gives no logits for them."""
@@ -142,6 +204,10 @@ class Classifier(LightningModule):
         self.test_log_probs: list[Tensor] = []  # batch by batch, of this rank
         rank_zero_only.rank = self.global_rank  # torchmetrics warns on the first, if it knows which that is
         self.to(memory_format=torch.channels_last)
+        if stage == "fit" and self.freeze_parts:
+            for name, parameter in self.named_parameters():
+                if self.is_frozen(name):
+                    parameter.requires_grad = False
         if self.distillation and stage == "fit":
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
 
@@ -149,6 +215,14 @@ class Classifier(LightningModule):
         self.is_unlogged = True  # an epoch that goes on in its middle has no start
         self.with_progress = [module for module in self.modules() if hasattr(module, "progress")]
         self.sam = next((optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, SAM)), None)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """As of any module; norm layers of frozen parts stay in eval mode."""
+        super().train(mode)
+        for name, module in self.named_modules() if mode and self.freeze_parts else ():
+            if self.is_frozen(name):
+                module.eval()
+        return self
 
     def on_train_epoch_start(self) -> None:
         self.is_unlogged = True
@@ -182,7 +256,7 @@ class Classifier(LightningModule):
         return self.loss_of(images, logits, labels), logits
 
     def loss_of(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, labels, self.loss_weights, label_smoothing=self.label_smoothing)
         return self.distillation(images, logits, loss) if self.distillation else loss
 
     @property
@@ -227,7 +301,8 @@ class Classifier(LightningModule):
             f"{getattr(self.optimizer, 'func', self.optimizer)}; in its YAML, give _partial_: true and such a class",
         )
         for group in optimizer.param_groups:
-            if factor := group.pop("lr_factor", None):
+            group["lr"] *= group.pop("lr_factor", 1)
+            if factor := group.pop("bias_lr_factor", None):
                 group["lr"] *= factor
                 if "weight_decay" in group:
                     group["weight_decay"] /= factor
@@ -265,15 +340,23 @@ class Classifier(LightningModule):
             self.lr_schedulers().step(measured[monitor])
 
     def parameter_groups(self) -> list[Tensor] | list[dict]:
-        """All parameters, or where norm layers and biases are treated otherwise, those as a group of their own."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        """All parameters that are trained, or where some are treated otherwise, those as groups of their own."""
+        parameters = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and not self.is_frozen(name)
+        }
         otherwise = {} if self.decay_norm_and_bias else {"weight_decay": 0.0}
-        otherwise |= {} if self.bias_lr_factor == 1 else {"lr_factor": self.bias_lr_factor}
-        if not otherwise:
-            return parameters
+        otherwise |= {} if self.bias_lr_factor == 1 else {"bias_lr_factor": self.bias_lr_factor}
+        if not otherwise and not self.lr_factors:
+            return list(parameters.values())
+        groups: dict[tuple, list[Tensor]] = {}
+        for name, parameter in parameters.items():
+            is_apart = bool(otherwise) and parameter.ndim <= 1
+            groups.setdefault((self.lr_factor_of(name), is_apart), []).append(parameter)
         return [
-            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-            {"params": [parameter for parameter in parameters if parameter.ndim <= 1]} | otherwise,
+            {"params": group} | ({"lr_factor": factor} if factor != 1 else {}) | (otherwise if is_apart else {})
+            for (factor, is_apart), group in sorted(groups.items(), key=lambda item: (item[0][0] != 1, item[0]))
         ]
 
     # Validation and test
@@ -292,6 +375,11 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
+
+    def predict_step(self, batch: Tensor | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Probabilities, (N, num_classes) float32. batch: normalised images, or these with labels, which go unused."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return log_probabilities(self, images, self.tta, self.tta_below).exp()
 
     def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
@@ -328,6 +416,11 @@ class Classifier(LightningModule):
         # a run that goes on knows both by now, and may be on another machine
         self.config = self.config or checkpoint["config"]
         self.data_state = self.data_state or checkpoint["data"]
+
+
+def is_within(name: str, part: str) -> bool:
+    """Whether a module or a parameter is, or belongs to, the part of this name; in an ensemble, of each member."""
+    return f"{re.sub(r'^members[.][0-9]+[.]', '', name)}.".startswith(f"{part}.")
 
 
 def metrics_of(trainer: Trainer) -> dict[str, float]:

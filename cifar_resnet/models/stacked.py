@@ -51,8 +51,11 @@ class StackedEnsemble(Classifier):
         super().__init__(
             num_classes=first.hparams.num_classes,
             label_smoothing=first.label_smoothing,
+            class_weights=first.class_weights,
             decay_norm_and_bias=first.decay_norm_and_bias,
             bias_lr_factor=first.bias_lr_factor,
+            freeze=first.freeze_parts,
+            lr_factors=first.lr_factors,
             tta=first.tta,
             tta_below=first.tta_below,
             optimizer=first.optimizer,
@@ -60,6 +63,7 @@ class StackedEnsemble(Classifier):
             distillation=first.distillation,
         )
         self.members = nn.ModuleList(members)
+        self.loss_weights = first.loss_weights
         self.seed, self.data_state = first.seed, first.data_state
 
     def check_trainer(self, trainer: Trainer) -> None:

@@ -31,13 +31,13 @@ def num_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
     """The network's direct children that have parameters, in the order of the forward pass; stages one by one.
 
-    Of the parameters the trainable ones are counted.
+    Where all parameters are in one child, its children are meant. Of the parameters the trainable ones are counted.
     """
     watched = {
         module: ".".join(filter(None, (name, inner)))
-        for name, child in model.named_children()
+        for name, child in parts_of(model)
         for inner, module in (child.named_children() if isinstance(child, nn.Sequential) else [("", child)])
-        if any(True for _ in module.parameters())
+        if has_parameters(module)
     }
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
@@ -52,6 +52,18 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]
         Part(watched[module], shape, num_parameters(module), flops.get(watched[module], 0) // 2)
         for module, shape in shapes.items()
     ]
+
+
+def has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def parts_of(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """Names and modules of its children; where all parameters are in one of them, that one's children."""
+    children = [(f"{prefix}{name}", child) for name, child in module.named_children() if has_parameters(child)]
+    if len(children) == 1 and any(has_parameters(each) for each in children[0][1].children()):
+        return parts_of(children[0][1], f"{children[0][0]}.")
+    return children
 
 
 @torch.no_grad()

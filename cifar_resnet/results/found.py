@@ -9,6 +9,7 @@ from pathlib import Path
 from cifar_resnet import constraints, runs
 from cifar_resnet.constraints import CountOrZero, Fraction
 from cifar_resnet.errors import UsageError, refuse_if
+from cifar_resnet.quoting import OF_IMAGES
 from cifar_resnet.recipe import NO_PART_OF_IT
 from cifar_resnet.results.restored import places_of_images
 
@@ -25,7 +26,7 @@ IN_A_RECORD: dict[str, object] = {
 }
 # settings that leave what comes out as it is, but for the seed's chance, or say no more than where something lies
 NOT_A_DIFFERENCE = (
-    *NO_PART_OF_IT, "seed", "test", "range_test", "ensemble", "data._target_", "data.root", "data.train", "data.test",
+    *NO_PART_OF_IT, "seed", "data.fold", "test", "range_test", "ensemble", "data._target_", *OF_IMAGES,
     "data.seed", "data.eval_batch_size", "optimizer.fused", "trainer.benchmark", "trainer.default_root_dir",
     "trainer.num_sanity_val_steps", "callbacks.augmented_batch", "callbacks.learning_rate", "callbacks.metrics",
     "callbacks.progress", "callbacks.schedule",
@@ -61,8 +62,10 @@ class Run:
         test. None for what its record, perhaps of an older version, does not say."""
         record, data = self.record, self.record["config"].get("data") or {}
         unhashed = places_of_images(data) if "image_size" in data else None  # CIFAR is the same wherever it lies
-        keys = ("classes", "split_hash", "train_hash", "test_hash")
-        return [record.get(key) or (unhashed if key == "train_hash" else None) for key in keys]
+        found = {key: record.get(key) for key in ("classes", "split_hash", "train_hash", "test_hash")}
+        if data.get("fold") is not None:
+            found["split_hash"] = None  # the folds are one data set
+        return list((found | {"train_hash": found["train_hash"] or unhashed}).values())
 
 
 Groups = dict[tuple[str, ...], list[Run]]  # by the values of the settings that tell them apart
@@ -141,7 +144,7 @@ def note_repeats(found: Sequence[Run]) -> None:
     """Of runs of the same recipe and seed on the same data, the first that was tested stands for all."""
     first: dict[tuple, Run] = {}
     for member in sorted(found, key=lambda member: "test/acc" not in member.record["metrics"]):
-        seeds = [constraints.value_at(member.record["config"], key) for key in ("seed", "data.seed")]
+        seeds = [constraints.value_at(member.record["config"], key) for key in ("seed", "data.seed", "data.fold")]
         original = first.setdefault((member.data, *seeds, *sorted(member.recipe().items())), member)
         member.repeats = None if original is member else original
 

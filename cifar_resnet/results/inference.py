@@ -34,6 +34,7 @@ class Ensemble:
 
     paths: .ckpt files or run folders. tta: see `models.tta`, for every image; None for each network's own.
     accelerator, precision: as Lightning names them.
+    trusted: modules whose networks may be imported, beside those of this package; see trust.py.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Ensemble:
         tta: TTA | None = None,
         accelerator: str = "auto",
         precision: str = "32-true",
+        trusted: Sequence[str] = (),
     ):
         check(Ensemble, locals())
         keep_freed_memory()
@@ -51,7 +53,7 @@ class Ensemble:
         except (RuntimeError, ImportError) as error:  # where there is none
             raise ValueError(f"no such accelerator here. Got {accelerator}; give auto, or cpu ({error})") from error
         self.device = self.fabric.device
-        self.networks = [checkpoints.load(path) for path in paths]
+        self.networks = [checkpoints.load(path, trusted) for path in paths]
         first = self.networks[0].data_state
         self.classes, self.image_size = first["classes"], first["image_size"]
         for path, network in zip(paths, self.networks, strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 NUM_BINS = 15
+UNEVEN = 1.5
 
 
 def accuracy(log_probs: Tensor, labels: Tensor, top_k: int = 1) -> float:
@@ -28,13 +29,38 @@ def confusion(log_probs: Tensor, labels: Tensor) -> Tensor:
     return multiclass_confusion_matrix(log_probs, labels, log_probs.shape[1])
 
 
+def balanced_accuracy(matrix: Tensor) -> float:
+    """The mean of the accuracies within each class that has images (Brodersen et al. 2010). matrix: see `confusion`."""
+    images = matrix.sum(1)
+    return (matrix.diagonal().double() / images)[images > 0].mean().item()
+
+
+def macro_f1(matrix: Tensor) -> float:
+    """The mean of the classes' F1, the harmonic mean of precision and recall, of classes that have images or were
+    predicted. matrix: see `confusion`."""
+    either = matrix.sum(0) + matrix.sum(1)
+    return (2 * matrix.diagonal().double() / either)[either > 0].mean().item()
+
+
+def of_uneven_classes(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
+    """balanced_acc and macro_f1 where the largest class has more than `UNEVEN` times the images of the smallest;
+    nothing otherwise, where they say little more than the accuracy."""
+    matrix = confusion(log_probs, labels)
+    images = matrix.sum(1)
+    if images.max() <= UNEVEN * images.min():
+        return {}
+    return {"balanced_acc": balanced_accuracy(matrix), "macro_f1": macro_f1(matrix)}
+
+
 def scores(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
-    """acc, loss (the negative log-likelihood), calibration_error; of ten classes or more also top5_acc."""
+    """acc, loss (the negative log-likelihood), calibration_error; of ten classes or more also top5_acc, and of uneven
+    ones balanced_acc and macro_f1."""
     return {
         "acc": accuracy(log_probs, labels),
         "loss": F.nll_loss(log_probs, labels).item(),
         "calibration_error": calibration_error(log_probs, labels),
         **({"top5_acc": accuracy(log_probs, labels, top_k=5)} if log_probs.shape[1] >= 10 else {}),
+        **of_uneven_classes(log_probs, labels),
     }
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from cifar_resnet import checkpoints, hardware, provenance, runs, sweep
+from cifar_resnet import checkpoints, hardware, provenance, runs, sweep, trackers
 from cifar_resnet.data import DataModule
 from cifar_resnet.images import content_hash
 from cifar_resnet.models.summary import num_macs, num_parameters
 from cifar_resnet.quoting import command_line
-from cifar_resnet.results import evaluation, inference, page
+from cifar_resnet.results import evaluation, inference, metrics, page
 from cifar_resnet.results.predictions import FILE, Predictions
 from cifar_resnet.terminal import log, summary_facts
+from cifar_resnet.trust import targets_in
 
 
 def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trainer: Trainer) -> dict[str, object]:
@@ -65,9 +65,11 @@ def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: Ligh
     if predictions:
         predictions.save(run_dir / FILE)
         record |= {"num_test": predictions.num_images, "num_tested": len(predictions.labels)}
+        uneven = metrics.of_uneven_classes(predictions.log_probs, predictions.labels)
+        record["metrics"] |= {f"test/{name}": value for name, value in uneven.items()}
         record["test_hash"] = content_hash(data.test.images[predictions.indices], predictions.labels)
     runs.write_json(run_dir / runs.RECORD, record)
-    log_scores(cfg, record, trainer)
+    trackers.log_result(trainer.loggers, record, chosen)
     if cfg.page:
         try:
             show(run_dir, record, data, chosen, trainer, predictions)
@@ -97,17 +99,6 @@ def predictions_of(model: LightningModule, data: DataModule) -> Predictions:
     return Predictions.of(data.test.images, log_probs, data.test.labels, order)
 
 
-def log_scores(cfg: DictConfig, record: dict, trainer: Trainer) -> None:
-    """The settings, and beside them in TensorBoard the scores of the tested epoch, which need not be the last."""
-    groups = {group: record["config"][group] for group in cfg.choices if group in record["config"]}
-    # not under the curves' own names, in which a second point at an earlier step hides all others
-    scores = {f"tested_epoch/{name}": value for name, value in record["metrics"].items()}
-    for logger in trainer.loggers:
-        shown = {"metrics": scores, "step": record["step"] - 1} if isinstance(logger, TensorBoardLogger) else {}
-        logger.log_hyperparams(groups, **shown)
-        logger.save()
-
-
 def show(
     run_dir: Path, record: dict, data: DataModule, chosen: Path, trainer: Trainer, predictions: Predictions | None
 ) -> None:
@@ -117,16 +108,17 @@ def show(
         val = None
         if data.has_val:
             device = trainer.strategy.root_device.type
-            ensemble = inference.Ensemble([chosen], accelerator=device, precision=record["precision"])
+            named = [name for _, name in targets_in(record["config"])]  # this training has called them
+            ensemble = inference.Ensemble([chosen], accelerator=device, precision=record["precision"], trusted=named)
             val = ensemble.log_probs(data.val.images), data.val.labels
         result = evaluation.evaluate_predictions(predictions.log_probs[None], predictions.labels, val)
         images = data.test.images.cpu()[predictions.indices]
         shown += evaluation.sections(result, predictions, images, data.classes)
     facts = {name: text for name, text in summary_facts(record).items() if name != "look next"}
     page.write(run_dir / "page.html", run_dir.name, facts, shown, record["config"])
-    for logger in [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]:
-        for section in [section for section in shown if section.figure]:
-            # as its curves, a training counts steps from 0
-            step = record["steps" if section.name == "curves" else "step"] - 1
-            logger.experiment.add_figure(section.name, section.figure, step)
+    for section in [section for section in shown if section.figure]:
+        # as its curves, a training counts steps from 0
+        step = record["steps" if section.name == "curves" else "step"] - 1
+        trackers.show(trainer.loggers, section.name, section.figure, step)
+    for logger in trainer.loggers:
         logger.save()  # or the command could end before the last of them is written

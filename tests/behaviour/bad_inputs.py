@@ -112,11 +112,11 @@ def bad_archives(count: int) -> list[tuple[str, bytes]]:
     labels = np.arange(12) % 10
     wrong: list[dict[str, object]] = [
         {"images": images}, {"labels": labels}, {"pictures": images, "labels": labels},
-        {"images": images / 255, "labels": labels}, {"images": images.astype(np.int64), "labels": labels},
+        {"images": images / 100, "labels": labels}, {"images": images.astype(np.int64), "labels": labels},
         {"images": images[:5], "labels": labels}, {"images": images[:0], "labels": labels[:0]},
         {"images": images[..., :2], "labels": labels}, {"images": images[0, 0], "labels": labels[:32]},
         {"images": images[None], "labels": labels[:1]}, {"images": images, "labels": labels - 3},
-        {"images": images, "labels": labels / 2}, {"images": images, "labels": labels[:, None]},
+        {"images": images, "labels": labels / 2}, {"images": images, "labels": np.stack([labels, labels], 1)},
         {"images": images, "labels": labels.astype(str)}, {"images": images, "labels": labels + 90},
         {"images": images, "labels": labels, "classes": ["disk", "ring"]},
         {"images": images, "labels": labels, "classes": [f"bird {number}" for number in range(10)]},

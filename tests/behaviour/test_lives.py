@@ -118,7 +118,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so(cifar_train, run_dirs, 
 
 
 CHANGES = [
-    "test=false", "page=true", "trainer.limit_test_batches=2", "data.eval_batch_size=20", "logger=default",
+    "test=false", "page=true", "trainer.limit_test_batches=2", "data.eval_batch_size=20", "logger=csv",
     "trainer.log_every_n_steps=3", "trainer.profiler=null",
 ]  # fmt: skip
 

@@ -117,7 +117,7 @@ def offline(monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setenv("https_proxy", "http://offline.invalid")  # of a process of its own
-    monkeypatch.setattr("cifar_resnet.data.sources.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("cifar_resnet.data.published.time.sleep", lambda seconds: None)
 
 
 @pytest.fixture

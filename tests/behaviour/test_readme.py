@@ -20,7 +20,8 @@ from cifar_resnet.data import Synthetic
 
 ROOT = Path(cifar_resnet.__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+TEXTS = README + (ROOT / "docs" / "own.md").read_text()
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", TEXTS, re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 COMMANDS = list(dict.fromkeys(filter(None, COMMANDS)))
 

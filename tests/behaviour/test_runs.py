@@ -395,7 +395,7 @@ def test_predictions_go_through_links_and_into_pipes(trained):
     [
         ("model=resnet20", r"overrides are a list of texts. Got 'model=resnet20'; give such as \['model=resnet20'\]"),
         (["dry_run=true"], "Got dry_run=true; leave it out, or use cifar-train"),
-        (["data=image_folder", "data.root=nowhere"], "Got nowhere, without train/"),
+        (["data=image_folder", "data.root=nowhere"], "Got nowhere, which is not there"),
     ],
 )
 def test_the_python_function_refuses_what_it_cannot_do_before_anything_is_built(overrides, message, monkeypatch):

@@ -75,7 +75,8 @@ def test_a_number_in_a_pickle_takes_no_memory(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": np.zeros((2, 32, 32, 3))}, "uint8. Got float64"),
+        ({"images": np.full((2, 32, 32, 3), 1.5)}, r"or floats from 0 to 1\. Got float64 from 1\.5 to 1\.5"),
+        ({"images": np.full((2, 32, 32, 3), np.nan)}, "or floats from 0 to 1"),
         ({"images": np.zeros((2, 32, 32, 3), np.uint16)}, "uint8. Got uint16 in .*scale them"),
         ({"images": np.zeros((2, 32, 32, 3), np.int32)}, "uint8. Got int32 in .*scale them"),
         ({"images": np.zeros((2, 32, 32, 3), bool)}, "uint8. Got bool in .*scale them"),

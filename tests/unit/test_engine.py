@@ -81,7 +81,7 @@ def test_jobs_that_would_share_a_folder_are_refused(capsys):
 @pytest.mark.parametrize(("launcher", "extra"), [("joblib", "joblib"), ("submitit_slurm", "slurm"), ("ray", "ray")])
 def test_a_launcher_that_is_not_installed_is_told_with_what_installs_it(launcher, extra):
     text = no_such_launcher(launcher, ["basic"])
-    assert text.endswith(f"Got hydra/launcher={launcher}; pip install 'cifar-resnet[{extra}]'")
+    assert text.endswith(f"Got hydra/launcher={launcher}; in the clone: pip install -e '.[{extra}]'")
 
 
 def test_an_unknown_launcher_is_told_with_those_that_there_are():

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import TINY, last_of, record_of
 from PIL import Image
 
+from cifar_resnet import cli
 from cifar_resnet.compose import Composer
-from cifar_resnet.data import Files
+from cifar_resnet.data import CIFAR10, Files, ImageFolder
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.preflight import check_data
 
@@ -265,3 +267,210 @@ def test_pictures_beside_each_other_are_told_to_need_a_folder_for_each_class_or_
     Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
     with pytest.raises(ValueError, match=r"data\.test must hold a folder .*<class>.*holds no folder; .*cifar-predict"):
         Files(test=str(tmp_path))
+
+
+# Other people's archives
+
+
+def read(**settings: object) -> Files:
+    data = Files(**{key: str(value) if key != "num_val" else value for key, value in settings.items()}, batch_size=2)
+    data.prepare_data()
+    return data
+
+
+def test_one_archive_of_all_halves_under_the_names_of_keras_and_of_medmnist(tmp_path, pixels):
+    parts = {"train": slice(0, 6), "val": slice(6, 9), "test": slice(9, 12)}
+    labels = (np.arange(12) % 3)[:, None]
+    forms = {"keras": ("x_{}", "y_{}"), "medmnist": ("{}_images", "{}_labels")}
+    for name, (images_of, labels_of) in forms.items():
+        content = {images_of.format(half): pixels[part] for half, part in parts.items()}
+        content |= {labels_of.format(half): labels[part] for half, part in parts.items()}
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **content)
+        data = Files(train=str(path), val=str(path), test=str(path), batch_size=2)
+        for found, part in ((data.read(True), parts["train"]), (data.read_val(), parts["val"]),
+                            (data.read(False), parts["test"])):  # fmt: skip
+            assert np.array_equal(found[0], pixels[part].transpose(0, 3, 1, 2))
+            assert found[1].tolist() == labels[part, 0].tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_floats_from_0_to_1_are_the_pixels_that_they_round_to(tmp_path, pixels, dtype):
+    np.savez(tmp_path / "test.npz", x=(pixels / 255).astype(dtype), y=np.arange(12) % 3)
+    images, _ = read(test=tmp_path / "test.npz").read(False)
+    assert np.array_equal(images, pixels.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("form", ["npy", "numbers", "names"])
+def test_an_npy_with_a_file_of_labels(tmp_path, pixels, form):
+    labels, names = np.arange(12) % 3, np.array(["owl", "cat", "dog"])
+    np.save(tmp_path / "images.npy", pixels[..., :1])
+    path = tmp_path / f"labels.{'npy' if form == 'npy' else 'txt'}"
+    if form == "npy":
+        np.save(path, labels)
+    else:
+        path.write_text("".join(f"{names[label] if form == 'names' else label}\n" for label in labels))
+    data = read(test=tmp_path / "images.npy", test_labels=path)
+    images, found = data.read(False)
+    assert np.array_equal(images[:, 1], pixels[..., 0])
+    if form == "names":
+        assert data.classes == ["cat", "dog", "owl"]
+        assert [data.classes[label] for label in found] == names[labels].tolist()
+    else:
+        assert found.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"test": "images.npy"}, "images without labels. Got .*images.npy; give data.test_labels"),
+        ({"test": "images.npy", "test_labels": "nothing.npy"}, "data.test_labels is a file of labels. Got .*not there"),
+        ({"test": "images.npy", "test_labels": "few.npy"}, r"one for each of the 12 images\. Got int64 \(3,\)"),
+        ({"test": "images.npy", "test_labels": "gap.txt"}, r"a line without a label\. Got line 2 of"),
+        ({"test": "images.npy", "test_labels": "images.png"}, "not a readable file of labels"),
+        ({"test": "test.npz", "test_labels": "few.npy"}, r"data\.test_labels are for an \.npy file of images"),
+        ({"test": "test.npz", "train_labels": "few.npy"}, r"labels of no images\. Got data\.train_labels"),
+        ({"test": "broken.npy", "test_labels": "few.npy"}, "not a readable archive of images"),
+    ],
+)
+def test_what_is_wrong_with_them_is_said(tmp_path, pixels, settings, text, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", pixels)
+    np.save("few.npy", np.arange(3))
+    np.savez("test.npz", images=pixels, labels=np.arange(12) % 3)
+    Path("gap.txt").write_text("cat\n\ndog\n")
+    Path("broken.npy").write_bytes(b"\x93NUMPY")
+    Image.new("RGB", (8, 8)).save("images.png")
+    with pytest.raises((ValueError, FileNotFoundError), match=text):
+        Files(**settings)
+
+
+# Images to validate on, and folders without halves
+
+
+def folder_of(root: str, levels: dict[str, range]) -> None:
+    for place, numbers in levels.items():
+        for number in numbers:
+            put(f"{root}/{place}/{['cat', 'dog'][number % 2]}/{number}.png", number)
+
+
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_a_folder_of_images_to_validate_on_is_used(name):
+    folder_of("pets", {"train": range(20), name: range(20, 30), "test": range(30, 36)})
+    data = ImageFolder(root="pets", batch_size=4)
+    data.prepare_data()
+    data.load()
+    assert sorted(data.train.images[:, 0, 0, 0].tolist()) == list(range(20))
+    assert sorted(data.val.images[:, 0, 0, 0].tolist()) == list(range(20, 30))
+    assert (data.val.images[:, 0, 0, 0] % 2 == data.val.labels).all()
+    everything = ImageFolder(root="pets", batch_size=4, num_val=0)
+    everything.load()
+    assert sorted(everything.train.images[:, 0, 0, 0].tolist()) == list(range(30))
+    assert not everything.has_val
+
+
+def test_a_folder_of_classes_alone_is_divided_by_the_seed():
+    for number in range(40):
+        put(f"pets/{['cat', 'dog'][number % 2]}/{number}.png", number)
+    for num_test, count in ((0.2, 8), (10, 10)):
+        data = ImageFolder(root="pets", num_test=num_test)
+        data.prepare_data()
+        (train, labels), (test, test_labels) = data.read(True), data.read(False)
+        levels = train[:, 0, 0, 0].tolist(), test[:, 0, 0, 0].tolist()
+        assert sorted([*levels[0], *levels[1]]) == list(range(40))
+        assert len(levels[1]) == count
+        assert test_labels.bincount().tolist() == [count // 2, count // 2]
+        assert (train[:, 0, 0, 0] % 2 == labels).all()
+        assert torch.equal(ImageFolder(root="pets", num_test=num_test).read(False)[0], test)
+        assert not torch.equal(ImageFolder(root="pets", num_test=num_test, split_seed=1).read(False)[0], test)
+
+
+def test_a_share_that_leaves_nothing_is_refused():
+    for number in range(4):
+        put(f"pets/{['cat', 'dog'][number % 2]}/{number}.png", number)
+    for num_test in (4, 9, 0.01):
+        with pytest.raises(ValueError, match=r"data\.num_test of the images are tested on"):
+            ImageFolder(root="pets", num_test=num_test).read(True)
+    with pytest.raises(ValueError, match="num_test must be"):
+        ImageFolder(root="pets", num_test=0)
+
+
+# More than memory holds
+
+
+def written(count: int = 60, size: int = 32) -> None:
+    random = np.random.default_rng(0)
+    for half, number in (("train", count), ("test", 20)):
+        np.save(f"{half}.npy", random.integers(256, size=(number, size, size, 3), dtype=np.uint8))
+        np.save(f"{half}-labels.npy", np.arange(number) % 3)
+
+
+NPY = {"train": "train.npy", "train_labels": "train-labels.npy", "test": "test.npy", "test_labels": "test-labels.npy"}
+
+
+def test_a_mapped_file_trains_as_one_in_memory_to_the_bit(run_dirs):
+    written()
+    others = [text for text in TINY if not text.startswith("data")]
+    command = ["data=files", *(f"data.{key}={path}" for key, path in NPY.items()), "data.batch_size=20"]
+    for mapped in ("false", "true"):
+        assert cli.train([*others, *command, f"data.memory_map={mapped}"]) == 0
+    first, second = run_dirs()
+    weights = [last_of(run_dir)["state_dict"] for run_dir in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    records = [record_of(run_dir) for run_dir in (first, second)]
+    for key in ("train_hash", "split_hash", "test_hash", "mean", "std"):
+        assert records[0][key] == records[1][key], key
+    assert records[0]["metrics"]["test/loss"] == records[1]["metrics"]["test/loss"]
+    assert cli.evaluate([f"checkpoint={second}"]) == 0
+
+
+def test_nothing_of_it_is_read_before_its_turn(monkeypatch):
+    written()
+    data = Files(**NPY, memory_map=True, batch_size=10, num_val=0)
+    data.load()
+    np.load("train.npy", mmap_mode="r+")[7] = 99  # as another program would
+    assert (data.train.take(torch.tensor([7])) == 99).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"image_size": 16}, r"data\.memory_map takes an \.npy file of uint8, \(N, 16, 16, 3\)"),
+        (
+            {"train": "train.npz", "train_labels": None},
+            r"data\.memory_map is for \.npy files\. Got data\.train=train\.npz",
+        ),
+        ({"train": ["train.npy", "test.npy"], "train_labels": None}, "leaves each half in one file"),
+        ({"val": "test.npy", "val_labels": "test-labels.npy"}, "holds out some of train's"),
+    ],
+)
+def test_what_cannot_be_mapped_is_refused(changes, text):
+    written()
+    np.savez("train.npz", images=np.zeros((20, 32, 32, 3), np.uint8), labels=np.arange(20) % 3)
+    with pytest.raises(ValueError, match=text):
+        Files(**NPY | changes, memory_map=True)
+
+
+def test_more_than_is_free_is_told_before_it_is_read(monkeypatch):
+    for number in range(30):
+        put(f"pets/{['cat', 'dog'][number % 2]}/{number}.png", number)
+    monkeypatch.setattr("cifar_resnet.data.datamodule.free_memory", lambda device: 100_000)
+    monkeypatch.setattr(Files, "decode_files", lambda *arguments: pytest.fail("it has been read"))
+    data = ImageFolder(root="pets", image_size=64)
+    with pytest.raises(ValueError, match=r"30 images of 64 pixels need 0\.0 GB of memory\. Got 0\.0 GB that are free"):
+        data.read(True)
+    data = CIFAR10(root="nowhere")
+    monkeypatch.setattr("cifar_resnet.data.datamodule.free_memory", lambda device: 200e6)
+    with pytest.raises(
+        ValueError, match=r"50,000 images of 32 pixels need 0\.3 GB of memory\. Got 0\.2 GB .*memory_map"
+    ):
+        data.load()
+
+
+def test_a_gpu_that_is_too_small_is_told_of_with_a_way_on(monkeypatch, watch):
+    written()
+    data = Files(**NPY, batch_size=10, device="cuda")
+    free = {None: 1e9, "cuda": 1000}
+    monkeypatch.setattr("cifar_resnet.data.datamodule.free_memory", lambda device: free[device and device.type])
+    with pytest.raises(ValueError, match=r"need 0\.0 GB of cuda.*give .*data\.device=cpu"):
+        data.setup("fit")

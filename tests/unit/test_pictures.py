@@ -243,5 +243,5 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
 def test_where_pillow_heif_is_not_installed_heic_says_what_reads_it(tmp_path, monkeypatch):
     monkeypatch.setattr("cifar_resnet.pictures.find_spec", lambda name: None)
     (tmp_path / "photo.jpg").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic")  # whatever its name says
-    with pytest.raises(ValueError, match=r"HEIC is read with pillow-heif: pip install 'cifar-resnet\[heic\]'"):
+    with pytest.raises(ValueError, match=r"HEIC is read with pillow-heif: pip install -e '\.\[heic\]', in the clone"):
         decode(tmp_path / "photo.jpg", 32)

@@ -302,7 +302,7 @@ def test_impossible_options_are_refused(options, message):
 
 
 def test_too_few_images_for_a_batch_are_refused():
-    with pytest.raises(ValueError, match=r"Got 300 less 100 for validation, and data.batch_size=512"):
+    with pytest.raises(ValueError, match=r"Got 200, without those held out for validation, and data.batch_size=512"):
         tiny(batch_size=512).load()
 
 

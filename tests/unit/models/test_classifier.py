@@ -161,3 +161,52 @@ def test_a_network_that_gives_no_logits_is_refused_before_training(forward, mess
     network = type("Own", (ResNet,), {"forward": forward})(depth=8, widths=[4, 4, 4])
     with pytest.raises(ValueError, match=message):
         network.check_image_size(32)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_classes_weigh_in_the_loss_as_a_plain_loop_has_them(smoothing):
+    weights = [0.5, 2.0, 0.0, 3.0]
+    model = ResNet(widths=[4], blocks=[1], num_classes=4, class_weights=weights, label_smoothing=smoothing)
+    model.weigh_classes(torch.tensor([5.0, 5.0, 5.0, 5.0]))
+    logits, labels = torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 3, 1, 0, 0, 2])
+    total = whole = 0.0
+    for row, label in zip(logits.log_softmax(1), labels, strict=True):
+        # torch spreads the smoothed share over all classes, each by its weight
+        spread = sum(weights[each] * -row[each].item() for each in range(4)) * smoothing / 4
+        total += (1 - smoothing) * weights[label] * -row[label].item() + spread
+        whole += weights[label]
+    assert model.loss_of(None, logits, labels).item() == pytest.approx(total / whole, rel=1e-5)
+
+
+def test_balanced_weights_are_scikit_learns():
+    model = ResNet(widths=[4], blocks=[1], num_classes=3, class_weights="balanced")
+    counts = [2, 8, 5]
+    model.weigh_classes(torch.tensor(counts).double())
+    assert model.loss_weights.tolist() == pytest.approx([15 / (3 * count) for count in counts])
+    assert "loss_weights" not in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("weights", "counts", "text"),
+    [
+        ("balanced", [1.0, 0.0, 2.0], "needs images of each class. Got none of class 1"),
+        ([1.0, 2.0], [1.0, 1.0, 2.0], r"are of each of the 3 classes, not all 0. Got \[1.0, 2.0\]"),
+        ([0.0, 0.0, 0.0], [1.0, 1.0, 2.0], "not all 0"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weights, counts, text):
+    model = ResNet(widths=[4], blocks=[1], num_classes=3, class_weights=weights)
+    with pytest.raises(ValueError, match=text):
+        model.weigh_classes(torch.tensor(counts).double())
+    with pytest.raises(UsageError, match="class_weights must be"):
+        ResNet(widths=[4], class_weights="even")
+
+
+def test_a_run_weighs_its_classes_and_networks_side_by_side_do_too(cifar_train, run_dirs):
+    weighed = ["model.class_weights=[1,0,0,0,0,0,0,0,0,0]", "trainer.max_epochs=3"]
+    assert cifar_train(*weighed) == 0
+    assert cifar_train(*weighed, "ensemble.size=2", "name=two") == 0
+    for run_dir in run_dirs():
+        if (run_dir / "predictions.npz").exists():
+            predicted = np.load(run_dir / "predictions.npz")["log_probs"].argmax(1)
+            assert (predicted == 0).mean() > 0.9

@@ -139,3 +139,33 @@ def test_class_rows_count_what_they_say():
         ["cat", "10", "80.00%", "88.89%", "dog (2)"],
         ["dog", "10", "40.00%", "66.67%", "owl (5)"],
     ]
+
+
+def counted(predicted: list[int], labels: list[int], num_classes: int) -> tuple[float, float]:
+    """Balanced accuracy and macro F1 by a plain loop, as scikit-learn's documentation has them."""
+    recalls, scores = [], []
+    for each in range(num_classes):
+        right = sum(p == each and y == each for p, y in zip(predicted, labels, strict=True))
+        images, answers = labels.count(each), predicted.count(each)
+        if images:
+            recalls.append(right / images)
+        if images or answers:
+            precision, recall = right / answers if answers else 0, right / images if images else 0
+            scores.append(2 * precision * recall / (precision + recall) if right else 0)
+    return sum(recalls) / len(recalls), sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balanced_accuracy_and_macro_f1_equal_a_plain_loops(seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (60,), generator=generator) ** 2 // 3  # of five classes 0, 1, 3, and unevenly
+    log_probs = torch.randn(60, 5, generator=generator).log_softmax(1)
+    expected = counted(log_probs.argmax(1).tolist(), labels.tolist(), 5)
+    found = metrics.of_uneven_classes(log_probs, labels)
+    assert (found["balanced_acc"], found["macro_f1"]) == pytest.approx(expected)
+    assert metrics.scores(log_probs, labels).items() >= found.items()
+
+
+def test_of_even_classes_they_are_left_out():
+    labels = torch.arange(5).repeat(6)
+    assert metrics.of_uneven_classes(torch.randn(30, 5).log_softmax(1), labels) == {}

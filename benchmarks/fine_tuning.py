@@ -1,0 +1,75 @@
+"""How many epochs a start from other weights saves.
+
+    python benchmarks/fine_tuning.py
+
+A ResNet-20 learns five of the synthetic figures; from its weights, and from scratch, networks then learn the other
+five, a fifth as many images of each. For each seed: the first epoch after which 90% of the validation images are right.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from throughput import begin
+
+from cifar_resnet import runs
+from cifar_resnet.api import train
+from cifar_resnet.data import Synthetic
+
+GOAL = 0.9
+SHARED = (
+    "model=resnet20", "data=files", "augment.cutout_size=0", "optimizer.lr=0.1", "scheduler=constant", "test=false",
+    "page=false", "logger=none",
+)  # fmt: skip
+
+
+def write(folder: Path, name: str, classes: range, per_class: int) -> list[str]:
+    """Some of the figures as archives; the overrides that name them."""
+    for half, count in (("train", per_class), ("test", 40)):
+        images, labels = Synthetic(num_train=20 * count, num_test=20 * count, image_seed=7).read(half == "train")
+        kept = np.concatenate([(labels == label).nonzero()[:count, 0] for label in classes])
+        named = np.array(Synthetic.classes)[list(classes)]
+        path = folder / f"{name}-{half}.npz"
+        np.savez(path, images=images[kept].numpy(), labels=labels[kept].numpy() - classes[0], classes=named)
+    return [f"data.{half}={folder / f'{name}-{half}.npz'}" for half in ("train", "test")]
+
+
+def epochs_until(record: dict) -> int | None:
+    """The first after which the goal is reached; None where it is not."""
+    rows = runs.read_metrics(Path(record["run_dir"]) / runs.METRICS)
+    return next((number for number, row in enumerate(rows, 1) if float(row["val/acc"]) >= GOAL), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=40, help="at most, of each")
+    parser.add_argument("--per-class", type=int, default=100, help="images of the new classes")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    about = begin()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        first = write(folder, "first", range(5), 5 * options.per_class)
+        then = [*write(folder, "then", range(5, 10), options.per_class), "data.batch_size=32", "data.num_val=0.3"]
+        known = train([*SHARED, *first, "trainer.max_epochs=12", f"run_dir={folder / 'known'}"])
+        found = []
+        for seed in range(options.seeds):
+            row = {"seed": seed}
+            for name, more in (("scratch", []), ("tuned", [f"init={known['run_dir']}"])):
+                length = [
+                    f"trainer.max_epochs={options.epochs}",
+                    f"seed={seed}",
+                    f"run_dir={folder / f'{name}-{seed}'}",
+                ]
+                row[name] = epochs_until(train([*SHARED, *then, *length, *more]))
+            found.append(row)
+            print(f"seed {seed}: from scratch {row['scratch']} epochs, from other weights {row['tuned']}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(about | {"goal": GOAL, "results": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Weights to start from: those of another training, or of a file that another program wrote."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cifar_resnet import checkpoints
+from cifar_resnet.errors import first_sentence, refuse_if
+from cifar_resnet.models import Classifier, Wrapped
+
+COUNTERS = "num_batches_tracked"  # which some programs leave out, and no forward pass needs
+
+
+def weights_in(path: str | Path) -> dict[str, Tensor]:
+    """By name. path: a checkpoint, a run folder or a .safetensors file. Nothing that it names is called."""
+    if Path(path).suffix != ".safetensors":
+        return checkpoints.read(path)["state_dict"]
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"not a readable .safetensors file. Got {path} ({first_sentence(error)})") from error
+    refuse_if(
+        any(name.startswith("members.") for name in found),
+        f"init is one network. Got {path}, an exported ensemble; give one of its members' run folder",
+    )
+    return found
+
+
+def start_from(model: Classifier, path: str | Path) -> str:
+    """Give the model these weights, but for a classifier of another number of classes; what was done, in one line.
+
+    ValueError where anything else does not fit.
+    """
+    own = model.state_dict()
+    found = fitting_names(weights_in(path), own, is_wrapped=isinstance(model, Wrapped))
+    head = head_of(own, model.hparams.num_classes)
+    fresh = [name for name in head if name not in found or found[name].shape != own[name].shape]
+    lacking = [name for name in own if name not in found and name not in head and not name.endswith(COUNTERS)]
+    extra = [name for name in found if name not in own]
+    other = [name for name in own if name in found and name not in fresh and found[name].shape != own[name].shape]
+    for names, what in ((lacking, "lacks"), (extra, "also has"), (other, "has of another shape")):
+        refuse_if(
+            names,
+            f"init must be of a network like this one, but for its classifier. Got {path}, which {what} "
+            f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}; give the model's settings as "
+            f"they were there",
+        )
+    taken = {name: tensor for name, tensor in found.items() if name not in fresh}
+    with torch.no_grad():
+        for name, tensor in taken.items():
+            own[name].copy_(tensor)
+    refuse_if(not taken, f"init has nothing for this network. Got {path}")
+    text = f"{len(taken)} of {len(own)} tensors from {path}"
+    return f"{text}; fresh: {', '.join(fresh)}, for {model.hparams.num_classes} classes" if fresh else text
+
+
+def fitting_names(found: Mapping[str, Tensor], own: Mapping[str, Tensor], is_wrapped: bool) -> dict[str, Tensor]:
+    """The same under the model's names: a module that is wrapped here may have been none where the file comes from."""
+    if is_wrapped and not any(name in own for name in found):
+        return {f"net.{name}": tensor for name, tensor in found.items()}
+    return dict(found)
+
+
+def head_of(own: Mapping[str, Tensor], num_classes: int) -> list[str]:
+    """The tensors of the last layer that has one output for each class."""
+    rows = [name for name, tensor in own.items() if tensor.ndim >= 2 and len(tensor) == num_classes]
+    part = rows[-1].rpartition(".")[0] if rows else None
+    return [name for name in own if name.rpartition(".")[0] == part]

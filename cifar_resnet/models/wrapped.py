@@ -1,0 +1,42 @@
+"""Networks that were written without this package in mind: torchvision's, timm's, one's own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from cifar_resnet.constraints import check
+from cifar_resnet.errors import refuse_if
+from cifar_resnet.instantiation import instantiate
+from cifar_resnet.models.classifier import Classifier
+
+# arguments that fetch trained weights: a checkpoint has its own
+OF_TRAINED_WEIGHTS = {"pretrained": False, "weights": None}
+
+
+class Wrapped(Classifier):
+    """Any module that takes images, (N, 3, H, W), and gives logits, (N, num_classes).
+
+    net: what makes it: `_target_`, a class or a function by its full name, and its arguments.
+    classes_as: the argument that is told the number of classes; None where there is none to tell.
+    """
+
+    def __init__(
+        self,
+        net: Mapping[str, Any],
+        classes_as: str | None = "num_classes",
+        **of_every_network,
+    ):
+        super().__init__(**of_every_network)
+        check(Wrapped, locals())
+        told = {classes_as: self.hparams.num_classes} if classes_as else {}
+        module = instantiate(dict(net), **told, _convert_="all")
+        refuse_if(
+            not isinstance(module, nn.Module),
+            f"model.net makes a torch.nn.Module. Got {type(module).__name__} from {net['_target_']}; name what does",
+        )
+        self.net = module
+        self.hparams["net"] = dict(net) | {key: none for key, none in OF_TRAINED_WEIGHTS.items() if key in net}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)

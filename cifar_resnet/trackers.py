@@ -1,0 +1,133 @@
+"""Where curves and scores are sent: TensorBoard, tables, Weights & Biases, MLflow; each an entry of the group `logger`.
+
+A run that goes on does so in the same run of a tracker, whose id is kept in the run folder.
+"""
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_resnet import runs
+from cifar_resnet.errors import refuse_if
+from cifar_resnet.instantiation import instantiate
+
+FILE = "trackers.json"  # in the run folder: by entry, the id of the tracker's run
+OF_AN_ID = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
+NEEDS = {"WandbLogger": ("wandb", "wandb"), "MLFlowLogger": ("mlflow", "mlflow")}  # a module, and our extra
+NAMES = {"WandbLogger": "name", "MLFlowLogger": "run_name"}
+# what people vary, beside what the command gives: all that TensorBoard's table of hyper-parameters has
+SHOWN = (
+    "optimizer.lr", "optimizer.weight_decay", "optimizer.momentum", "data.batch_size", "data.num_val", "seed",
+    "trainer.max_epochs", "model.label_smoothing", "precision.precision",
+)  # fmt: skip
+CHOICES = ("model", "data", "optimizer", "scheduler", "augment", "averaging")
+
+
+def build(cfg: DictConfig, step: int | None) -> list[Logger]:
+    """The trackers of `cfg.logger`. step: from which a run goes on; None for a new one.
+
+    UsageError where a package that one needs is not installed.
+    """
+    path = Path(cfg.run_dir) / FILE
+    known = json.loads(path.read_text()) if cfg.resume and path.is_file() else {}
+    found, ids = [], dict(known)
+    for name, settings in (cfg.get("logger") or {}).items():
+        kind = settings._target_.rpartition(".")[2]
+        if kind in NEEDS:
+            module, extra = NEEDS[kind]
+            refuse_if(
+                find_spec(module) is None,
+                f"logger={extra} needs {module}. Give, in the clone: pip install -e '.[{extra}]'",
+            )
+        options: dict[str, object] = {}
+        if kind == "TensorBoardLogger" and step is not None:
+            options["purge_step"] = step  # a training that goes on forgets the curves that had been drawn from there on
+        if kind in NAMES and settings.get(NAMES[kind]) is None:
+            options[NAMES[kind]] = Path(cfg.run_dir).name
+        if kind in OF_AN_ID:
+            own = settings.get(OF_AN_ID[kind]) or known.get(name)
+            if kind == "WandbLogger":
+                own = own or secrets.token_hex(4)
+                options["resume"] = "allow"
+            options[OF_AN_ID[kind]] = own
+        if kind == "MLFlowLogger" and settings.get("tracking_uri") is None:
+            options["tracking_uri"] = f"file:{Path(settings.get('save_dir') or 'mlruns').absolute()}"
+        logger = instantiate(settings, **options)
+        found.append(logger)
+        if kind in OF_AN_ID and rank_zero_only.rank == 0:
+            ids[name] = logger.run_id if kind == "MLFlowLogger" else options["id"]
+    if ids != known and rank_zero_only.rank == 0:
+        runs.write_json(path, ids)
+    return found
+
+
+def log_result(loggers: list[Logger], record: dict, chosen: Path) -> None:
+    """The settings, the scores of the tested epoch, which need not be the last, and where its checkpoint lies."""
+    # not under the curves' own names, in which a second point at an earlier step hides all others
+    scores = {f"tested_epoch/{name}": value for name, value in record["metrics"].items()}
+    step = record["step"] - 1
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(hyper_parameters(record["config"]), metrics=scores, step=step)
+        else:
+            config = record["config"]
+            logger.log_hyperparams({group: config[group] for group in config["choices"] if group in config})
+            if not isinstance(logger, CSVLogger):
+                logger.log_metrics(scores)
+        place = str(chosen.absolute())
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary["checkpoint"] = place
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.set_tag(logger.run_id, "checkpoint", place)
+        logger.save()
+
+
+def hyper_parameters(config: Mapping) -> dict[str, object]:
+    """The dozen that people vary, and what the command has given."""
+    cfg = OmegaConf.create(dict(config))
+    given = [text.lstrip("+~").partition("=")[0] for text in config["overrides"]]
+    keys = dict.fromkeys([*SHOWN, *(key for key in given if "." in key)])
+    found = {group: config["choices"].get(group) for group in CHOICES if config["choices"].get(group)}
+    values = {key: OmegaConf.select(cfg, key) for key in keys}
+    return found | {
+        key: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def show(loggers: list[Logger], name: str, figure: Figure, step: int) -> None:
+    """A figure, in each that shows some."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, step, close=False)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [figure])
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_figure(logger.run_id, figure, f"{name}.png")
+
+
+@contextlib.contextmanager
+def closed(loggers: list[Logger]) -> Iterator[None]:
+    """Within this they are open; the next run of this process gets others."""
+    try:
+        yield
+    except BaseException:
+        close(loggers, 1)
+        raise
+    close(loggers, 0)
+
+
+def close(loggers: list[Logger], exit_code: int) -> None:
+    if any(isinstance(logger, WandbLogger) for logger in loggers) and rank_zero_only.rank == 0:
+        import wandb  # of an extra
+
+        wandb.finish(exit_code, quiet=True)

@@ -1,0 +1,145 @@
+"""The classes in the hands of somebody who writes a program with Lightning, or a notebook."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, record_of
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+import cifar_resnet
+from cifar_resnet import cli, load
+from cifar_resnet.data import Synthetic
+from cifar_resnet.models import ResNet
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+         "enable_model_summary": False}  # fmt: skip
+
+
+@pytest.fixture
+def data() -> Synthetic:
+    return Synthetic(num_train=240, num_test=50, num_val=40, batch_size=40, eval_batch_size=20)
+
+
+def test_a_checkpoint_is_lightnings(trained):
+    network = ResNet.load_from_checkpoint(trained / "checkpoints" / "best.ckpt")
+    assert isinstance(network, LightningModule)
+    images, _ = Synthetic(num_test=10).read(train=False)
+    assert torch.equal(network.eval().predict(images), load(trained).predict(images))
+
+
+def test_predict_gives_each_images_probabilities_in_the_order_of_the_data(trained, data):
+    network = load(trained)
+    data.mean, data.std = network.data_state["mean"], network.data_state["std"]
+    found = torch.cat(Trainer(**QUIET).predict(network, datamodule=data))
+    images, _ = data.read(train=False)
+    assert found.shape == (50, 10)
+    assert torch.allclose(found, network.predict(images), atol=1e-6)
+    limited = Trainer(**QUIET, limit_predict_batches=1).predict(network, datamodule=data)
+    assert torch.equal(torch.cat(limited), found[:20])
+
+
+def test_a_program_of_its_own_fits_validates_and_tests(data):
+    network = ResNet(depth=8, widths=[4, 8, 8], optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    trainer = Trainer(**QUIET, max_epochs=2, num_sanity_val_steps=0)
+    trainer.fit(network, datamodule=data)
+    assert isinstance(data, LightningDataModule)
+    (scores,) = trainer.test(network, datamodule=data, verbose=False)
+    assert 0 <= scores["test/acc"] <= 1
+    assert trainer.global_step == 2 * (200 // 40)
+
+
+def test_a_data_module_needs_no_trainer(data):
+    data.prepare_data()
+    data.setup("fit")
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (40, 3, 32, 32)
+    assert labels.shape == (40,)
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 40
+    with pytest.raises(ValueError, match=r"setup\('predict'\) first"):
+        data.predict_dataloader()
+    data.setup("predict")
+    labels = torch.cat([labels for _, labels in data.predict_dataloader()])
+    assert torch.equal(labels, data.read(train=False)[1])
+
+
+# What is left of Lightning's own names
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.enable_progress_bar=false", "trainer.enable_progress_bar=true", "trainer.deterministic=warn",
+     "trainer.deterministic=true", "logger=none", "trainer.limit_predict_batches=3",
+     "trainer.reload_dataloaders_every_n_epochs=0", "trainer.inference_mode=false"],
+)  # fmt: skip
+def test_what_the_design_does_not_contradict_passes(override, cifar_train, run_dirs):
+    assert cifar_train(override, "test=false") == 0
+    assert len(run_dirs()) == 1
+
+
+def test_a_quick_look_leaves_its_folder_among_what_is_thrown_away(cifar_train, run_dirs):
+    assert cifar_train("debug=fast", "trainer.max_epochs=1") == 0
+    (run_dir,) = run_dirs()
+    assert run_dir.parent == Path.cwd() / "outputs" / "debug"
+    record = record_of(run_dir)
+    assert record["num_trained"] == 80
+    assert record["steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_few_images_are_known_by_heart_in_the_end(run_dirs):
+    network = ["data=synthetic", "model=resnet_cifar", "model.depth=8", "precision=32-true", "optimizer.lr=0.05"]
+    assert cli.train([*network, "debug=overfit"]) == 0
+    record = record_of(*run_dirs())
+    assert record["num_train"] == 100
+    assert record["metrics"]["train/acc"] > 0.95
+    assert "test/acc" not in record["metrics"]
+
+
+def test_the_images_of_a_part_are_in_proportion_and_the_same_each_time():
+    both = [Synthetic(num_train=400, num_test=20, num_val=100, max_train=100, batch_size=20) for _ in range(2)]
+    for data in both:
+        data.load()
+    assert torch.equal(both[0].train.images, both[1].train.images)
+    whole = Synthetic(num_train=400, num_test=20, num_val=100, batch_size=20)
+    whole.load()
+    assert whole.split_hash == both[0].split_hash
+    shares = np.bincount(whole.train.labels) / 300
+    assert np.abs(np.bincount(both[0].train.labels) / 100 - shares).max() <= 0.01
+
+
+# Without a command
+
+
+def test_python_m_lists_the_commands():
+    done = subprocess.run([sys.executable, "-m", "cifar_resnet"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command in cli.COMMANDS:
+        assert f"cifar-{command.replace('_', '-')} " in done.stdout
+
+
+def test_types_are_for_others_as_well():
+    assert (Path(cifar_resnet.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.slow
+def test_train_and_load_work_in_a_notebook(tmp_path):
+    """A notebook's cells run in a thread of their own event loop, its output is no terminal."""
+    cell = f"""
+import asyncio
+from cifar_resnet import load
+from cifar_resnet.api import train
+
+async def cell():
+    record = train(overrides={list(TINY)!r})
+    network = load(record["run_dir"])
+    print(type(network).__name__, record["epochs"])
+
+asyncio.run(cell())
+"""
+    done = subprocess.run([sys.executable, "-c", cell], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "ResNet 1"

@@ -1,0 +1,102 @@
+"""Trackers hold the numbers of metrics.csv, and a run that goes on goes on in theirs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import TINY, record_of, rows_of
+
+from cifar_resnet import cli
+from cifar_resnet.trackers import hyper_parameters
+
+MORE = ("trainer.max_epochs=3", "page=true")
+TRAINING = [text for text in TINY if text.partition("=")[0] not in ("trainer.max_epochs", "page")]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def stopped_and_resumed(tracker: str, crash, run_dirs, *more: str) -> Path:
+    crash(2)
+    with pytest.raises(RuntimeError, match="power"):
+        cli.train([*TRAINING, *MORE, f"logger={tracker}", *more])
+    crash(None)
+    (run_dir,) = run_dirs()
+    before = json.loads((run_dir / "trackers.json").read_text())
+    assert cli.train([f"resume={run_dir}", "trust=[lightning.pytorch.loggers]"]) == 0
+    assert json.loads((run_dir / "trackers.json").read_text()) == before
+    return run_dir
+
+
+def test_tables_step_by_step(run_dirs):
+    assert cli.train([*TRAINING, *MORE, "logger=[tensorboard,csv]"]) == 0
+    (run_dir,) = run_dirs()
+    assert (run_dir / "csv" / "version_0" / "metrics.csv").exists()
+    assert list((run_dir / "tensorboard").glob("events.*"))
+
+
+def test_none_at_all(run_dirs):
+    assert cli.train([*TRAINING, *MORE, "logger=none"]) == 0
+    (run_dir,) = run_dirs()
+    assert not (run_dir / "tensorboard").exists()
+    assert len(rows_of(run_dir)) == 3
+    assert (run_dir / "page.html").exists()
+
+
+def test_hyper_parameters_are_what_people_vary_and_what_was_given():
+    from cifar_resnet.compose import Composer
+    from cifar_resnet.constraints import plain
+
+    (job,) = Composer("train").jobs(["model=resnet20", "optimizer.lr=0.3", "augment.crop_padding=3"])
+    found = hyper_parameters(plain(job.cfg))
+    assert found["model"] == "resnet20"
+    assert found["optimizer.lr"] == 0.3
+    assert found["augment.crop_padding"] == 3
+    assert len(found) < 20
+
+
+@pytest.mark.parametrize(("choice", "module"), [("wandb", "wandb"), ("mlflow", "mlflow")])
+def test_without_its_package_one_line_says_how_to_get_it(choice, module, monkeypatch, capsys):
+    monkeypatch.setattr("cifar_resnet.trackers.find_spec", lambda name: None)
+    assert cli.train([*TRAINING, f"logger={choice}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"logger={choice} needs {module}. Give, in the clone: pip install -e '.[{choice}]'" in line
+    assert not list(Path("outputs").rglob("config.yaml"))
+
+
+@pytest.mark.slow
+def test_mlflow_holds_the_same_numbers_and_goes_on_in_the_same_run(crash, run_dirs):
+    mlflow = pytest.importorskip("mlflow")
+    run_dir = stopped_and_resumed("mlflow", crash, run_dirs)
+    record = record_of(run_dir)
+    client = mlflow.MlflowClient(f"file:{Path('mlruns').absolute()}")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "train"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == json.loads((run_dir / "trackers.json").read_text())["mlflow"]
+    for name in ("train/loss", "val/acc"):
+        logged = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
+        expected = [float(row[name]) for row in rows_of(run_dir)]
+        assert [logged[step] for step in sorted(logged)] == pytest.approx(expected)
+    assert run.data.metrics["tested_epoch/test/acc"] == pytest.approx(record["metrics"]["test/acc"])
+    assert run.data.tags["checkpoint"].endswith("checkpoints/best.ckpt")
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"curves.png", "confusion.png"}
+
+
+@pytest.mark.slow
+def test_wandb_offline_goes_on_under_the_same_id(crash, run_dirs):
+    pytest.importorskip("wandb")
+    run_dir = stopped_and_resumed("wandb", crash, run_dirs, "logger.wandb.offline=true")
+    own = json.loads((run_dir / "trackers.json").read_text())["wandb"]
+    folders = list(run_dir.glob("wandb/offline-run-*"))
+    assert len(folders) == 2  # it cannot write into the first one's again
+    assert all(folder.name.endswith(own) for folder in folders)
+    summaries = [yaml.safe_load((folder / "files" / "wandb-summary.json").read_text()) for folder in folders
+                 if (folder / "files" / "wandb-summary.json").exists()]  # fmt: skip
+    record = record_of(run_dir)
+    assert any(
+        summary.get("tested_epoch/test/acc") == pytest.approx(record["metrics"]["test/acc"]) for summary in summaries
+    )
