@@ -23,7 +23,7 @@ WITHOUT_TORCH = [
     ("train", "+sed=3", "unknown key sed.", "Did you mean", "seed"),
     ("train", "trainer.max_steps=9", "there is no trainer.max_steps here: trainer.max_epochs says", "leave it out"),
     ("train", "max_steps=9", "there is no max_steps here: trainer.max_epochs says", "Got max_steps=9;", "leave it out"),
-    ("train", "trainer.fast_dev_run=true", "there is no trainer.fast_dev_run here: trainer.max_epochs=1", "leave it"),
+    ("train", "trainer.fast_dev_run=true", "there is no trainer.fast_dev_run here: debug=fast", "leave it"),
     ("train", "data.num_workers=4", "there is no data.num_workers here: images lie on the device", "=4;", "leave it"),
     ("train", "+data.num_workers=4", "there is no data.num_workers here: images lie on the device", "leave it out"),
     ("train", "+data.pin_memory=1", "there is no data.pin_memory here: images lie on the device", "leave it out"),
@@ -595,7 +595,7 @@ LATER = [
         "num_val=0.001",
         "give some",
     ),
-    ("train", "data.num_val=230", "too few training images", "240 less 230 for validation", "lower data.batch_size or"),
+    ("train", "data.num_val=230", "too few training images", "Got 10, without", "lower data.batch_size, or"),
     (
         "train",
         "data=files data.train=few.npz data.test=few.npz data.batch_size=2 data.num_val=3 data.eval_batch_size=4 "

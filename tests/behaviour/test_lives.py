@@ -162,6 +162,7 @@ def test_a_run_that_failed_in_its_test_is_tested_with_another_limit(cifar_train,
     assert record_of(run_dir)["num_tested"] == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begun", "asked", "expected"),
     [

@@ -86,7 +86,7 @@ def test_it_trains_resumes_evaluates_predicts_and_exports_from_the_command_line(
     assert "3/3" not in run("train", "resume=first")
     assert record_of(Path("first"))["metrics"]["test/acc"] == 1
     assert "100.00% of 40 images" in run("evaluate", "checkpoint=first")
-    images, _ = Synthetic(num_test=1).read(False)
+    images, _ = Synthetic(num_test=10).read(False)
     Image.fromarray(images[0].permute(1, 2, 0).numpy()).point(lambda value: 250).save("light.png")
     assert "light.png,light" in run("predict", "checkpoint=first", "input=light.png", "top_k=1")
     run("export", "checkpoint=first", "formats=[safetensors,torch]")

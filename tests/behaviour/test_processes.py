@@ -55,6 +55,7 @@ def assert_same_training(one, other):
     assert without_speed(rows_of(one)) == without_speed(rows_of(other))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both(cifar_train, tmp_path, killing):
     assert cifar_train(*TWO, killing(1, 1, signal.SIGTERM), "run_dir=stopped") == 143
     assert 1 < last_of(tmp_path / "stopped")["global_step"] < 5

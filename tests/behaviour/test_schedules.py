@@ -92,6 +92,7 @@ def assert_whole_and_resumed_are_one(name: str, run_dirs, crash, send, *override
     return whole
 
 
+@pytest.mark.slow
 def test_a_schedule_of_torchs_is_followed_and_goes_on_to_the_last_bit(run_dirs, crash, send):
     assert_whole_and_resumed_are_one("plateau", run_dirs, crash, send)
 

@@ -161,6 +161,7 @@ def test_ctrl_c_has_an_exit_code_of_its_own_and_ends_a_sweep(cifar_train, run_di
     assert len(list(Path("outputs").rglob("result.json"))) == 2
 
 
+@pytest.mark.slow
 def test_no_job_is_begun_that_would_not_end_in_the_time_of_the_sweep(cifar_train, run_dirs, monkeypatch, capsys):
     """By a clock that each job moves by the 100 seconds that it says it took."""
     run_in, seen = sweep.run_in, []

@@ -32,6 +32,7 @@ def stopped_and_resumed(tracker: str, crash, run_dirs, *more: str) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_tables_step_by_step(run_dirs):
     assert cli.train([*TRAINING, *MORE, "logger=[tensorboard,csv]"]) == 0
     (run_dir,) = run_dirs()

@@ -102,6 +102,7 @@ def sam_by_hand(start: dict[str, Tensor], ranks: list[dict], case: str) -> dict[
     return model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases(FROZEN))
 def test_two_halves_of_a_batch_train_as_the_whole(case, trained):
     ranks, _ = trained(case)

@@ -45,6 +45,7 @@ def their_networks(tmp_path, monkeypatch):
     sys.modules.pop("their_networks", None)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("network", "trusting"), [(OWN, ["trust=[their_networks]"]), (TORCHVISION, [])], ids=["own", "torchvision"]
 )

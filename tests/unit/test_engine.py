@@ -34,6 +34,7 @@ def test_a_single_run_lies_where_hydras_name_for_it_says(cifar_train):
     assert "seed=3" in run_dir.name
 
 
+@pytest.mark.slow
 def test_a_recipes_file_names_folders_and_launcher(recipe, cifar_train):
     arguments = recipe("  run: {dir: 'runs/${model.depth}'}\n  sweep: {dir: sweeps, subdir: '${seed}'}\n")
     assert cifar_train(*arguments) == 0

@@ -84,6 +84,7 @@ def test_onnx_tells_its_classes_and_its_normalisation(trained):
     assert "logits" in about["output"]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("opset", "ir_version"), [(None, 8), (13, 7), (21, 10)])
 def test_onnx_is_written_for_the_runtime_that_is_there(trained, opset, ir_version):
     onnx = pytest.importorskip("onnx")

@@ -220,7 +220,7 @@ def bad_files(pictures: torch.Tensor, count: int) -> dict[str, bytes]:
         "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "list.pkl": pickle.dumps([1, 2, 3]),
         "shape.pkl": pickle.dumps({"data": np.zeros((3, 7), np.uint8)}),
-        "floats.pkl": pickle.dumps({"data": np.zeros((3, 3072))}),
+        "floats.pkl": pickle.dumps({"data": np.full((3, 3072), 2.0)}),
         "huge.pkl": b"\x80\x04\x8a\xff" + b"\xff" * 20,
     }
     while len(wrong) < count:

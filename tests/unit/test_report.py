@@ -407,6 +407,7 @@ def test_another_run_is_better_where_chance_would_rarely_have_it_so(capsys):
     assert "p = 0.0078, exact: b is better" in capsys.readouterr().out  # 2 of 2**8 outcomes
 
 
+@pytest.mark.slow
 def test_a_folder_that_an_evaluation_made_is_compared(trained, capsys, tmp_path):
     images, labels = Synthetic(num_test=30).read(train=False)
     np.savez("x.npz", images=images.numpy(), labels=labels.numpy(), classes=Synthetic.classes)

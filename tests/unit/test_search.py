@@ -204,6 +204,7 @@ def test_impossible_settings_are_refused():
         Search(narrow=1.5)
 
 
+@pytest.mark.slow
 def test_no_trial_is_begun_that_would_not_end_in_the_time_of_the_search(scored, monkeypatch, capsys):
     """By a clock that each trial moves by as much as it says it took."""
     monkeypatch.setattr(search.runs, "time_in", lambda folder: 100.0 * len(scored))

@@ -157,6 +157,7 @@ def module(choice: str, root: str, *overrides: str) -> DataModule:
     return data
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("choice", CASES)
 def test_it_trains_an_epoch(choice, tmp_path, monkeypatch, run_dirs):
     write, root, classes, num_train, num_test, size = CASES[choice]

@@ -124,6 +124,7 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     return max((value - other[name]).abs().max().item() for name, value in a.state_dict().items())
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
     ("kind", "precision"),
     [

@@ -48,6 +48,7 @@ def test_the_page_is_one_file_that_says_what_the_record_says(run_dir):
     assert all(link.startswith(("#", "data:")) for link in links)  # nothing outside the file
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium to open the page in")
 def test_a_browser_shows_its_figures(run_dir, tmp_path):
     # what the page's own layout says of its figures, measured by a script beside it
