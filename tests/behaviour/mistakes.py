@@ -237,7 +237,13 @@ WITHOUT_TORCH = [
     ("train", "callbacks=[]", "nothing works without callbacks.", "leave it as it is, or give another"),
     ("train", "callbacks.best=null", "~callbacks.best takes it away.", "Got callbacks.best=null"),
     # what is not there, or not what it is taken for
-    ("train", "data=image_folder data.root=nowhere", "data.root must hold train/<class>/…", "Got nowhere", "train/"),
+    (
+        "train",
+        "data=image_folder data.root=nowhere",
+        "data.root must hold train/<class>/…",
+        "Got nowhere",
+        "which is not there",
+    ),
     ("train", "data=image_folder data.root=half", "data.root must hold", "Got half, without test/"),
     ("train", "data=cifar10 data.root=cifar", "CIFAR10 is damaged in", "(test_batch)", "data.root=…"),
     ("train", "data=files data.train=broken.npz data.test=broken.npz", "not a readable archive", "broken.npz"),

@@ -56,7 +56,7 @@ def things(trained, tmp_path_factory) -> Path:
         (folder / name).mkdir()
     pixels = np.zeros((12, 32, 32, 3), np.uint8)
     labels = np.arange(12) % 3
-    np.savez(folder / "floats.npz", images=pixels / 100, labels=labels)
+    np.savez(folder / "floats.npz", images=pixels + 1.5, labels=labels)
     np.savez(folder / "twice.npz", images=pixels, labels=labels, classes=["disk", "disk", "ring"])
     np.savez(folder / "few.npz", images=pixels, labels=labels, classes=["cat", "dog", "fox"])
     np.savez(folder / "more.npz", images=pixels, labels=labels, classes=["cat", "dog", "bird"])
