@@ -59,7 +59,10 @@ def build(cfg: DictConfig, step: int | None) -> list[Logger]:
                 options["resume"] = "allow"
             options[OF_AN_ID[kind]] = own
         if kind == "MLFlowLogger" and settings.get("tracking_uri") is None:
-            options["tracking_uri"] = f"file:{Path(settings.get('save_dir') or 'mlruns').absolute()}"
+            folder = Path(settings.get("save_dir") or "mlruns").absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            # MLflow keeps no more runs in plain files
+            options |= {"tracking_uri": f"sqlite:///{folder / 'mlflow.db'}", "artifact_location": folder.as_uri()}
         logger = instantiate(settings, **options)
         found.append(logger)
         if kind in OF_AN_ID and rank_zero_only.rank == 0:
@@ -130,4 +133,4 @@ def close(loggers: list[Logger], exit_code: int) -> None:
     if any(isinstance(logger, WandbLogger) for logger in loggers) and rank_zero_only.rank == 0:
         import wandb  # of an extra
 
-        wandb.finish(exit_code, quiet=True)
+        wandb.finish(exit_code)

@@ -1,10 +1,10 @@
 """Trackers hold the numbers of metrics.csv, and a run that goes on goes on in theirs."""
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import TINY, record_of, rows_of
 
 from cifar_resnet import cli
@@ -74,7 +74,7 @@ def test_mlflow_holds_the_same_numbers_and_goes_on_in_the_same_run(crash, run_di
     mlflow = pytest.importorskip("mlflow")
     run_dir = stopped_and_resumed("mlflow", crash, run_dirs)
     record = record_of(run_dir)
-    client = mlflow.MlflowClient(f"file:{Path('mlruns').absolute()}")
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').absolute()}")
     (experiment,) = [each for each in client.search_experiments() if each.name == "train"]
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == json.loads((run_dir / "trackers.json").read_text())["mlflow"]
@@ -87,17 +87,40 @@ def test_mlflow_holds_the_same_numbers_and_goes_on_in_the_same_run(crash, run_di
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"curves.png", "confusion.png"}
 
 
+def kept_offline(path: Path) -> list:
+    """The records in wandb's own file: a log in blocks of 32 KiB, as LevelDB's, after 7 bytes of its own."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, found, part = path.read_bytes(), 7, [], b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:  # too little for another head
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        part += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            found.append(Record.FromString(part))
+            part = b""
+    return found
+
+
 @pytest.mark.slow
-def test_wandb_offline_goes_on_under_the_same_id(crash, run_dirs):
+def test_wandb_offline_holds_the_same_numbers_and_goes_on_under_the_same_id(crash, run_dirs):
     pytest.importorskip("wandb")
     run_dir = stopped_and_resumed("wandb", crash, run_dirs, "logger.wandb.offline=true")
-    own = json.loads((run_dir / "trackers.json").read_text())["wandb"]
-    folders = list(run_dir.glob("wandb/offline-run-*"))
-    assert len(folders) == 2  # it cannot write into the first one's again
-    assert all(folder.name.endswith(own) for folder in folders)
-    summaries = [yaml.safe_load((folder / "files" / "wandb-summary.json").read_text()) for folder in folders
-                 if (folder / "files" / "wandb-summary.json").exists()]  # fmt: skip
-    record = record_of(run_dir)
-    assert any(
-        summary.get("tested_epoch/test/acc") == pytest.approx(record["metrics"]["test/acc"]) for summary in summaries
-    )
+    own, record = json.loads((run_dir / "trackers.json").read_text())["wandb"], record_of(run_dir)
+    files = sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    assert [file.stem for file in files] == [f"run-{own}"] * 2  # it cannot write into the first one's again
+    logged: dict[str, list[float]] = {}
+    summary = {}
+    for each in (each for file in files for each in kept_offline(file)):
+        for item in each.history.item:
+            logged.setdefault("/".join(item.nested_key) or item.key, []).append(json.loads(item.value_json))
+        for item in each.summary.update:
+            summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+    for name in ("train/loss", "val/acc"):
+        assert logged[name] == pytest.approx([float(row[name]) for row in rows_of(run_dir)]), name
+    assert logged["tested_epoch/test/acc"] == [pytest.approx(record["metrics"]["test/acc"])]
+    assert summary["checkpoint"].endswith("checkpoints/best.ckpt")
+    assert {"curves", "confusion"} <= {name.partition("/")[0] for name in logged}
