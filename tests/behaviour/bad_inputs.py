@@ -162,7 +162,7 @@ def bad_inputs(folder: Path, good: Path) -> list[list[str]]:
     paths = [
         ["checkpoint=nowhere"], ["checkpoint=nowhere.ckpt"], [f"checkpoint={folder}"], ["checkpoint=[]"],
         [f"checkpoint=[{good},nowhere]"], [f"checkpoint={good}", "data=files", "data.test=nowhere"],
-        [f"checkpoint={good}", "data=image_folder", f"data.root={folder}"], [f"checkpoint={good}", "data=files"],
+        [f"checkpoint={good}", "data=image_folder", f"data.root={folder}/loose"], [f"checkpoint={good}", "data=files"],
         [f"checkpoint={good}", "tta=spin"], [f"checkpoint={good}", "batch_size=0"], [f"checkpoint={good}", "data=mine"],
         [f"checkpoint={good}", f"data.root={folder}"], ["checkpoint=/dev/null"],
     ]  # fmt: skip

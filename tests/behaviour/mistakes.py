@@ -247,7 +247,7 @@ WITHOUT_TORCH = [
     ("train", "data=image_folder data.root=half", "data.root must hold", "Got half, without test/"),
     ("train", "data=cifar10 data.root=cifar", "CIFAR10 is damaged in", "(test_batch)", "data.root=…"),
     ("train", "data=files data.train=broken.npz data.test=broken.npz", "not a readable archive", "broken.npz"),
-    ("train", "data=files data.train=floats.npz data.test=floats.npz", "pixels are whole numbers", "Got float64 in"),
+    ("train", "data=files data.train=floats.npz data.test=floats.npz", "pixels are whole numbers", "Got float64 from"),
     ("train", "data=files data.train=trap.pkl data.test=trap.pkl", "not a readable archive", "only plain data is read"),
     ("train", "data=files data.train=[] data.test=few.npz", "data.train must be", "a list of 1 or more", "Got []"),
     ("train", "data=files data.train=[1,2] data.test=few.npz", "data.train must be a folder", "Got 1, which is not"),
