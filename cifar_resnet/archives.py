@@ -18,6 +18,7 @@ from cifar_resnet.folders import class_name, natural
 MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
 SUFFIXES = (".npz", ".npy", ".pkl", ".pickle", ".p")
 IMAGES, LABELS = ("images", "data", "x"), ("labels", "fine_labels", "y")  # of an archive of one half
+OF_A_HALF = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))  # of one of all halves: Keras's names, and MedMNIST's
 HALVES = ("train", "val", "test")
 
 
@@ -71,8 +72,9 @@ def read_archive(
         raise
     except Exception as error:  # as above: a damaged or hostile archive may raise anything
         raise ValueError(f"not a readable archive of images: {path} ({one_line(error)})") from error
-    names = [half] if half else ["test"]
-    images = first_of(found, *(form for name in names for form in (f"x_{name}", f"{name}_images")), *IMAGES)
+    pairs = [[form.format(half or "test") for form in forms] for forms in OF_A_HALF]
+    own = next((pair for pair in pairs if found.get(pair[0]) is not None), None)
+    images, labels = map(found.get, own) if own else (first_of(found, *IMAGES), first_of(found, *LABELS))
     refuse_if(
         images is None,
         f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data"
@@ -82,7 +84,6 @@ def read_archive(
         pixels, num_resized = as_they_lie(images, image_size, path), 0
     else:
         pixels, num_resized = as_images(np.asarray(images), image_size, path)
-    labels = first_of(found, *(form for name in names for form in (f"y_{name}", f"{name}_labels")), *LABELS)
     classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
     if labels_at:
         refuse_if(labels is not None, f"labels twice. Got those in {path} and {labels_at}; leave one out")

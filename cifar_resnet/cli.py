@@ -23,16 +23,7 @@ from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_erro
 from cifar_resnet.overrides import program
 from cifar_resnet.quoting import with_plain_paths, without_paths
 
-COMMANDS = {
-    "train": "train a network, or with -m a sweep of them",
-    "find_lr": "suggest a learning rate, by a range test",
-    "search": "look for the best learning rate, or any other settings, on validation images",
-    "design": "look for networks that make the most of a limit on parameters",
-    "evaluate": "how good trained networks are, alone and as an ensemble",
-    "predict": "what pictures show, according to a trained network",
-    "report": "all finished runs as tables and curves, or two of them compared",
-    "export": "trained networks for use without this package",
-}
+COMMANDS = ("train", "find_lr", "search", "design", "evaluate", "predict", "report", "export")
 HYDRA_FLAGS = {
     "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--version",
 }  # fmt: skip

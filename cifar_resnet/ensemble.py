@@ -122,7 +122,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     whole = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}
     with (
         claims.held(shared),
-        trackers.closed(trainer.loggers),
+        trackers.opened(together, trainer.loggers),
         narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"),
     ):
         with as_usage_error():

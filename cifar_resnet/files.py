@@ -160,10 +160,6 @@ class Part:
             return [str(label) for label in range(int(self.archive.labels.max()) + 1)]
         return self.classes
 
-    @functools.cached_property
-    def num_images(self) -> int:
-        return len(self.archive.images) if self.archive else len(self.files()[0])
-
     def files(self) -> tuple[list[tuple[Path, str]], str]:
         """Of a folder: every file with its class, class by class, and in words what was passed over."""
         found, passed_over = [], Listing(hidden=self.beside.hidden, circles=[*self.beside.circles])
@@ -178,14 +174,9 @@ class Part:
 
 @dataclass
 class ListedPart(Part):
-    """Pictures whose classes a list says. listed: every file with its class."""
+    """Pictures, all of them somewhere in the folder, whose classes a list says. listed: every file with its class."""
 
     listed: list[tuple[Path, str]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, path: Path, classes: list[str], listed: list[tuple[Path, str]]) -> "ListedPart":
-        """path: the folder that all of them lie in."""
-        return cls(path, classes, listed=listed)
 
     def files(self) -> tuple[list[tuple[Path, str]], str]:
         return self.listed, ""

@@ -21,7 +21,7 @@ from cifar_resnet.instantiation import instantiate
 
 FILE = "trackers.json"  # in the run folder: by entry, the id of the tracker's run
 OF_AN_ID = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
-NEEDS = {"WandbLogger": ("wandb", "wandb"), "MLFlowLogger": ("mlflow", "mlflow")}  # a module, and our extra
+NEEDS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # a module, by our extra of the same name
 NAMES = {"WandbLogger": "name", "MLFlowLogger": "run_name"}
 # what people vary, beside what the command gives: all that TensorBoard's table of hyper-parameters has
 SHOWN = (
@@ -36,16 +36,14 @@ def build(cfg: DictConfig, step: int | None) -> list[Logger]:
 
     UsageError where a package that one needs is not installed.
     """
-    path = Path(cfg.run_dir) / FILE
-    known = json.loads(path.read_text()) if cfg.resume and path.is_file() else {}
-    found, ids = [], dict(known)
+    known, found = known_ids(cfg), []
     for name, settings in (cfg.get("logger") or {}).items():
         kind = settings._target_.rpartition(".")[2]
         if kind in NEEDS:
-            module, extra = NEEDS[kind]
+            extra = NEEDS[kind]
             refuse_if(
-                find_spec(module) is None,
-                f"logger={extra} needs {module}. Give, in the clone: pip install -e '.[{extra}]'",
+                find_spec(extra) is None,
+                f"logger={extra} needs {extra}. Give, in the clone: pip install -e '.[{extra}]'",
             )
         options: dict[str, object] = {}
         if kind == "TensorBoardLogger" and step is not None:
@@ -54,22 +52,20 @@ def build(cfg: DictConfig, step: int | None) -> list[Logger]:
             options[NAMES[kind]] = Path(cfg.run_dir).name
         if kind in OF_AN_ID:
             own = settings.get(OF_AN_ID[kind]) or known.get(name)
-            if kind == "WandbLogger":
-                own = own or secrets.token_hex(4)
-                options["resume"] = "allow"
-            options[OF_AN_ID[kind]] = own
+            options[OF_AN_ID[kind]] = own or (secrets.token_hex(4) if kind == "WandbLogger" else None)
         if kind == "MLFlowLogger" and settings.get("tracking_uri") is None:
             folder = Path(settings.get("save_dir") or "mlruns").absolute()
             folder.mkdir(parents=True, exist_ok=True)
             # MLflow keeps no more runs in plain files
             options |= {"tracking_uri": f"sqlite:///{folder / 'mlflow.db'}", "artifact_location": folder.as_uri()}
-        logger = instantiate(settings, **options)
-        found.append(logger)
-        if kind in OF_AN_ID and rank_zero_only.rank == 0:
-            ids[name] = logger.run_id if kind == "MLFlowLogger" else options["id"]
-    if ids != known and rank_zero_only.rank == 0:
-        runs.write_json(path, ids)
+        found.append(instantiate(settings, **options))
     return found
+
+
+def known_ids(cfg: DictConfig) -> dict[str, str]:
+    """By the entries of `cfg.logger`, the runs that this one goes on in."""
+    path = Path(cfg.run_dir) / FILE
+    return json.loads(path.read_text()) if cfg.resume and path.is_file() else {}
 
 
 def log_result(loggers: list[Logger], record: dict, chosen: Path) -> None:
@@ -119,8 +115,20 @@ def show(loggers: list[Logger], name: str, figure: Figure, step: int) -> None:
 
 
 @contextlib.contextmanager
-def closed(loggers: list[Logger]) -> Iterator[None]:
-    """Within this they are open; the next run of this process gets others."""
+def opened(cfg: DictConfig, loggers: list[Logger]) -> Iterator[None]:
+    """Begin, or go on with, their runs, and close them in the end, for the next run of this process gets others.
+
+    loggers: of `build`, once nothing can be refused any more.
+    """
+    if rank_zero_only.rank == 0:
+        named = zip(cfg.get("logger") or (), loggers, strict=True)
+        ids = {
+            name: logger.run_id if isinstance(logger, MLFlowLogger) else logger.version
+            for name, logger in named
+            if isinstance(logger, (WandbLogger, MLFlowLogger))
+        }
+        if ids:
+            runs.write_json(Path(cfg.run_dir) / FILE, ids)
     try:
         yield
     except BaseException:

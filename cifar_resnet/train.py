@@ -95,7 +95,7 @@ def train_and_test(
     model.config = plain(cfg)
     record = begin_record(cfg, data, model, trainer)
     to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}')}"
-    with narrated(cfg, record, run_dir, range_test, to_continue), trackers.closed(trainer.loggers):
+    with narrated(cfg, record, run_dir, range_test, to_continue), trackers.opened(cfg, trainer.loggers):
         if cfg.compile:
             model.compile()
         record |= fit(trainer, model, data, run_dir, start)

@@ -8,7 +8,7 @@ belongs to an installed package that says so: its entry points of the group "cif
     [project.entry-points.cifar_resnet]
     networks = "my_package.networks"
 
-Nothing is imported to find that out, but for what the user trusts.
+Nothing is imported to find that out, but for torchvision and what the user trusts.
 """
 
 import functools
@@ -31,10 +31,10 @@ KNOWN = re.compile(
     r"|cifar_resnet\.(hardware\.resolve_precision|range_test\.RangeTest|search\.Search)"
     r"|torch\.optim\.([a-z]\w*\.)?[A-Z]\w*"
     r"|torch\.nn\.[A-Z]\w*"
-    r"|torchvision\.models\.([a-z]\w*\.)?[a-z]\w*"
     r"|lightning\.pytorch\.(Trainer|(callbacks|profilers|strategies)\.[A-Z]\w*)"
     r"|lightning\.pytorch\.loggers\.(CSVLogger|TensorBoardLogger)"  # the others send what they get to somebody
 )
+LIBRARIES = ("torchvision.models",)  # of which whatever is their own may be named
 # these name what they give in an argument
 FINDERS = tuple(f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method"))
 
@@ -61,7 +61,7 @@ def if_you_trust(names: Iterable[str]) -> str:
 
 def is_trusted(name: str, trusted: Sequence[str] = ()) -> bool:
     """Whether what has this name may be called: known well, or of a module that the user or a package names."""
-    return bool(KNOWN.fullmatch(name)) or any(is_of(name, module) for module in (*trusted, *installed()))
+    return bool(KNOWN.fullmatch(name)) or any(is_of(name, module) for module in (*LIBRARIES, *trusted, *installed()))
 
 
 @functools.cache

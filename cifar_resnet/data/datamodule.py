@@ -46,6 +46,7 @@ class DataModule(LightningDataModule, ABC):
     num_classes: int
     image_size: int  # height and width, in pixels
     classes: list[str]  # in the order of their labels; known once images have been read
+    is_mapped = False  # whether images stay in the file that `read` gives
 
     def __init__(
         self,
@@ -138,8 +139,6 @@ class DataModule(LightningDataModule, ABC):
             self.measure(images, train)
             self.train, self.val = (self.labelled(images, labels, rows) for rows in (train, val))
 
-    is_mapped = False  # whether images stay in the file that `read` gives
-
     def labelled(self, images: Tensor, labels: Tensor, rows: Tensor) -> LabelledImages:
         if self.is_mapped:
             return MappedImages(images, rows, labels[rows])
@@ -166,7 +165,7 @@ class DataModule(LightningDataModule, ABC):
         refuse_if(
             free is not None and needed > free,
             f"{num_images:,} images of {self.image_size} pixels need {needed / 1e9:.1f} GB of {place}. Got "
-            f"{(free or 0) / 1e9:.1f} GB that are free; give a smaller data.image_size, data.max_train, or {remedy}",
+            f"{(free or 0) / 1e9:.1f} GB that are free; give a smaller data.image_size, or {remedy}",
         )
 
     def check_batch_size(self, num_train: int) -> None:

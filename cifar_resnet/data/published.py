@@ -5,6 +5,7 @@ import csv
 import io
 import socket
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -33,16 +34,17 @@ class Downloaded(DataModule):
         super().__init__(**shared)
         self.root = Path(root).expanduser()
 
+    @abstractmethod
     def is_complete(self) -> bool:
-        raise NotImplementedError
+        """Whether nothing has to be fetched."""
 
+    @abstractmethod
     def fetch(self) -> None:
         """Download and unpack it, by torchvision, which checks MD5s before it unpacks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def missing(self, reason: Exception) -> str:
         """In one line, what is not there, and what to do."""
-        raise NotImplementedError
 
     def prepare_data(self) -> None:
         """Download unless all is there."""
@@ -251,9 +253,9 @@ class OfLists(OwnImages):
         self.root = Path(root).expanduser()
         self.open(Halves.listed(self.parts_in(self.root)))
 
+    @abstractmethod
     def parts_in(self, root: Path) -> dict[str, ListedPart]:
         """By half; FileNotFoundError or ValueError where it is not as published."""
-        raise NotImplementedError
 
 
 class TinyImageNet(OfLists):
@@ -280,7 +282,7 @@ class TinyImageNet(OfLists):
         )
         test = [(place / "val" / "images" / row[0], names[row[1]]) for row in rows]
         listed = {"train": (place / "train", train), "test": (place / "val", test)}
-        return {half: ListedPart.of(path, list(names.values()), found) for half, (path, found) in listed.items()}
+        return {half: ListedPart(path, list(names.values()), listed=found) for half, (path, found) in listed.items()}
 
 
 class KaggleCIFAR10(OfLists):
@@ -303,7 +305,7 @@ class KaggleCIFAR10(OfLists):
             f"two columns, id and label. Got {head} in {table}",
         )
         found = [(root / "train" / f"{number}.png", label) for number, label in rows]
-        part = ListedPart.of(root / "train", sorted({label for _, label in rows}), found)
+        part = ListedPart(root / "train", sorted({label for _, label in rows}), listed=found)
         return {"train": part, "test": part}
 
 

@@ -83,10 +83,7 @@ class OwnImages(DataModule):
         return self.read_half("val") if "val" in self.halves.parts else None
 
     def read_half(self, half: str) -> tuple[Tensor, Tensor]:
-        parts = self.halves.parts[half]
-        if not self.is_mapped:
-            self.check_room(sum(part.num_images for part in parts), copies=2)  # as read, and divided
-        each = [self.decode(part) if part.archive is None else self.unpack(part) for part in parts]
+        each = [self.decode(part) if part.archive is None else self.unpack(part) for part in self.halves.parts[half]]
         images, labels = (one[0] if len(one) == 1 else np.concatenate(one) for one in list(zip(*each, strict=True))[:2])
         self.tell_of_classes(half, labels)
         if resized := sum(count for _, _, count in each):
@@ -126,6 +123,7 @@ class OwnImages(DataModule):
             self.tell(f"passed over in {folder}: {passed_over}")
         if not files:
             raise FileNotFoundError(f"no images. Got {folder} with none in its class folders")
+        self.check_room(len(files), copies=2)  # as read, and divided
         stamps = [(str(path.relative_to(folder)), *stamp_of(path)) for path, _ in files]
         about = json.dumps([CACHE_FORMAT, self.image_size, stamps])
         fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
@@ -135,7 +133,6 @@ class OwnImages(DataModule):
             with alone_at(cache.with_suffix(".lock")):
                 cached = read_cache(cache, fingerprint)  # another process may have been quicker
                 if cached is None:
-                    self.check_room(len(files), copies=2)
                     images, resized = self.decode_files([path for path, _ in files])
                     cached = {"images": np.stack(images), "resized": np.array(resized)}
                     write_cache(cache, fingerprint, cached)

@@ -78,6 +78,23 @@ def test_frozen_parts_stay_as_they_are_to_the_last_statistic(trained, five_class
         assert torch.equal(tensor, source.get(name, tensor)) == is_frozen or name.startswith("fc"), name
 
 
+def test_networks_side_by_side_freeze_the_same_parts_and_learn_them_at_the_same_rate(trained, run_dirs):
+    source = weights_of(trained)
+    options = [f"init={trained}", "model.freeze=[conv1,bn1]", "model.lr_factors={fc: 0.5}"]
+    assert cli.train([*TINY, *options, "ensemble.size=2", "test=false"]) == 0
+    assert cli.train([*TINY, *options, "seed=1", "name=alone", "test=false"]) == 0
+    members = [run_dir for run_dir in run_dirs() if run_dir.name.startswith("seed-")]
+    for member in members:
+        found = weights_of(member)
+        assert torch.equal(found["conv1.weight"], source["conv1.weight"])
+        assert torch.equal(found["bn1.running_mean"], source["bn1.running_mean"])
+        assert not torch.equal(found["fc.weight"], source["fc.weight"])
+    (alone,) = [run_dir for run_dir in run_dirs() if "alone" in run_dir.parts]
+    second = weights_of(next(member for member in members if member.name == "seed-1"))
+    for name, tensor in weights_of(alone).items():
+        assert torch.allclose(second[name].double(), tensor.double(), atol=1e-5), name
+
+
 def test_frozen_parts_count_as_parameters_and_their_run_goes_on(trained, five_classes, crash, run_dirs):
     command = [*(text for text in TINY if not text.startswith("data")), *FIVE, f"init={trained}",
                "model.freeze=[stages]", "trainer.max_epochs=2"]  # fmt: skip

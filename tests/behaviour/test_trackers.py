@@ -87,6 +87,15 @@ def test_mlflow_holds_the_same_numbers_and_goes_on_in_the_same_run(crash, run_di
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"curves.png", "confusion.png"}
 
 
+@pytest.mark.slow
+def test_what_is_refused_begins_no_run_of_a_tracker(capsys):
+    mlflow = pytest.importorskip("mlflow")
+    assert cli.train([*TRAINING, "logger=mlflow", "trainer.accumulate_grad_batches=100"]) == 2
+    assert "a step would need more batches than an epoch has" in capsys.readouterr().err
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').absolute()}")
+    assert client.search_runs([each.experiment_id for each in client.search_experiments()]) == []
+
+
 def kept_offline(path: Path) -> list:
     """The records in wandb's own file: a log in blocks of 32 KiB, as LevelDB's, after 7 bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record

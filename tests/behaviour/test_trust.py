@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cifar_resnet import cli
-from cifar_resnet.trust import KNOWN, check_targets
+from cifar_resnet.trust import KNOWN, check_targets, is_trusted
 
 TRAP = {"_target_": "os.makedirs", "name": EXECUTED}
 GET_TRAP = {"_target_": "hydra.utils.get_method", "path": "os.makedirs"}
@@ -204,6 +204,15 @@ def test_a_module_that_is_trusted_is_trusted_with_its_own_and_not_with_what_it_i
                                   "cifar_resnet.data.sources.os.mkdir", "xcifar_resnet.models.ResNet", ""])  # fmt: skip
 def test_names_that_are_not_known(name):
     assert not KNOWN.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("torchvision.models.resnet18", True), ("torchvision.models.resnet.ResNet", True), ("torch.nn.Linear", True),
+     ("torchvision.models.resnet.partial", False), ("torchvision.io.read_file", False), ("torch.load", False)],
+)  # fmt: skip
+def test_of_a_library_its_own_networks_are_known_and_not_what_their_modules_import(name, expected):
+    assert is_trusted(name) is expected
 
 
 def test_all_that_our_own_choices_build_is_known():

@@ -108,3 +108,10 @@ def test_images_are_resized_a_batch_at_a_time(pixels, monkeypatch):
         assert np.array_equal(to_size(array, 20, batch_size=5), expected)
         assert seen == [5, 5, 2]
         seen.clear()
+
+
+def test_images_of_a_half_have_the_labels_of_that_half_or_none(tmp_path, pixels):
+    np.savez(tmp_path / "all.npz", x_train=pixels, x_test=pixels[:3], y_train=np.arange(12), labels=np.arange(3))
+    assert read_archive(tmp_path / "all.npz", 32, "train").labels.tolist() == list(range(12))
+    assert read_archive(tmp_path / "all.npz", 32, "test").labels is None
+    assert len(read_archive(tmp_path / "all.npz", 32).images) == 3
