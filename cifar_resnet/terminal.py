@@ -50,6 +50,7 @@ def set_up_logging(only_warnings: bool = False) -> None:
         "|You're resuming from a checkpoint that ended before the epoch ended.*"  # and our batches go on there
         "|Image size .* exceeds limit.*"  # pictures too large are refused, with a line of our own
         "|The .srun. command is available on your system but is not used.*"  # as on a cluster's login node
+        "|Found .* in eval mode at the start of training.*"  # which frozen parts are meant to be
         "|.*isinstance.treespec, LeafSpec.*",  # Lightning's own affair with torch
     )
 
