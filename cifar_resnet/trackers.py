@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import runs
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.instantiation import instantiate
 
 FILE = "trackers.json"  # in the run folder: by entry, the id of the tracker's run
+MENDING = "restore it, or remove it to go on in new runs of the trackers"
 OF_AN_ID = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
 NEEDS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # a module, by our extra of the same name
 NAMES = {"WandbLogger": "name", "MLFlowLogger": "run_name"}
@@ -63,9 +64,15 @@ def build(cfg: DictConfig, step: int | None) -> list[Logger]:
 
 
 def known_ids(cfg: DictConfig) -> dict[str, str]:
-    """By the entries of `cfg.logger`, the runs that this one goes on in."""
+    """By the entries of `cfg.logger`, the runs that this one goes on in; UsageError where that cannot be read."""
     path = Path(cfg.run_dir) / FILE
-    return json.loads(path.read_text()) if cfg.resume and path.is_file() else {}
+    try:
+        found = json.loads(path.read_text()) if cfg.resume and path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the trackers' ids cannot be read. Got {path} ({error}); {MENDING}") from error
+    is_right = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    refuse_if(not is_right, f"not the trackers' ids. Got {path} with {found!r}; {MENDING}")
+    return found
 
 
 def log_result(loggers: list[Logger], record: dict, chosen: Path) -> None:

@@ -30,6 +30,7 @@ from cifar_resnet.images import Normalise
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.metrics import Mean
 from cifar_resnet.models.parallel import exchanged, keep_gradients, share_statistics
+from cifar_resnet.models.regularisers import DropBlock
 from cifar_resnet.models.summary import num_parameters, parts_of, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
@@ -213,7 +214,7 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self.is_unlogged = True  # an epoch that goes on in its middle has no start
-        self.with_progress = [module for module in self.modules() if hasattr(module, "progress")]
+        self.with_progress = [module for module in self.modules() if isinstance(module, DropBlock)]
         self.sam = next((optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, SAM)), None)
 
     def train(self, mode: bool = True) -> "Classifier":

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from helpers import TINY, record_of, rows_of
+from omegaconf import OmegaConf
 
 from cifar_resnet import cli
-from cifar_resnet.trackers import hyper_parameters
+from cifar_resnet.errors import UsageError
+from cifar_resnet.trackers import hyper_parameters, known_ids
 
 MORE = ("trainer.max_epochs=3", "page=true")
 TRAINING = [text for text in TINY if text.partition("=")[0] not in ("trainer.max_epochs", "page")]
@@ -58,6 +60,14 @@ def test_hyper_parameters_are_what_people_vary_and_what_was_given():
     assert found["optimizer.lr"] == 0.3
     assert found["augment.crop_padding"] == 3
     assert len(found) < 20
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"wandb": 5}', "\ufffd"])
+def test_ids_that_cannot_be_read_are_told_in_one_line(text, tmp_path):
+    (tmp_path / "trackers.json").write_text(text)
+    with pytest.raises(UsageError, match=r"trackers' ids.*trackers.json.*; restore it, or remove it") as error:
+        known_ids(OmegaConf.create({"run_dir": str(tmp_path), "resume": str(tmp_path)}))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("choice", "module"), [("wandb", "wandb"), ("mlflow", "mlflow")])

@@ -20,6 +20,7 @@ class Plain(nn.Module):
         conv = nn.Conv2d(3, width, 3, 2)
         self.layers = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 2))
         self.head = nn.Linear(width, outputs)
+        self.progress = "a name that means something else to ours"
 
     def forward(self, images):
         return self.head(self.layers(images).mean((2, 3)))
