@@ -32,8 +32,10 @@ SmallOdd = Annotated[int, Interval(ge=1, le=15), IS_ODD, Field(description="an o
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Fraction = Probability = Annotated[float, Interval(ge=0, le=1)]
-FractionBelowOne = ProbabilityBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Probability = Fraction
+FractionBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+ProbabilityBelowOne = FractionBelowOne
 FractionAboveZero = Annotated[float, Interval(gt=0, le=1)]
 WholeNumber = Annotated[float, Ge(1), MultipleOf(1)]  # also as 5e6
 PerStage = Annotated[Sequence[Count], Len(1)]
