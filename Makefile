@@ -27,8 +27,8 @@ test-all: .venv/installed  ## these and what takes processes, engines or minutes
 test-gpu: .venv/installed  ## what only a machine with a GPU can tell
 	CIFAR_RESNET_TEST_GPU=1 pytest -n 4 --dist worksteal tests/behaviour/test_on_cuda.py
 
-lint: .venv/installed  ## ruff: style and formatting; import-linter: imports go one way
-	ruff check . && ruff format --check . && lint-imports --no-cache
+lint: .venv/installed  ## ruff: style and formatting; import-linter: imports go one way; mypy: types
+	ruff check . && ruff format --check . && lint-imports --no-cache && mypy
 
 BENCHMARKS = throughput augmentation optimizers startup overhead memory ensemble predict scaling
 bench: .venv/installed  ## what training costs, as ratios; figures go to benchmarks/results/

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,10 @@ def read_archive(
     labels_at: a file of labels beside the images, see `read_labels`.
     memory_map: of an .npy file, give its images where they lie; refused where they would have to be changed.
     """
-    readers = {".npz": read_npz, ".npy": functools.partial(read_npy, memory_map=memory_map)}
+    readers: dict[str, Callable[[Path], dict[str, Any]]] = {
+        ".npz": read_npz,
+        ".npy": functools.partial(read_npy, memory_map=memory_map),
+    }
     try:
         found = readers.get(path.suffix.lower(), read_pickle)(path)
     except FileNotFoundError:
@@ -98,11 +102,11 @@ def read_archive(
     return Images(pixels, labels, classes, ids, num_resized)
 
 
-def first_of(found: dict, *names: str) -> object:
+def first_of(found: dict[str, Any], *names: str) -> Any:
     return next((found[name] for name in names if found.get(name) is not None), None)
 
 
-def as_texts(values: object, what: str, path: Path) -> list[str] | None:
+def as_texts(values: Any, what: str, path: Path) -> list[str] | None:
     values = values.tolist() if isinstance(values, np.ndarray) else values
     refuse_if(
         values is not None and not isinstance(values, (list, tuple)),

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -95,7 +96,7 @@ def schedule_of(cfg: DictConfig) -> dict | None:
     """What builds the schedule: the group's own settings are its maker's, but for when it moves."""
     if cfg.get("scheduler") is None:
         return None
-    make = OmegaConf.to_container(cfg.scheduler, resolve=True) | {"_partial_": True}
+    make = constraints.values_in(cfg.scheduler, resolve=True) | {"_partial_": True}
     when = {key: make.pop(key) for key in ("interval", "monitor") if key in make}
     if parts := make.get("schedulers"):
         make["schedulers"] = [part | {"_partial_": True} for part in parts]
@@ -111,7 +112,7 @@ def build_data(cfg: DictConfig) -> DataModule:
         # neither seed nor batch_size changes an image; the accelerator decides where they lie
         others = {"seed": None, "batch_size": None, "accelerator": cfg.trainer.accelerator}
         others["classes"] = getattr(data, "classes", None)
-        settings = OmegaConf.to_container(cfg.data, resolve=True) | others
+        settings = constraints.values_in(cfg.data, resolve=True) | others
         if _kept.get("settings") == settings and _kept["data"].train is not None:  # or that job failed before it read
             data.adopt(_kept["data"])
         _kept.update(settings=settings, data=data)
@@ -144,7 +145,7 @@ def keep_images() -> None:
     _kept = {} if _kept is None else _kept
 
 
-_kept: dict[str, object] | None = None  # `settings` and `data`, the module, of the training before
+_kept: dict[str, Any] | None = None  # `settings` and `data`, the module, of the training before
 
 
 @as_usage_error()
@@ -164,7 +165,7 @@ def build_trainer(
     check_best(cfg, last)
     check_same_validation(cfg, before.get("config"))
     loggers = trackers.build(cfg, before.get("global_step", 0 if cfg.resume else None))
-    max_time = OmegaConf.to_container(cfg.trainer, resolve=True).get("max_time")
+    max_time = constraints.values_in(cfg.trainer, resolve=True).get("max_time")
     ours = [
         *([callbacks.TimeLimit(max_time)] if max_time else []),
         callbacks.StepGraph(cfg.get("graph", False)),
@@ -181,13 +182,14 @@ def build_trainer(
     check_limits(cfg, data, trainer.world_size)
     check_accumulation(cfg, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
     if cfg.trainer.get("profiler"):
-        trainer.profiler.dirpath = trainer.profiler.dirpath or cfg.run_dir
-        trainer.profiler.filename = trainer.profiler.filename or "profile"  # or it would report to a silent logger
+        profiler = trainer.profiler  # type: ignore[attr-defined]
+        profiler.dirpath = profiler.dirpath or cfg.run_dir
+        profiler.filename = profiler.filename or "profile"  # or it would report to a silent logger
     return trainer
 
 
 @as_usage_error()
-def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Trainer:
+def new_trainer(cfg: DictConfig, model: Classifier, **options: Any) -> Trainer:
     """Lightning's trainer as `cfg` says but for these options; UsageError for what it could not do with this model."""
     processes.refuse_own_starters(cfg)
     accelerator = cfg.trainer.accelerator
@@ -196,7 +198,7 @@ def new_trainer(cfg: DictConfig, model: Classifier, **options: object) -> Traine
         optimizer, _ = model.build_optimizer(total_steps=1)
         if getattr(optimizer, "spares_scale", False) and hardware.cuda_has_bf16():
             precision = "bf16-mixed"  # which needs no loss scale
-    plugins = [checkpoints.AtomicCheckpointIO(), processes.environment()]
+    plugins: list[Any] = [checkpoints.AtomicCheckpointIO(), processes.environment()]
     if precision.endswith("-mixed"):
         plugins.append(ScaledPrecision(precision, hardware.device_type(accelerator)))
         precision = None
@@ -253,11 +255,11 @@ def check_callbacks(cfg: DictConfig, has_val: bool) -> None:
             Path(str(node.get("dirpath"))).absolute() != Path(str(cfg.run_dir), "checkpoints").absolute()
             or node.get("filename") != name,
             f"other commands look for the run folder's checkpoints/{name}.ckpt. Got "
-            f"{OmegaConf.to_container(node).get('dirpath')}/{node.get('filename')}.ckpt; leave it so",
+            f"{constraints.values_in(node).get('dirpath')}/{node.get('filename')}.ckpt; leave it so",
         )
 
 
-def argument_of(node: DictConfig, name: str) -> object:
+def argument_of(node: DictConfig, name: str) -> Any:
     """What a callback will be called with, be it by default; None where it takes no such argument."""
     arguments = inspect.signature(constraints.imported(node._target_)).parameters if "_target_" in node else {}
     default = arguments[name].default if name in arguments else None

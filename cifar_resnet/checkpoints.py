@@ -195,7 +195,7 @@ def class_of(name: str, path: str | Path, trusted: Sequence[str]) -> type[Classi
     return known[name]
 
 
-def subclasses(cls: type) -> list[type]:
+def subclasses(cls: type[Classifier]) -> list[type[Classifier]]:
     """All of them, derived directly or not."""
     return [found for direct in cls.__subclasses__() for found in (direct, *subclasses(direct))]
 

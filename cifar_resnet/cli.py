@@ -145,7 +145,9 @@ def delegate_to_hydra(command: str, argv: list[str]) -> int:
 
 def apart(argv: list[str]) -> tuple[list[str], list[str]]:
     """Options and overrides: Hydra's parser takes no option after an override."""
-    options, overrides, arguments = [], [], iter(argv)
+    options: list[str] = []
+    overrides: list[str] = []
+    arguments = iter(argv)
     for argument in arguments:
         (options if argument.startswith("-") else overrides).append(argument)
         if argument in HYDRA_FLAGS_WITH_VALUE:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -166,7 +167,7 @@ class Composer:
             except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError, RecursionError) as error:
                 raise UsageError(self.explain(error, overrides)) from error
 
-    def job(self, fixed: list[str], varying: list[str], number: int = 0, **facts: object) -> Job:
+    def job(self, fixed: list[str], varying: list[str], number: int = 0, **facts: Any) -> Job:
         """The job of these overrides. number: its own in a sweep, from 0. facts: what else a `Job` holds."""
         of_hydra = [text for text in fixed if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
         fixed = [text for text in fixed if text not in of_hydra]

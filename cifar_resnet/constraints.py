@@ -14,7 +14,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Len, MultipleOf, Predicate
 from hydra.utils import get_object
@@ -32,8 +32,10 @@ SmallOdd = Annotated[int, Interval(ge=1, le=15), IS_ODD, Field(description="an o
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Fraction = Probability = Annotated[float, Interval(ge=0, le=1)]
-FractionBelowOne = ProbabilityBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Probability = Fraction
+FractionBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+ProbabilityBelowOne = FractionBelowOne
 FractionAboveZero = Annotated[float, Interval(gt=0, le=1)]
 WholeNumber = Annotated[float, Ge(1), MultipleOf(1)]  # also as 5e6
 PerStage = Annotated[Sequence[Count], Len(1)]
@@ -41,7 +43,7 @@ ImageSize = Annotated[int, Ge(8)]
 Paths = str | Annotated[Sequence[str], Len(1)]
 TTA = Literal["none", "flip", "flip_shift"]
 A_DURATION = Field(description='a duration such as "00:00:10:00" (days:hours:minutes:seconds)')
-IS_SOME_TIME = Predicate(lambda text: re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text) and re.search("[1-9]", text))
+IS_SOME_TIME = Predicate(lambda text: bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text) and re.search("[1-9]", text)))
 Units = Literal["weeks", "days", "hours", "minutes", "seconds"]
 Duration = Annotated[str, IS_SOME_TIME, A_DURATION] | Annotated[dict[Units, Positive], Len(1), A_DURATION]
 ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
@@ -159,7 +161,7 @@ def check_config(cfg: DictConfig) -> None:
             check_node(cfg, key, node)
 
 
-def check_jobs(configurations: Sequence[DictConfig], check_one: Callable[[DictConfig], None]) -> None:
+def check_jobs(configurations: Sequence[DictConfig], check_one: Callable[[DictConfig], Any]) -> None:
     """UsageError where `check_one` admits none of these; otherwise those that it refuses will say so in their turn."""
     for cfg in configurations:
         with contextlib.suppress(UsageError):
@@ -171,6 +173,7 @@ def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:
     hints = hints_of(node["_target_"])
     if key in BESIDE and hints is not None:
         hints = {name: hint for name, hint in hints_of(BESIDE[key]).items() if name != "make"} | hints
+    name: Any  # a text, though a DictConfig may have keys of other kinds
     for name in node:
         place = f"{key}.{name}"
         if place.startswith("trainer.") and name in RESERVED:
@@ -196,7 +199,7 @@ def refuse_if_missing(cfg: DictConfig, key: str) -> None:
     refuse_if(OmegaConf.is_missing(OmegaConf.select(cfg, parent), name), f"{key} has no default. Give it: {key}=…")
 
 
-def complaint_about(key: str, value: object, hint: object) -> str | None:
+def complaint_about(key: str, value: Any, hint: object) -> str | None:
     """What is wrong with a value; None also for kinds that only Python knows, such as a callable."""
     value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy
     problems = problems_with(value, hint)
@@ -224,7 +227,7 @@ def is_number_in_quotes(value: object, hint: object) -> bool:
         return False
 
 
-def problems_with(value: object, hint: object) -> list[dict]:
+def problems_with(value: object, hint: object) -> Sequence[Mapping[str, Any]]:
     try:
         adapter_of(hint).validate_python(value)
     except ValidationError as error:
@@ -233,11 +236,11 @@ def problems_with(value: object, hint: object) -> list[dict]:
 
 
 @functools.cache
-def adapter_of(hint: object) -> TypeAdapter:
+def adapter_of(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
-def in_words(schema: dict) -> str:
+def in_words(schema: dict[str, Any]) -> str:
     """What a JSON schema admits: "a whole number, 1 or more"; "cosine or linear"."""
     kinds = {
         "integer": "a whole number", "boolean": "true or false", "string": "text", "number": "a number",
@@ -270,7 +273,7 @@ def in_words(schema: dict) -> str:
     return kind
 
 
-def item_of(schema: dict, place: int) -> dict | None:
+def item_of(schema: dict[str, Any], place: int) -> dict[str, Any] | None:
     """What a list's item at this place is, where the schema of a list or a tuple says so."""
     return schema["prefixItems"][place] if "prefixItems" in schema else schema.get("items")
 
@@ -281,10 +284,11 @@ def as_yaml(value: object) -> str:
 
 def hints_of(target: str) -> dict[str, object] | None:
     """Name and type of each argument; where a class takes **kwargs, its bases' too. None: it takes any."""
-    function, found = imported(target), {}
+    function = imported(target)
+    found: dict[str, object] = {}
     if inspect.isclass(function) and (function.__init__, function.__new__) == (object.__init__, object.__new__):
         return {}  # though the signature of `object` says *args, **kwargs
-    for each in [owner.__init__ for owner in inspect.getmro(function)] if inspect.isclass(function) else [function]:
+    for each in [owner.__init__ for owner in inspect.getmro(function)] if inspect.isclass(function) else [function]:  # type: ignore[misc]
         found = own_hints(each) | found
         if not any(given.kind is given.VAR_KEYWORD for given in inspect.signature(each).parameters.values()):
             return found
@@ -318,7 +322,7 @@ def own_hints(owner: Callable) -> dict[str, object]:
     }
 
 
-def select(cfg: DictConfig, key: str) -> object:
+def select(cfg: DictConfig, key: str) -> Any:
     """The plain value of a dotted key; UsageError where it refers to a key that does not exist."""
     try:
         value = OmegaConf.select(cfg, key)
@@ -327,15 +331,20 @@ def select(cfg: DictConfig, key: str) -> object:
         raise UsageError(f"{key} refers to what is not there. Got {str(error).splitlines()[0]}") from error
 
 
-def plain(cfg: DictConfig) -> dict:
+def values_in(node: DictConfig, resolve: bool = False) -> dict[str, Any]:
+    """Plain values, as OmegaConf has them."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve))  # its own type is that of any node's
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
     """The whole configuration in plain values; UsageError where one refers to what does not exist."""
     try:
-        return OmegaConf.to_container(cfg, resolve=True)
+        return values_in(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"a setting refers to what is not there. Got {one_line(error)}") from error
 
 
-def value_at(node: object, key: str, default: object = None) -> object:
+def value_at(node: Any, key: str, default: Any = None) -> Any:
     """The value of a dotted key in nested dictionaries."""
     for name in key.split("."):
         node = node.get(name, default) if isinstance(node, dict) else default
@@ -344,6 +353,7 @@ def value_at(node: object, key: str, default: object = None) -> object:
 
 def leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted key, no value resolved; a name that has a dot itself is part of the value around it."""
+    key: Any
     for key in (key for key in node if "." not in str(key)):
         yield f"{prefix}{key}"
         if not OmegaConf.is_interpolation(node, key) and OmegaConf.is_dict(node.get(key)):

@@ -3,12 +3,13 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from cifar_resnet.constraints import select
+from cifar_resnet.constraints import select, values_in
 from cifar_resnet.errors import refuse_if
 
 USED = (
@@ -79,7 +80,7 @@ def no_such_launcher(name: str, known: Iterable[str]) -> str:
 
 def engine_of(cfg: DictConfig, default: DictConfig) -> Engine:
     """What a composed configuration says; UsageError where it says more. default: as it is where nobody has said so."""
-    before, now = (dict(flat(OmegaConf.to_container(each.hydra), "hydra")) for each in (default, cfg))
+    before, now = (dict(flat(values_in(each.hydra), "hydra")) for each in (default, cfg))
     chosen, usual = (each.hydra.runtime.choices for each in (cfg, default))
     refused = [group for group in chosen if group.startswith("hydra/") and chosen[group] != usual.get(group)]
     refused += [
@@ -97,7 +98,7 @@ def engine_of(cfg: DictConfig, default: DictConfig) -> Engine:
     return Engine(chosen["hydra/launcher"], cfg.hydra, *folders)
 
 
-def flat(node: dict, prefix: str) -> Iterator[tuple[str, object]]:
+def flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, object]]:
     """Each value in nested settings, by its dotted key."""
     for name, value in node.items():
         if isinstance(value, dict):

@@ -6,6 +6,7 @@ they have in common, such as the log, TensorBoard's curves and the checkpoint th
 
 import time
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -84,7 +85,7 @@ def refuse(cfg: DictConfig) -> None:
 def members_of(cfg: DictConfig, run_dirs: dict[int, Path], asked: list[str]) -> list[DictConfig]:
     """The configuration of each, as if it were to be trained alone."""
     return [
-        OmegaConf.merge(
+        OmegaConf.merge(  # type: ignore[misc]
             cfg,
             {"seed": seed, "ensemble": {"size": 1}, "overrides": [*asked, f"seed={seed}"]},
             {"run_dir": str(run_dir)},
@@ -102,13 +103,15 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     members = members_of(cfg, run_dirs, asked)
     modules, models = zip(*map(build_data_and_model, members), strict=True)
     data, everyone, shared = modules[0], StackedEnsemble(models), folder / runs.TOGETHER
-    together = OmegaConf.merge(members[0], {"run_dir": str(shared), "resume": str(shared) if shared.is_dir() else None})
+    together: Any = OmegaConf.merge(
+        members[0], {"run_dir": str(shared), "resume": str(shared) if shared.is_dir() else None}
+    )
     with open_dict(together):
         together.callbacks.pop("best", None)  # each member has its own
     with as_usage_error():
         splitting = member_checkpoints(members[0], data, runs.last_checkpoint(shared), list(run_dirs.values()))
         tables = [
-            callbacks.MemberMetricsCSV(run_dir / runs.METRICS, number)
+            callbacks.MemberMetricsCSV(str(run_dir / runs.METRICS), number)
             for number, run_dir in enumerate(run_dirs.values())
             if "metrics" in cfg.callbacks
         ]
@@ -149,5 +152,5 @@ def member_checkpoints(
 ) -> callbacks.MemberCheckpoints:
     """What keeps each member's best epoch, as `callbacks.best` says of one that is trained alone. cfg: of a member."""
     alone = build_callbacks(cfg, data.has_val)  # refuses what a run of its own could not have
-    best = next((callback for callback in alone if getattr(callback, "filename", None) == "best"), None)
+    best: Any = next((callback for callback in alone if getattr(callback, "filename", None) == "best"), None)
     return callbacks.MemberCheckpoints(whole, run_dirs, best.monitor if best else None)

@@ -48,8 +48,9 @@ def as_usage_error() -> Iterator[None]:
             raise
         cause = (isinstance(error, InstantiationException) and error.__cause__) or error
         key = re.search(r"full_key: (\S+)", str(error))
-        is_of_a_file = isinstance(cause, OSError) and cause.filename and cause.strerror
-        text = f"{cause.strerror}. Got {cause.filename}; give another place" if is_of_a_file else one_line(cause)
+        text = one_line(cause)
+        if isinstance(cause, OSError) and cause.filename and cause.strerror:
+            text = f"{cause.strerror}. Got {cause.filename}; give another place"
         raise UsageError(f"{key[1]}: {text}" if key and not isinstance(cause, ValueError) else text) from error
 
 

@@ -20,13 +20,14 @@ from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cifar_resnet import checkpoints, preflight, runs, terminal
@@ -41,6 +42,7 @@ CARD = "README.md"
 NUM_IMAGES = 64
 BATCH = ({0: torch.export.Dim("batch")},)  # the one dimension of the images that may have any size
 FIRST_OPSET = 18  # of torch's exporter; older ones are left to the one that it replaced
+Network = inference.Portable | inference.PortableEnsemble
 Exported = Callable[[Tensor], Tensor]  # from images to what the network gives
 
 
@@ -61,7 +63,11 @@ def run(jobs: list[Job]) -> int:
     kept = other_formats(folder, formats, weights)
     images, source = sample(cfg, networks[0].data_state["image_size"])
     model_card = card.card(networks, paths, scores_of(networks, paths), [*formats, *kept], weights)
-    writers = {"safetensors": write_safetensors, "torch": write_torch, "onnx": partial(write_onnx, opset=cfg.opset)}
+    writers: dict[str, Callable[..., Exported]] = {
+        "safetensors": write_safetensors,
+        "torch": write_torch,
+        "onnx": partial(write_onnx, opset=cfg.opset),
+    }
     portable, expected, facts = inference.portable(networks), answers(networks, images), {}
     with all_or_none(folder, [card.FILES[name] for name in formats]) as parts:
         for name, part in zip(formats, parts, strict=True):
@@ -160,7 +166,7 @@ def record_of(path: Path, run_dir: Path | None) -> dict | None:
     return record if record and math.ceil(record["epoch"]) == checkpoints.read(path)["epoch"] + 1 else None
 
 
-def write_safetensors(portable: nn.Module, images: Tensor, path: Path) -> Exported:
+def write_safetensors(portable: Network, images: Tensor, path: Path) -> Exported:
     """The weights under their names, with what it takes to rebuild the network as JSON in the header.
 
     Those of an ensemble are called members.0.…, members.1.…, and the header's `members` is a list.
@@ -194,16 +200,16 @@ def write_safetensors(portable: nn.Module, images: Tensor, path: Path) -> Export
     return torch.no_grad()(inference.portable(rebuilt))
 
 
-def write_torch(portable: nn.Module, images: Tensor, path: Path) -> Exported:
+def write_torch(portable: Network, images: Tensor, path: Path) -> Exported:
     torch.export.save(torch.export.export(portable, (images,), dynamic_shapes=BATCH), path)
     return torch.export.load(path).module()
 
 
-def write_onnx(portable: nn.Module, images: Tensor, path: Path, opset: int) -> Exported:
+def write_onnx(portable: Network, images: Tensor, path: Path, opset: int) -> Exported:
     import onnx  # of an extra, and slow to import
     import onnxruntime
 
-    names = {"input_names": ["images"], "output_names": [output_of(portable)], "opset_version": opset}
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": [output_of(portable)], "opset_version": opset}
     try:
         with quiet():
             if opset >= FIRST_OPSET:
@@ -232,11 +238,11 @@ def write_onnx(portable: nn.Module, images: Tensor, path: Path, opset: int) -> E
     return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
 
 
-def output_of(portable: nn.Module) -> str:
+def output_of(portable: Network) -> str:
     return "logits" if len(inference.members_of(portable)) == 1 else "log_probabilities"
 
 
-def metadata(portable: nn.Module) -> dict[str, str]:
+def metadata(portable: Network) -> dict[str, str]:
     """What somebody needs to know who has nothing but the file; what is no text, as JSON."""
     states = [each.network.data_state for each in inference.members_of(portable)]
     own = {key: [state[key] for state in states] for key in ("mean", "std")}

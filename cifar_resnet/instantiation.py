@@ -1,6 +1,8 @@
 """Hydra's `instantiate`, asked as its versions want to be."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import hydra.utils
 
@@ -11,4 +13,4 @@ _TRUSTED = (
     else {}
 )
 
-instantiate = functools.partial(hydra.utils.instantiate, **_TRUSTED)
+instantiate: Callable[..., Any] = functools.partial(hydra.utils.instantiate, **_TRUSTED)

@@ -12,10 +12,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cifar_resnet import runs, terminal
 from cifar_resnet.compose import Job, hydra_for_us
+from cifar_resnet.constraints import values_in
 from cifar_resnet.engine import flat
 from cifar_resnet.errors import Interrupted, as_usage_error, first_sentence, refuse_if
 from cifar_resnet.quoting import in_quotes
@@ -105,8 +106,8 @@ def is_touched(folder: Path, since: float) -> bool:
 
 def settings_of(key: str, settings: DictConfig, usual: DictConfig) -> Iterator[str]:
     """Overrides that make of the usual settings these."""
-    before = dict(flat(OmegaConf.to_container(usual), key))
-    for name, value in flat(OmegaConf.to_container(settings), key):
+    before = dict(flat(values_in(usual), key))
+    for name, value in flat(values_in(settings), key):
         if name not in before or before[name] != value:
             yield f"++{name}={in_grammar(value)}"
 

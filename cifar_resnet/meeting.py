@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -43,7 +44,8 @@ class Meeting:
         """What there is to train, until the first process ends."""
         while True:
             if self.store.check([f"order/{self.num_orders}"]):
-                yield OmegaConf.create(self.store.get(f"order/{self.num_orders}").decode())
+                cfg: Any = OmegaConf.create(self.store.get(f"order/{self.num_orders}").decode())
+                yield cfg
                 self.num_orders += 1
             elif self.store.check(["end"]):
                 return

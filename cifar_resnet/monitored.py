@@ -6,7 +6,7 @@ from cifar_resnet.errors import refuse_if
 
 Mode = Literal["max", "min"]
 Monitor = Literal["val/acc", "val/loss", "train/acc", "train/loss"]
-MODES: dict[Monitor, Mode] = {"val/acc": "max", "val/loss": "min", "train/acc": "max", "train/loss": "min"}
+MODES: dict[str, Mode] = {"val/acc": "max", "val/loss": "min", "train/acc": "max", "train/loss": "min"}
 
 
 def mode_of(monitor: str, mode: Mode | None = None, name: str = "a callback") -> Mode:

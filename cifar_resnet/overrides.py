@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -99,7 +100,7 @@ def values_of(override: Override) -> list[str]:
 def domain_of(override: Override, default: object) -> Interval | list[str]:
     if not override.is_interval_sweep():
         return [value.partition("=")[2] for value in values_of(override)]
-    sweep = override.value()
+    sweep: Any = override.value()
     low, high, log = sweep.start, sweep.end, "log" in sweep.tags
     refuse_if(
         log and low <= 0 and low < high,

@@ -1,6 +1,7 @@
 """What a user's own YAML file may have got wrong, as the configuration that it is composed into shows."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,9 +16,9 @@ def refuse_gaps(cfg: DictConfig, chosen: Mapping[str, str | None], default: Dict
     chosen: the file of each group. default: the configuration without any override.
     groups: all that is chosen by name, where there are choices.
     """
-    known = sorted({*default.keys(), *groups})
+    known: list[Any] = sorted({*default.keys(), *groups})
     # `keys`, for `in` leaves out ???
-    unknown = next((key for key in cfg.keys() if key == "experiment" or key not in known), "")  # noqa: SIM118
+    unknown: Any = next((key for key in cfg.keys() if key == "experiment" or key not in known), "")  # noqa: SIM118
     refuse_if(
         unknown,
         f"unknown key {unknown} in a file of settings.{did_you_mean(unknown, known)}"
@@ -40,7 +41,7 @@ def refuse_gaps(cfg: DictConfig, chosen: Mapping[str, str | None], default: Dict
         )
 
 
-def refuse_no_part(key: str, part: object, chosen: Mapping[str, str | None], default: DictConfig) -> None:
+def refuse_no_part(key: str, part: Any, chosen: Mapping[str, str | None], default: DictConfig) -> None:
     """UsageError for what no part of a training can be made from."""
     groups = default.hydra.runtime.choices
     refuse_if(
@@ -67,5 +68,5 @@ def refuse_no_part(key: str, part: object, chosen: Mapping[str, str | None], def
     )
 
 
-def is_made_at_once(part: object) -> bool:
+def is_made_at_once(part: Any) -> bool:
     return OmegaConf.is_dict(part) and "_target_" in part and not part.get("_partial_")

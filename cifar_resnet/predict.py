@@ -120,7 +120,8 @@ def predict(
     numbers = numbers_of(ensemble.classes)
     with bar("pictures", len(files)) as advance:
         for batch in batches(files, ensemble.image_size, batch_size, max_megapixels):
-            names_and_ids, arrays = [], []
+            names_and_ids: list[tuple[str, str]] = []
+            arrays = []
             for names, found in batch:
                 own_ids = [str(number) for number in itertools.islice(ids, len(names))]
                 if isinstance(found, str):

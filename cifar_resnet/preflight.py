@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,7 +24,7 @@ CHECKS: dict[str, Callable[[DictConfig], object]] = {
         labels={half: path for half in HALVES if (path := data.get(f"{half}_labels"))},
         memory_map=data.get("memory_map", False),
     ),
-    "cifar_resnet.data.ImageFolder": lambda data: Halves(**folders_of(data.root), image_size=data.image_size),
+    "cifar_resnet.data.ImageFolder": lambda data: Halves(**folders_of(data.root), image_size=data.image_size),  # type: ignore[arg-type]
 }
 
 
@@ -80,9 +81,9 @@ def teachers_of(cfg: DictConfig) -> list[str]:
     return teachers
 
 
-def plain(paths: object) -> str | list[str]:
+def plain(paths: Any) -> str | list[str]:
     """The value of a setting that takes one path or a list of them."""
-    return OmegaConf.to_container(paths) if OmegaConf.is_config(paths) else str(paths)
+    return cast(list[str], OmegaConf.to_container(paths)) if OmegaConf.is_config(paths) else str(paths)
 
 
 def input_files(inputs: str | Sequence[str]) -> Listing:

@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import ranks
+from cifar_resnet.constraints import values_in
 from cifar_resnet.errors import Diverged, Interrupted, RunError, UsageError, first_sentence, refuse_if
 from cifar_resnet.meeting import PATIENCE, Meeting, is_of_the_group
 from cifar_resnet.ranks import ALONE, Place
@@ -85,8 +86,8 @@ def take_place(place: Place) -> None:
 def num_processes(cfg: DictConfig) -> int:
     """How many processes Lightning makes of trainer.devices and its like."""
     names = ("accelerator", "devices", "strategy", "num_nodes")
-    settings = {name: value for name in names if (value := cfg.trainer.get(name)) is not None}
-    settings = OmegaConf.to_container(OmegaConf.create(settings))
+    given = {name: value for name in names if (value := cfg.trainer.get(name)) is not None}
+    settings = values_in(OmegaConf.create(given))
     if settings.get("devices") == 1 and settings.get("num_nodes", 1) == 1:
         return 1
     try:
@@ -244,8 +245,9 @@ def watch(children: list[subprocess.Popen], is_over: threading.Event) -> None:
 def fate_of(process: subprocess.Popen) -> str | None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1.0)
-    code = process.returncode
-    return code and (f"killed by {signal.Signals(-code).name}" if code < 0 else f"which ended with exit code {code}")
+    if not (code := process.returncode):
+        return None
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"which ended with exit code {code}"
 
 
 def end(processes: list[subprocess.Popen], patience: float = PATIENCE) -> None:
@@ -263,8 +265,8 @@ def spare_lightnings_signals(trainer: Trainer) -> None:
 
     What it asks before each step, it asks of the first process alone, and has a GPU waited for.
     """
-    trainer._signal_connector.register_signal_handlers = lambda: None
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def leave_group() -> None:

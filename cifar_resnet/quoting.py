@@ -32,10 +32,10 @@ def with_plain_paths(overrides: list[str], swept: bool) -> list[str]:
 
     swept: whether a,b and choice(a,b) stand for several values to try.
     """
-    return [plain_path(*text.split("=", 1), swept) if "=" in text else text for text in overrides]
+    return [plain_path(*text.split("=", 1), swept=swept) if "=" in text else text for text in overrides]
 
 
-def plain_path(key: str, value: str, swept: bool) -> str:
+def plain_path(key: str, value: str, *, swept: bool) -> str:
     name = key.lstrip("+")
     tries = swept and name in SWEPT
     is_path = name in PATHS or OF_A_PART.fullmatch(name)

@@ -4,11 +4,12 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -58,7 +59,9 @@ class RangeTest:
         )
         self.min_lr, self.max_lr, self.steps = min_lr, max_lr, steps
         self.smoothing, self.divergence, self.suggest, self.probe_steps = smoothing, divergence, suggest, probe_steps
-        self.rates, self.losses, self.smoothed = [], [], []  # a number for each batch so far
+        self.rates: list[float] = []  # a number for each batch so far
+        self.losses: list[float] = []
+        self.smoothed: list[float] = []
         self.probed: dict[float, float] = {}  # by learning rate, the loss that a short training ended with
 
     def rate(self, step: int) -> float:
@@ -232,7 +235,7 @@ def train_briefly(
     losses: list[float] = []
     pending: list[Tensor] = []  # a GPU is asked for several at a time, for it has to be waited for
 
-    def note(trainer, model, outputs, batch, index: int) -> None:
+    def note(trainer: Trainer, model: LightningModule, outputs: Any, batch: Any, index: int) -> None:
         pending.append(outputs["loss"].detach().clone())
         if trainer.global_step == steps or len(pending) == (1 if model.device.type == "cpu" else 10):
             for loss in torch.stack(pending).tolist():

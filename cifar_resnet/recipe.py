@@ -3,9 +3,9 @@
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from cifar_resnet.constraints import imported, plain
+from cifar_resnet.constraints import imported, plain, values_in
 from cifar_resnet.errors import UsageError
 from cifar_resnet.quoting import OF_IMAGES
 
@@ -78,7 +78,7 @@ def irrelevant(new: Settings, old: Settings) -> list[str]:
 
 def elsewhere(now: DictConfig, new: Settings, raw: DictConfig | None) -> list[str]:
     """The paths that both configurations take from the environment, by the same words."""
-    words, theirs = (dict(settings_in(OmegaConf.to_container(each))) if each else {} for each in (now, raw))
+    words, theirs = (dict(settings_in(values_in(each))) if each else {} for each in (now, raw))
     return [
         key
         for key, text in words.items()
@@ -105,7 +105,7 @@ def default_of(target: str, name: str) -> object:
         function = imported(target)
     except UsageError:
         return ABSENT
-    owners = [owner.__init__ for owner in inspect.getmro(function)] if inspect.isclass(function) else [function]
+    owners = [owner.__init__ for owner in inspect.getmro(function)] if inspect.isclass(function) else [function]  # type: ignore[misc]
     for owner in owners:
         parameter = inspect.signature(owner).parameters.get(name)
         if parameter and parameter.default is not parameter.empty:

@@ -7,7 +7,7 @@ cifar-report compare outputs/train/<run folder> outputs/train/<run folder>
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Column:
 
     title: str
     cells: list[str]
-    plain: dict[str, Sequence[object]]
+    plain: Mapping[str, Sequence[object]]
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Table:
     """rows: for people, the head first; plain: of the CSV."""
 
     rows: list[list[str]]
-    plain: list[list[object]]
+    plain: Sequence[Sequence[object]]
 
 
 Curves = dict[str, list[list[dict[str, str]]]]  # by the group's name, for each of its runs the rows of its metrics.csv
@@ -257,7 +257,8 @@ def pivot_table(members: Sequence[Run], cfg: DictConfig) -> Table | None:
 
 def curves_of(groups: Groups, keys: Sequence[str]) -> tuple[Curves, list[str]]:
     """Of the groups in which an epoch has ended, named by their settings; and why a run has none that can be read."""
-    curves, damaged = {}, []
+    curves: Curves = {}
+    damaged = []
     for values, members in groups.items():
         name = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value) or "runs"
         for member in members:
@@ -266,7 +267,7 @@ def curves_of(groups: Groups, keys: Sequence[str]) -> tuple[Curves, list[str]]:
                     curves.setdefault(name, []).append(rows)
             except UsageError as error:
                 damaged.append(str(error))
-    refuse_if(damaged and not curves, damaged[:1] and damaged[0])
+    refuse_if(damaged and not curves, "".join(damaged[:1]))
     return curves, damaged
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -72,8 +73,8 @@ def begun_run(job: Job) -> DictConfig:
     )
     for key, value in (text.split("=", 1) for text in job.overrides):
         # of data it is the run's own configuration that tells which keys there are
-        value = quoting.read(value) if key.startswith("data.") else OmegaConf.select(job.cfg, key)
-        OmegaConf.update(cfg, key, value, merge=False)
+        now = quoting.read(value) if key.startswith("data.") else OmegaConf.select(job.cfg, key)
+        OmegaConf.update(cfg, key, now, merge=False)
     cfg.run_dir = cfg.resume
     return cfg
 
@@ -159,7 +160,7 @@ def check_same_data(now: Mapping, before: Mapping | None) -> None:
     )
 
 
-def is_same(now: object, before: object) -> bool:
+def is_same(now: Any, before: Any) -> bool:
     """Measured numbers may be rounded otherwise on another machine."""
     is_measured = isinstance(now, list) and all(isinstance(value, float) for value in now)
     return all(map(functools.partial(math.isclose, rel_tol=1e-6), now, before)) if is_measured else now == before

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -221,7 +222,7 @@ def load_config(run_dir: Path) -> DictConfig:
     path = run_dir / CONFIG
     refuse_if(not path.is_file(), f"resume needs a run folder. Got {run_dir}, which holds no {CONFIG}")
     try:
-        cfg = OmegaConf.load(path)
+        cfg: Any = OmegaConf.load(path)
     except Exception as error:  # whatever YAML may hold
         raise UsageError(f"a configuration that cannot be read. Got {path} ({one_line(error)})") from error
     refuse_if(
@@ -312,12 +313,12 @@ def find_checkpoint(path: str | Path) -> Path:
     raise FileNotFoundError(f"no checkpoint. Got {path}; give a .ckpt file, or a run folder with checkpoints/ in it")
 
 
-def find_checkpoints(paths: object) -> list[Path]:
+def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """The checkpoints that these paths mean: .ckpt files, run folders, and folders of runs, such as a sweep's.
 
     paths: one, or several. Of a folder of runs those that have finished, in the order of their names, 10 after 9.
     """
-    found = []
+    found: list[Path] = []
     for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         is_one = not path.is_dir() or (path / "checkpoints").is_dir()
         found += map(find_checkpoint, [path] if is_one else finished_in(path))

@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -42,7 +43,7 @@ from cifar_resnet.sweep import SECONDS_BETWEEN_LOOKS, run_in
 from cifar_resnet.terminal import log, look_next, part, print_table
 from cifar_resnet.time_budget import TimeBudget
 
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
     # which takes the trials that other processes are at for bad ones, so as not to try the same
     "tpe": functools.partial(optuna.samplers.TPESampler, constant_liar=True),

@@ -1,6 +1,7 @@
 """Where a search looks: an interval or choices, in each round a narrower range around the best so far."""
 
 import math
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -12,7 +13,7 @@ def shorten(value: object) -> object:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def distribution(domain: Interval | list[str], best: object, share: float) -> BaseDistribution:
+def distribution(domain: Interval | list[str], best: Any, share: float) -> BaseDistribution:
     """Where to draw from: that share of an interval around the best value, all of it where there is none yet."""
     if isinstance(domain, list):
         return CategoricalDistribution(domain)

@@ -173,7 +173,7 @@ class Task:
     def left(self) -> Left | None:
         """Why there is no time to begin it; None where there is."""
         taken = (record["seconds"] for record in map(runs.read_record, self.run_dirs) if record)
-        return (lack := self.budget.lack(taken)) and Left(lack)
+        return Left(lack) if (lack := self.budget.lack(taken)) else None
 
     def failure(self, since: float = 0.0) -> str | None:
         """What was left as the reason, the last line of it, if anything was since that time."""
@@ -194,7 +194,7 @@ def attempt_by_number(tasks: Sequence[Task], run: Callable[[DictConfig], dict], 
 
 def share(tasks: Sequence[Task], run: Callable[[DictConfig], dict] | None, began: float) -> list[Outcome]:
     """The outcome of each, whichever process ran it: those that others are at are waited for."""
-    outcomes = {}
+    outcomes: dict[Task, Outcome] = {}
     while len(outcomes) < len(tasks):
         before = len(outcomes)
         for task in tasks:

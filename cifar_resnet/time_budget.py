@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from typing import Any
 
 from cifar_resnet.terminal import duration
 
@@ -14,7 +15,7 @@ class TimeBudget:
     for no limit. began: when the time began to run. now: the same clock's time.
     """
 
-    def __init__(self, setting: str, limit: str | Mapping[str, float] | None, began: float, now: Callable[[], float]):
+    def __init__(self, setting: str, limit: str | Mapping[Any, float] | None, began: float, now: Callable[[], float]):
         self.setting, self.began, self.now = setting, began, now
         self.seconds = math.inf if limit is None else seconds_of(limit)
 
@@ -33,7 +34,7 @@ class TimeBudget:
         )
 
 
-def seconds_of(limit: str | Mapping[str, float]) -> float:
+def seconds_of(limit: str | Mapping[Any, float]) -> float:
     if isinstance(limit, str):
         limit = dict(zip(("days", "hours", "minutes", "seconds"), map(int, limit.split(":")), strict=True))
     return timedelta(**limit).total_seconds()

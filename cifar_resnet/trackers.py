@@ -127,7 +127,7 @@ def opened(cfg: DictConfig, loggers: list[Logger]) -> Iterator[None]:
 
     loggers: of `build`, once nothing can be refused any more.
     """
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         named = zip(cfg.get("logger") or (), loggers, strict=True)
         ids = {
             name: logger.run_id if isinstance(logger, MLFlowLogger) else logger.version
@@ -145,7 +145,7 @@ def opened(cfg: DictConfig, loggers: list[Logger]) -> Iterator[None]:
 
 
 def close(loggers: list[Logger], exit_code: int) -> None:
-    if any(isinstance(logger, WandbLogger) for logger in loggers) and rank_zero_only.rank == 0:
+    if any(isinstance(logger, WandbLogger) for logger in loggers) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         import wandb  # of an extra
 
         wandb.finish(exit_code)

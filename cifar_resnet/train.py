@@ -10,6 +10,7 @@ The same as `python -m cifar_resnet.train` and `python cifar_resnet/train.py`.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # here, before torch is imported: help and mistakes are quick
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -107,13 +108,13 @@ def train_and_test(
 
 def fit(
     trainer: Trainer, model: LightningModule, data: LightningDataModule, run_dir: Path, start: float
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Train to the end, from where it stopped if it was begun before; how much that was, and how long it took.
 
     start: of the whole command, by time.perf_counter.
     """
     last = runs.last_checkpoint(run_dir)
-    throughput, machine = (callbacks.of(trainer, kind) for kind in (callbacks.Throughput, callbacks.Machine))
+    throughput, machine = callbacks.of(trainer, callbacks.Throughput), callbacks.of(trainer, callbacks.Machine)
     throughput.command_start = start
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
     return {

@@ -39,7 +39,7 @@ LIBRARIES = ("torchvision.models",)  # of which whatever is their own may be nam
 FINDERS = tuple(f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method"))
 
 
-def check_targets(cfg: DictConfig | dict, file: Path, named: Iterable[str], trusted: Sequence[str]) -> None:
+def check_targets(cfg: DictConfig | dict, file: str | Path, named: Iterable[str], trusted: Sequence[str]) -> None:
     """UsageError where settings from this file would build what nobody but the file has named.
 
     named: what the command names as well. trusted: modules, of which the file may name anything that is theirs.

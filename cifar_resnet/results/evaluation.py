@@ -1,7 +1,6 @@
 """From log-probabilities to scores, and to what a page shows of them: for cifar-evaluate and for a training's end."""
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def growing(each: Tensor) -> list[Tensor]:
     return [mean_probability(each[:count]) for count in range(1, len(each) + 1)]
 
 
-def sections(result: dict, predictions: Predictions, images: Tensor, classes: Sequence[str]) -> list[Section]:
+def sections(result: dict, predictions: Predictions, images: Tensor, classes: list[str]) -> list[Section]:
     """What a page shows of an evaluation: its ensemble, if it is one; what was right, what wrong, and how sure.
 
     result: of `evaluate_predictions`, of an ensemble with the members' paths as "checkpoints".
@@ -85,7 +84,7 @@ def sections(result: dict, predictions: Predictions, images: Tensor, classes: Se
     ]
 
 
-def mistakes(predictions: Predictions, images: Tensor, classes: Sequence[str]) -> list[Section]:
+def mistakes(predictions: Predictions, images: Tensor, classes: list[str]) -> list[Section]:
     """The wrong predictions of most confidence; none where all are right."""
     labels, (confidence, predicted) = predictions.labels, predictions.log_probs.exp().max(1)
     wrong = (predicted != labels).nonzero()[:, 0]

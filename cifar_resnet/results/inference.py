@@ -49,7 +49,7 @@ class Ensemble:
         keep_freed_memory()
         self.tta = tta
         try:
-            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
         except (RuntimeError, ImportError) as error:  # where there is none
             raise ValueError(f"no such accelerator here. Got {accelerator}; give auto, or cpu ({error})") from error
         self.device = self.fabric.device
@@ -93,6 +93,9 @@ class Ensemble:
 class Portable(nn.Module):
     """The layers with the normalisation in front: images of (N, 3, H, W), float32 in [0, 1], to logits."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: Classifier):
         super().__init__()
         mean, std = network.pixel_stats(torch.device("cpu"))
@@ -124,4 +127,4 @@ def portable(networks: Sequence[Classifier]) -> Portable | PortableEnsemble:
 
 
 def members_of(module: Portable | PortableEnsemble) -> list[Portable]:
-    return list(module.members) if isinstance(module, PortableEnsemble) else [module]
+    return list(module.members) if isinstance(module, PortableEnsemble) else [module]  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -31,8 +32,8 @@ def save_figure(path: Path, figure: Figure) -> None:
         figure.savefig(file, format=path.suffix.removeprefix("."))
 
 
-def new_figure(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tuple[Figure, *tuple[Axes, ...]]:
-    """A figure, and its axes from left to right."""
+def new_figure(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tuple[Any, ...]:
+    """A `Figure`, and its `Axes` from left to right."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     for axes in figure.subplots(1, columns, squeeze=False).flat:
         axes.spines[["top", "right"]].set_visible(False)
@@ -40,7 +41,13 @@ def new_figure(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tup
     return figure, *figure.axes
 
 
-def label(figure: Figure, xlabel: str, *ylabels: str, legend: str | None = "best", whole: bool = False) -> Figure:
+def label(
+    figure: Figure,
+    xlabel: str,
+    *ylabels: str,
+    legend: Literal["best", "upper left"] | None = "best",
+    whole: bool = False,
+) -> Figure:
     """Say what the axes mean. legend: where that of each lies; whole: x counts something, such as epochs."""
     for axes, ylabel in zip(figure.axes, ylabels, strict=True):
         axes.set(xlabel=literal(xlabel), ylabel=literal(ylabel))
@@ -61,14 +68,14 @@ def by_ratio(axes: Axes) -> None:
     )
 
 
-def plot_column(axes: Axes, rows: Rows, column: str, scale: float = 1, **style: object) -> None:
+def plot_column(axes: Axes, rows: Rows, column: str, scale: float = 1, **style: Any) -> None:
     """A column of metrics.csv over the epochs that have a value in it; nothing where none has."""
     points = [(int(row["epoch"]), scale * float(row[column])) for row in rows if row.get(column)]
     if points:
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else None, **style)
 
 
-def range_test_figure(test) -> Figure:
+def range_test_figure(test: Any) -> Figure:
     """Loss over learning rate, and where the suggestions lie. test: a finished `RangeTest`."""
     figure, axes = new_figure()
     axes.semilogx(test.rates, test.losses, color=GREY, linewidth=0.8, alpha=0.7, label="loss of a batch")

@@ -3,6 +3,7 @@
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from cifar_resnet import checkpoints, hardware, provenance, runs, sweep, trackers
 from cifar_resnet.data import DataModule
 from cifar_resnet.images import content_hash
+from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import num_macs, num_parameters
 from cifar_resnet.quoting import command_line
 from cifar_resnet.results import evaluation, inference, metrics, page
@@ -20,7 +22,7 @@ from cifar_resnet.terminal import log, summary_facts
 from cifar_resnet.trust import targets_in
 
 
-def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trainer: Trainer) -> dict[str, object]:
+def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trainer: Trainer) -> dict[str, Any]:
     """What a run's record says before there is anything to say about its training."""
     return {
         "name": cfg.name,
@@ -37,7 +39,9 @@ def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trai
     }
 
 
-def test_and_record(cfg: DictConfig, record: dict, trainer: Trainer, model: LightningModule, data: DataModule) -> None:
+def test_and_record(
+    cfg: DictConfig, record: dict[str, Any], trainer: Trainer, model: Classifier, data: DataModule
+) -> None:
     """Test the network that validation chose, or else the last, complete its record, and leave what shows how it went.
 
     record: its "seconds" are those of the whole command, in all its lives, up to here.
@@ -88,10 +92,10 @@ def training_flops(model: LightningModule, data: DataModule, images_by_size: dic
     return sum(6 * num_macs(model, (channels, int(size), int(size))) * n for size, n in images_by_size.items())
 
 
-def predictions_of(model: LightningModule, data: DataModule) -> Predictions:
+def predictions_of(model: Classifier, data: DataModule) -> Predictions:
     """What the test found, on all ranks together: each of them has to ask."""
     loader = data.test_dataloader()
-    none = torch.empty(0, model.hparams.num_classes, device=data.test.device)
+    none = torch.empty(0, model.hparams["num_classes"], device=data.test.device)
     log_probs = torch.cat([none, *model.test_log_probs])
     if loader.world_size > 1:
         log_probs = torch.cat(gather_all_tensors(log_probs))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -35,7 +36,7 @@ def local_data(cfg: DictConfig) -> DataModule:
     return data
 
 
-def places_of_images(data: Mapping[str, object]) -> list[str]:
+def places_of_images(data: Mapping[str, Any]) -> list[str]:
     """The folders and archives that settings of `data` name: of a test set by itself that one. Empty for none."""
     named = data.get("test") or data.get("root") or data.get("train") or []
     return [named] if isinstance(named, str) else list(map(str, named))
