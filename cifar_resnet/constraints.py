@@ -173,14 +173,14 @@ def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:
     hints = hints_of(node["_target_"])
     if key in BESIDE and hints is not None:
         hints = {name: hint for name, hint in hints_of(BESIDE[key]).items() if name != "make"} | hints
-    name: Any  # a text, though a DictConfig may have keys of other kinds
+    name: Any  # a text, or in a user's file a number
     for name in node:
         place = f"{key}.{name}"
         if place.startswith("trainer.") and name in RESERVED:
             raise UsageError(f"there is no {place} here: {RESERVED[name]}. Got {node[name]}; leave it out")
         if name in (hints or {}):
             check_value(cfg, place, hints[name])
-        elif name not in HYDRA_KEYS and (hints is not None or name.startswith("_")):
+        elif name not in HYDRA_KEYS and (hints is not None or str(name).startswith("_")):
             close = did_you_mean(place, [f"{key}.{other}" for other in (*(hints or {}), *HYDRA_KEYS)])
             raise UsageError(f"unknown key {place}.{close} {node['_target_']} takes no such argument")
 

@@ -16,12 +16,12 @@ def refuse_gaps(cfg: DictConfig, chosen: Mapping[str, str | None], default: Dict
     chosen: the file of each group. default: the configuration without any override.
     groups: all that is chosen by name, where there are choices.
     """
-    known: list[Any] = sorted({*default.keys(), *groups})
-    # `keys`, for `in` leaves out ???
-    unknown: Any = next((key for key in cfg.keys() if key == "experiment" or key not in known), "")  # noqa: SIM118
+    known = sorted({*map(str, default.keys()), *groups})
+    # `keys`, for `in` leaves out ???; and a key may be a number
+    unknown = next((str(key) for key in cfg.keys() if key == "experiment" or key not in known), None)  # noqa: SIM118
     refuse_if(
-        unknown,
-        f"unknown key {unknown} in a file of settings.{did_you_mean(unknown, known)}"
+        unknown is not None,
+        f"unknown key {unknown} in a file of settings.{did_you_mean(unknown or '', known)}"
         + " A recipe begins with the line # @package _global_" * (unknown == "experiment"),
     )
     filled = next((key for key in FILLED_IN if cfg.get(key)), "")

@@ -96,6 +96,8 @@ def things(trained, tmp_path_factory) -> Path:
         "mine/experiment/several.yaml": b"# @package _global_\ndefaults: [override /scheduler: [cosine, linear]]\n",
         "mine/experiment/again.yaml": b"# @package _global_\ndefaults: [/model: resnet20]\n",
         "mine/experiment/stray.yaml": b"# @package _global_\ndefaults: [override /modl: resnet20]\n",
+        "mine/experiment/number.yaml": b"# @package _global_\n0: 2\n",
+        "mine/experiment/number_within.yaml": b"# @package _global_\nmodel: {3: 4}\n",
         "mine/experiment/latin.yaml": b"# @package _global_\nname: gr\xf6\xdfe\n",
         "mine/experiment/lost.yaml": b"# @package _global_\ndefaults: [/nothing/there]\n",
         "mine/optimizer/lost.yaml": b"defaults: [adem]\n",
