@@ -40,4 +40,4 @@ __all__ = [
 
 def of(trainer: Trainer, kind: type[Callback]) -> Callback:
     """The trainer's callback of this class; it has one."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
