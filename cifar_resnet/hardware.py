@@ -90,7 +90,7 @@ def free_memory(device: torch.device | None = None) -> int | None:
     if device is None or device.type == "cpu":
         table = Path("/proc/meminfo")
         found = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text()) if table.exists() else None
-        return found and int(found[1]) * 1024
+        return int(found[1]) * 1024 if found else None
     if device.type != "cuda":
         return None
     try:

@@ -12,9 +12,9 @@ def content_hash(images: Tensor, labels: Tensor | None = None) -> str:
     """
     found = hashlib.sha256()
     for batch in images.split(5000):  # which may lie in a file, and be more than memory holds
-        found.update(batch.cpu().permute(0, 2, 3, 1).contiguous().numpy())
+        found.update(batch.cpu().permute(0, 2, 3, 1).contiguous().numpy().data)
     if labels is not None:
-        found.update(labels.cpu().numpy().astype("<i8"))
+        found.update(labels.cpu().numpy().astype("<i8").data)
     return found.hexdigest()[:16]
 
 

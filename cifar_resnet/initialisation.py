@@ -37,7 +37,7 @@ def start_from(model: Classifier, path: str | Path) -> str:
     """
     own = model.state_dict()
     found = fitting_names(weights_in(path), own, is_wrapped=isinstance(model, Wrapped))
-    head = head_of(own, model.hparams.num_classes)
+    head = head_of(own, model.hparams["num_classes"])
     fresh = [name for name in head if name not in found or found[name].shape != own[name].shape]
     lacking = [name for name in own if name not in found and name not in head and not name.endswith(COUNTERS)]
     extra = [name for name in found if name not in own]
@@ -55,7 +55,7 @@ def start_from(model: Classifier, path: str | Path) -> str:
             own[name].copy_(tensor)
     refuse_if(not taken, f"init has nothing for this network. Got {path}")
     text = f"{len(taken)} of {len(own)} tensors from {path}"
-    return f"{text}; fresh: {', '.join(fresh)}, for {model.hparams.num_classes} classes" if fresh else text
+    return f"{text}; fresh: {', '.join(fresh)}, for {model.hparams['num_classes']} classes" if fresh else text
 
 
 def fitting_names(found: Mapping[str, Tensor], own: Mapping[str, Tensor], is_wrapped: bool) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
@@ -15,9 +16,9 @@ class ScaledPrecision(MixedPrecision):
     For any other the host has to ask, and wait.
     """
 
-    def optimizer_step(
-        self, optimizer: Optimizer, model: LightningModule, closure: Callable[[], object], **kwargs: object
-    ) -> object:
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Optimizer, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
         skips_on_device = getattr(optimizer, "skips_on_device", False)
         if self.scaler is None or not (skips_on_device or model.trainer.gradient_clip_val):
             return super().optimizer_step(optimizer, model, closure, **kwargs)
@@ -30,7 +31,7 @@ class ScaledPrecision(MixedPrecision):
         self.scaler.update()
         return result
 
-    def clip_gradients(self, optimizer: Optimizer, *args, **kwargs) -> None:
+    def clip_gradients(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         super(MixedPrecision, self).clip_gradients(optimizer, *args, **kwargs)
 
 
@@ -40,8 +41,8 @@ def as_fused(optimizer: Optimizer) -> Iterator[None]:
 
     Not always, for then Lightning's own plugin would refuse to clip.
     """
-    optimizer._step_supports_amp_scaling = True
+    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        del optimizer._step_supports_amp_scaling
+        del optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]

@@ -1,3 +1,5 @@
+from typing import TypeVar
+
 from lightning.pytorch import Callback, Trainer
 
 from cifar_resnet.callbacks.averaging import EMA, Lookahead
@@ -38,6 +40,9 @@ __all__ = [
 ]
 
 
-def of(trainer: Trainer, kind: type[Callback]) -> Callback:
+Kind = TypeVar("Kind", bound=Callback)
+
+
+def of(trainer: Trainer, kind: type[Kind]) -> Kind:
     """The trainer's callback of this class; it has one."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]

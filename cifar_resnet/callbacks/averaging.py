@@ -2,6 +2,7 @@
 
 import operator
 from itertools import compress
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
 from cifar_resnet.constraints import Count, FractionAboveZero, FractionBelowOne, check
+from cifar_resnet.models import Classifier
 
 
 class EMA(WeightAveraging):
@@ -36,7 +38,9 @@ class EMA(WeightAveraging):
         super().on_train_start(trainer, pl_module)
         self.share = torch.zeros((), device=pl_module.device)  # of the latest weights in the next average
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step > self._latest_update_step:  # else gradients are being accumulated
             if not self.moves_within_step:
                 self.weigh()
@@ -79,13 +83,15 @@ class Lookahead(Callback):
         self.every, self.share, self.start = every, share, start
         self.slow: list[torch.Tensor] = []  # empty before the start
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         self.latest_step = trainer.global_step
         self.first_step = round(self.start * pl_module.total_steps)
         self.slow = [tensor.to(pl_module.device) for tensor in self.slow]
         self.begin(pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self.latest_step:  # gradients are being accumulated
             return
         self.latest_step = step = trainer.global_step

@@ -1,5 +1,7 @@
 """Where a training ends."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import Timer
@@ -12,14 +14,14 @@ def is_ending(trainer: Trainer, epochs: int | None = None) -> bool:
 
     epochs: that have ended by then; None for those that have by now.
     """
-    epochs = trainer.fit_loop.epoch_progress.current.processed if epochs is None else epochs
+    epochs = trainer.fit_loop.epoch_progress.current.processed if epochs is None else epochs  # type: ignore[attr-defined]
     return trainer.should_stop and epochs >= (trainer.min_epochs or 0)
 
 
 def epochs_trained(trainer: Trainer) -> float:
     """How many epochs there were, a whole number unless the last one was cut short: then with its share of batches."""
     loop = trainer.fit_loop
-    begun = loop.epoch_progress.current.processed
+    begun = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     return begun if trainer.is_last_batch else round(begun - 1 + (loop.batch_idx + 1) / trainer.num_training_batches, 3)
 
 
@@ -32,19 +34,21 @@ class TimeLimit(Timer):
     """
 
     def __init__(self, duration: str | dict[str, float]):
-        super().__init__(duration, verbose=False)
+        super().__init__(duration, verbose=False)  # type: ignore[arg-type]
 
     def on_fit_start(self, trainer: Trainer, *others: object) -> None:
         """Leave it to the first step."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @staticmethod
     def overrun(trainer: Trainer, before: float = 0.0) -> float | None:
         """The seconds that a training has taken that has no more; None while it has. before: those of another life."""
-        limits = (each for each in trainer.callbacks if isinstance(each, TimeLimit))
+        limits = (each for each in trainer.callbacks if isinstance(each, TimeLimit))  # type: ignore[attr-defined]
         return next((before + each.time_elapsed() for each in limits if each.time_remaining() <= before), None)
 
 
@@ -89,7 +93,9 @@ class Ending(LightningCheckpoint):
         is_last = trainer.current_epoch + 1 == trainer.max_epochs
         trainer.check_val_every_n_epoch = 1 if is_last else self.every_n_epochs
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if is_ending(trainer, epochs=trainer.current_epoch + trainer.is_last_batch):
             trainer.check_val_every_n_epoch = 1
 

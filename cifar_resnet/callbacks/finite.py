@@ -1,5 +1,7 @@
 """Whether the numbers are still numbers."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -35,7 +37,9 @@ class FiniteLoss(Callback):
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.scale = self.scaler and self.scaler.get_scale()  # it has no tensor of it before the first step
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.total += outputs["loss"]
         if self.scaler is not None:
             self.scales.append(self.scaler._get_scale_async().clone())
@@ -44,7 +48,8 @@ class FiniteLoss(Callback):
         # of several processes none ends alone
         if is_asked and not trainer.strategy.reduce_boolean_decision(bool(self.total.isfinite())):
             loss = trainer.strategy.reduce(outputs["loss"].clone()).item()  # the ranks' mean is not finite either
-            whose = f" with seed {', '.join(map(str, pl_module.diverged()))}" if hasattr(pl_module, "diverged") else ""
+            diverged = getattr(pl_module, "diverged", None)
+            whose = f" with seed {', '.join(map(str, diverged()))}" if diverged else ""
             remedy = CALMER + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
             raise Diverged(f"the loss is no longer finite. Got {loss}{whose}{where(trainer)}; give {remedy}")
         if is_asked:

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -29,7 +30,7 @@ class Interruption(Callback):
 
     def __init__(self, path: str | Path):
         self.path, self.received = Path(path), 0  # the signal's number, once one has come
-        self.handlers_before: dict[int, object] = {}
+        self.handlers_before: dict[int, Any] = {}
         self.shared: SharedNumber | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,7 +45,9 @@ class Interruption(Callback):
             raise KeyboardInterrupt
         self.received = number
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         has_stepped, self.last_step = trainer.global_step > self.last_step, trainer.global_step
         claims.check_kept(self.path.parents[1])
         asked = self.shared.so_far(self.received) if self.shared else self.received
@@ -84,8 +87,9 @@ class SharedNumber:
     A group of its own, on the CPU: neither does a GPU wait for it nor does it come between gradients.
     """
 
-    def __init__(self):
-        self.group, self.pending = torch.distributed.new_group(backend="gloo"), None
+    def __init__(self) -> None:
+        self.group: Any = torch.distributed.new_group(backend="gloo")
+        self.pending: tuple[Any, torch.Tensor] | None = None
 
     def so_far(self, number: int) -> int:
         """As of the call before, so that nobody waits: by now it has come round. 0 in the first."""

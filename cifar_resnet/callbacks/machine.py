@@ -12,7 +12,7 @@ class Machine(Callback):
     The same numbers to the last bit come from the same devices, precision and, on a CPU, number of threads alone.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.machines: list[dict[str, str | int]] = []  # one after the other, as `hardware.machine` describes each
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,12 +3,15 @@
 import shutil
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cifar_resnet.errors import UsageError
+from cifar_resnet.models import StackedEnsemble
 from cifar_resnet.models.classifier import metrics_of
 from cifar_resnet.runs import read_metrics, readable_metrics, write_table
 from cifar_resnet.terminal import log
@@ -20,7 +23,11 @@ class Throughput(Callback):
     What it counts is of all lives of a training, of each up to the checkpoint that the next went on from.
     """
 
-    def __init__(self):
+    images_by_size: Counter[int]
+    epoch_images: Counter[int]
+    latest: float | None
+
+    def __init__(self) -> None:
         # over all epochs, those before a resume included; images by their side in pixels
         self.images_by_size, self.seconds = Counter(), 0.0
         self.command_start = time.perf_counter()  # of the command, of this life
@@ -34,7 +41,9 @@ class Throughput(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epoch_images, self.latest, self.start = Counter(), None, self.now(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         images, labels = batch
         self.epoch_images[images.shape[-1]] += len(labels) * trainer.world_size
         if trainer.is_last_batch:
@@ -106,7 +115,7 @@ class MetricsCSV(Callback):
 
     def __init__(self, path: str):
         self.path = Path(path)
-        self.rows: list[dict[str, str | float]] = []
+        self.rows: list[Mapping[str, str | float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch:
@@ -149,5 +158,5 @@ class MemberMetricsCSV(MetricsCSV):
         super().__init__(path)
         self.number = number
 
-    def metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def metrics(self, trainer: Trainer, pl_module: StackedEnsemble) -> dict[str, float]:  # type: ignore[override]
         return pl_module.member_metrics(metrics_of(trainer), self.number)

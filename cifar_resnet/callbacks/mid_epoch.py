@@ -1,9 +1,12 @@
 """Going on within an epoch."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
+from cifar_resnet.models import Classifier
 from cifar_resnet.optim import RngState
 from cifar_resnet.seeds import seed_for
 
@@ -16,7 +19,7 @@ class MidEpochState(Callback):
     on at the same place of the order and with the same metrics, and draws anew.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.restored: list[dict] = []
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
@@ -37,7 +40,7 @@ class MidEpochState(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         self.restored = checkpoint["mid_epoch_state"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         # not by Lightning's own way for loaders: that comes too early, before what it should load into is there
         if trainer.fit_loop.restarted_mid_epoch and self.restored:
             if len(self.restored) == trainer.world_size:
@@ -48,7 +51,7 @@ class MidEpochState(Callback):
                 torch.manual_seed(seed_for("network", pl_module.seed, trainer.global_step, trainer.global_rank))
             trainer.train_dataloader.sampler.load_state_dict(own["sampler"])
             for name, states in own["metrics"].items():
-                metric = pl_module.get_submodule(name)
+                metric: Any = pl_module.get_submodule(name)
                 for state, value in states.items():
                     setattr(metric, state, value.to(pl_module.device))
                 metric._update_count = 1  # or it would warn that it has seen nothing

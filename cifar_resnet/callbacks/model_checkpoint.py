@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cifar_resnet.checkpoints import AtomicCheckpointIO, contents
 from cifar_resnet.constraints import check
+from cifar_resnet.models import StackedEnsemble
 from cifar_resnet.monitored import Mode, mode_of
 
 
@@ -73,17 +74,17 @@ class MemberCheckpoints(LightningCheckpoint):
         except ValueError as error:
             raise ValueError(f"{error}; take it away, and the best of the epochs to come is kept") from error
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: StackedEnsemble) -> None:  # type: ignore[override]
         # stopped perhaps before it could be taken apart; within an epoch its scores are those of the epoch before
         if trainer.global_step and not trainer.fit_loop.restarted_mid_epoch:
             self.keep_best(pl_module, contents(self.whole))
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: StackedEnsemble) -> None:  # type: ignore[override]
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if any(self.is_better(number, scores) for number in range(len(self.folders))):
             self.keep_best(pl_module, contents(self.whole))
 
-    def complete(self, pl_module: LightningModule) -> None:
+    def complete(self, pl_module: StackedEnsemble) -> None:
         """After the training, even one that had ended before and was stopped only then."""
         whole = contents(self.whole)
         self.keep_best(pl_module, whole)
@@ -94,7 +95,7 @@ class MemberCheckpoints(LightningCheckpoint):
         key = f"{self.monitor}_{number}"
         return key in scores and self.sign * scores[key] > self.best[number]
 
-    def keep_best(self, pl_module: LightningModule, whole: dict) -> None:
+    def keep_best(self, pl_module: StackedEnsemble, whole: dict) -> None:
         for number, folder in enumerate(self.folders):
             if self.is_better(number, whole["metrics"]):
                 self.io.save_checkpoint(pl_module.member_checkpoint(whole, number), folder / "best.ckpt")

@@ -1,6 +1,7 @@
 """Pictures of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torchvision.utils import make_grid, save_image
 
 from cifar_resnet.constraints import Count, check
+from cifar_resnet.models import Classifier
 from cifar_resnet.results.plots import save_figure, schedule_figure
 
 
@@ -18,7 +20,9 @@ class AugmentedBatch(Callback):
         check(AugmentedBatch, locals())
         self.path, self.num_images = Path(path), num_images
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero:
             return
         mean, std = (values[:, None, None] for values in pl_module.pixel_stats(torch.device("cpu")))
@@ -36,12 +40,12 @@ class ScheduleCurve(Callback):
         self.path = Path(path)
         self.rates: list[float] = []  # of each epoch, where no more is known
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         if pl_module.schedule:
             optimizer = pl_module.new_optimizer()  # another, for its rate is moved
             self.draw(trainer, pl_module.schedule.rates(optimizer, pl_module.total_steps, trainer.max_epochs) or [])
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         if pl_module.schedule and pl_module.schedule.goes_by_metric:
             self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 

@@ -1,6 +1,7 @@
 """What a run says while it trains: a line for each epoch, and in a terminal a bar below them."""
 
 import time
+from typing import Any
 
 import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -49,7 +50,9 @@ class Progress(Callback):
         if self.bar:
             self.bar.update(self.task, epoch=trainer.current_epoch + 1)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self.bar:
             self.images += len(batch[1]) * trainer.world_size
             speed = self.images / (time.perf_counter() - self.epoch_start)

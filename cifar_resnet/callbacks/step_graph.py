@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from cifar_resnet.callbacks.averaging import EMA
 from cifar_resnet.constraints import check
+from cifar_resnet.data.samplers import ShuffledBatchSampler
 from cifar_resnet.errors import first_sentence
 from cifar_resnet.models import Classifier, StackedEnsemble
 from cifar_resnet.optim import SAM
@@ -46,14 +47,14 @@ class StepGraph(Callback):
         self.graph = graph
         self.is_on = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         if reason := self.obstacle(trainer, pl_module):
             if self.graph is True:
                 log.warning(f"warning: graph=true has no effect: {reason}\n")
             return
         self.trainer, self.module, self.loader = trainer, pl_module, trainer.train_dataloader
         self.optimizer = trainer.optimizers[0]
-        self.averaging = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+        self.averaging = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
         device = pl_module.device
         self.modules, self.parameters = list(pl_module.modules()), list(pl_module.parameters())
         self.rates, self.fixed = self.new_rates(), self.fixed_settings()
@@ -75,11 +76,11 @@ class StepGraph(Callback):
         is_ours = getattr(loader, "deliver", None) is not None
         watchers = [
             type(each).__name__
-            for each in (module, *trainer.callbacks)
+            for each in (module, *trainer.callbacks)  # type: ignore[attr-defined]
             for name in WITHIN_A_STEP
             if is_overridden(name, each, LightningModule if each is module else Callback)
         ]
-        keepers = [type(each).__name__ for each in trainer.callbacks if may_keep_a_batch(each)]
+        keepers = [type(each).__name__ for each in trainer.callbacks if may_keep_a_batch(each)]  # type: ignore[attr-defined]
         replaced = [name for name in REPLACED if is_overridden(name, module, Classifier)]
         replaced += [name for name in OF_A_BATCH if is_overridden(name, module, LightningModule)]
         is_recordable = getattr(optimizer, "is_recordable", False)
@@ -163,7 +164,9 @@ class StepGraph(Callback):
     def rates_in_tensors(self) -> Iterator[None]:
         """Within this the optimizer reads its learning rates from tensors."""
         groups = self.optimizer.param_groups
-        before = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in groups]
+        before: list[dict[str, Any]] = [
+            {key: group[key] for key in ("lr", "capturable") if key in group} for group in groups
+        ]
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate
             if "capturable" in group:
@@ -264,11 +267,12 @@ class Recorded:
         step: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor],
         indices: Tensor,
         batch: tuple[Tensor, Tensor],
-        sampler: torch.utils.data.Sampler,
+        sampler: ShuffledBatchSampler,
         stream: torch.cuda.Stream | None,
     ):
         self.step, self.indices, self.batch, self.sampler, self.stream = step, indices, batch, sampler, stream
         self.loss: Tensor | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.is_recordable = True
         self.forget()
 

@@ -21,7 +21,8 @@ from cifar_resnet.errors import refuse_if
 
 def random_offsets(num_images: int, padding: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Vertical and horizontal displacement of each image's crop, (N,) each, uniform in -padding … padding."""
-    return torch.randint(-padding, padding + 1, (2, num_images), generator=generator, device=generator.device).unbind()
+    down, right = torch.randint(-padding, padding + 1, (2, num_images), generator=generator, device=generator.device)
+    return down, right
 
 
 def random_mask(num_images: int, probability: float, generator: Generator) -> Tensor:
@@ -32,7 +33,8 @@ def random_mask(num_images: int, probability: float, generator: Generator) -> Te
 def random_centres(num_images: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """A uniformly drawn pixel of each image: row and column, (N,) each."""
     device = generator.device
-    return tuple(torch.randint(size, (num_images,), generator=generator, device=device) for size in (height, width))
+    rows, columns = (torch.randint(side, (num_images,), generator=generator, device=device) for side in (height, width))
+    return rows, columns
 
 
 def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flips: Tensor, padding: int, mode: str) -> Tensor:
@@ -155,7 +157,7 @@ class Augment:
     ):
         check(Augment, locals())
         self.crop_padding, self.padding_mode, self.flip = crop_padding, padding_mode, flip
-        policies = {
+        policies: dict[str, AutoAugment | RandAugment | TrivialAugment] = {
             "autoaugment": AutoAugment(),
             "randaugment": RandAugment(num_ops, magnitude),
             "trivialaugment": TrivialAugment(),

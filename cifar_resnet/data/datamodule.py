@@ -84,8 +84,11 @@ class DataModule(LightningDataModule, ABC):
         self.resize = resize
         if hasattr(self, "image_size"):
             self.check_image_size()
-        self.train = self.val = self.test = None  # LabelledImages, once read
-        self.split_hash = self.train_hash = None  # of which images are held out, and of all of them, likewise
+        self.train: LabelledImages | None = None  # until they are read, and what follows likewise
+        self.val: LabelledImages | None = None
+        self.test: LabelledImages | None = None
+        self.split_hash: str | None = None  # of which images are held out
+        self.train_hash: str | None = None  # of all of them
 
     def check_image_size(self) -> None:
         """Refuse what images of this size cannot have; a source that learns of it late calls this then."""

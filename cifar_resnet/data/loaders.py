@@ -47,7 +47,7 @@ class MappedImages(LabelledImages):
         self.source, self.rows, self.labels = source, rows, labels
 
     @property
-    def images(self) -> Tensor:
+    def images(self) -> Tensor:  # type: ignore[override]
         """All of them, read into memory."""
         return self.take(torch.arange(len(self)))
 
@@ -171,7 +171,8 @@ class StackedLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batches in zip(*self.loaders, strict=True):
-            yield tuple(map(torch.cat, zip(*batches, strict=True)))
+            images, labels = map(torch.cat, zip(*batches, strict=True))
+            yield images, labels
 
 
 class StackedSampler:

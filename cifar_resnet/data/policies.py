@@ -30,7 +30,9 @@ class Strengths(NamedTuple):
 NO_STRENGTH = Strengths(np.zeros(1), False)
 
 
-def strengths(bins: int, shear: float, translate: float, rotate: float, enhance: float, bits: float):
+def strengths(
+    bins: int, shear: float, translate: float, rotate: float, enhance: float, bits: float
+) -> dict[str, Strengths]:
     """Every operation's strengths, in `bins` steps up to the given ones.
 
     shear: a tangent; translate: pixels; rotate: degrees; enhance: distance from the factor 1 of brightness and its

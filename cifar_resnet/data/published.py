@@ -8,7 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Downloaded(DataModule):
     root: the folder that holds it, or will.
     """
 
-    def __init__(self, root: str = "data", **shared):
+    def __init__(self, root: str = "data", **shared: Any):
         super().__init__(**shared)
         self.root = Path(root).expanduser()
 
@@ -119,7 +119,7 @@ class CIFAR100(CIFAR10):
     num_classes = 100
     dataset, published = datasets.CIFAR100, PUBLISHED["CIFAR100"]
 
-    def __init__(self, labels: Literal["fine", "coarse"] = "fine", **shared):
+    def __init__(self, labels: Literal["fine", "coarse"] = "fine", **shared: Any):
         super().__init__(**shared)
         check(CIFAR100, locals())
         self.labels, self.num_classes = labels, 100 if labels == "fine" else 20
@@ -144,7 +144,7 @@ class OfTorchvision(Downloaded):
     own_size: int  # of the images as published, in pixels
     files: str  # for people: what has to lie in root
 
-    def __init__(self, image_size: ImageSize | None = None, **shared):
+    def __init__(self, image_size: ImageSize | None = None, **shared: Any):
         super().__init__(**shared)
         check(OfTorchvision, locals())
         self.image_size = image_size or self.own_size
@@ -232,7 +232,7 @@ class MedMNIST(OwnImages):
     Sets with several labels for an image, or of three dimensions, are refused.
     """
 
-    def __init__(self, root: str, **shared):
+    def __init__(self, root: str, **shared: Any):
         super().__init__(**shared)
         refuse_if(
             not Path(root).expanduser().is_file(),
@@ -248,7 +248,7 @@ class OfLists(OwnImages):
     root: the folder of the data set.
     """
 
-    def __init__(self, root: str, **shared):
+    def __init__(self, root: str, **shared: Any):
         super().__init__(**shared)
         self.root = Path(root).expanduser()
         self.open(Halves.listed(self.parts_in(self.root)))
@@ -275,12 +275,12 @@ class TinyImageNet(OfLists):
         train = [
             (path, names[wnid]) for wnid in wnids for path in sorted((place / "train" / wnid / "images").glob("*.JPEG"))
         ]
-        rows = list(csv.reader(needed[2].read_text().splitlines(), delimiter="\t"))
+        lines = list(csv.reader(needed[2].read_text().splitlines(), delimiter="\t"))
         refuse_if(
-            strange := next((row for row in rows if len(row) < 2 or row[1] not in names), None),
+            strange := next((row for row in lines if len(row) < 2 or row[1] not in names), None),
             f"a line for each image, its file and its class. Got {strange} in {needed[2]}",
         )
-        test = [(place / "val" / "images" / row[0], names[row[1]]) for row in rows]
+        test = [(place / "val" / "images" / row[0], names[row[1]]) for row in lines]
         listed = {"train": (place / "train", train), "test": (place / "val", test)}
         return {half: ListedPart(path, list(names.values()), listed=found) for half, (path, found) in listed.items()}
 
@@ -291,7 +291,7 @@ class KaggleCIFAR10(OfLists):
     num_test: of the images, how many are tested on: a number, or a share of them below 1.
     """
 
-    def __init__(self, num_test: NumberOrShare = 0.2, **shared):
+    def __init__(self, num_test: NumberOrShare = 0.2, **shared: Any):
         super().__init__(**shared)
         check(KaggleCIFAR10, locals())
         self.num_test = num_test

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,8 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
         self.weights = weights
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.rank, self.world_size, self.device = rank, world_size, device
-        self.num_given, self.restored = 0, {}
+        self.num_given = 0
+        self.restored: dict[str, Any] = {}
         self.generator = Generator(device)
         self.is_odd = torch.zeros((), dtype=torch.bool, device=device)  # the epoch
         self.set_epoch(0)

@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -42,10 +42,11 @@ class OwnImages(DataModule):
 
     num_test: int | float | None = None
 
-    def __init__(self, image_size: ImageSize = 32, max_megapixels: Count = 100, **shared):
+    def __init__(self, image_size: ImageSize = 32, max_megapixels: Count = 100, **shared: Any):
         super().__init__(**shared)
         check(OwnImages, locals())
-        self.image_size, self.max_megapixels, self.told = image_size, max_megapixels, set()
+        self.image_size, self.max_megapixels = image_size, max_megapixels
+        self.told: set[str] = set()
 
     def open(self, halves: Halves) -> None:
         self.halves = halves
@@ -164,7 +165,7 @@ class Files(OwnImages):
         val_labels: str | None = None,
         test_labels: str | None = None,
         memory_map: bool = False,
-        **shared,
+        **shared: Any,
     ):
         super().__init__(**shared)
         check(Files, locals())
@@ -183,10 +184,10 @@ class ImageFolder(OwnImages):
     num_test: how many of them: a number, or a share below 1.
     """
 
-    def __init__(self, root: str, num_test: NumberOrShare = 0.2, **shared):
+    def __init__(self, root: str, num_test: NumberOrShare = 0.2, **shared: Any):
         super().__init__(**shared)
         check(ImageFolder, locals())
-        halves = folders_of(root)
+        halves: dict[str, Any] = folders_of(root)
         self.num_test = num_test if halves["train"] == halves["test"] else None
         self.open(Halves(**halves, image_size=self.image_size))
 
@@ -222,7 +223,7 @@ def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
+def write_cache(path: Path, fingerprint: str, arrays: dict[str, Any]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -243,7 +244,9 @@ class Synthetic(DataModule):
     classes = ["disk", "ring", "square", "frame", "triangle", "plus", "star", "bars", "checks", "dots"]  # noqa: RUF012
     num_classes, image_size = len(classes), 32
 
-    def __init__(self, num_train: AtLeastTen = 10_000, num_test: AtLeastTen = 2_000, image_seed: Seed = 0, **shared):
+    def __init__(
+        self, num_train: AtLeastTen = 10_000, num_test: AtLeastTen = 2_000, image_seed: Seed = 0, **shared: Any
+    ):
         super().__init__(**shared)
         check(Synthetic, locals())
         self.num_train, self.num_test, self.image_seed = num_train, num_test, image_seed

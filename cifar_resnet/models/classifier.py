@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -34,6 +35,7 @@ from cifar_resnet.models.regularisers import DropBlock
 from cifar_resnet.models.summary import num_parameters, parts_of, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
+from cifar_resnet.monitored import Monitor
 from cifar_resnet.optim import SAM, RngState, Schedule, frozen_statistics, two_passes
 from cifar_resnet.seeds import seed_for
 
@@ -59,6 +61,8 @@ class Classifier(LightningModule):
         otherwise; None keeps the learning rate.
     distillation: teachers whose predictions the training loss follows as well.
     """
+
+    loss_weights: Tensor | None
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class Classifier(LightningModule):
         self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = (Mean() for _ in range(3))
         self.seed = 0  # of dropout and its like
-        self.monitor = "val/loss"  # of schedules that go by a metric
+        self.monitor: Monitor = "val/loss"  # of schedules that go by a metric
         self.config: dict | None = None  # of the run, kept in its checkpoints
         self.data_state: dict | None = None  # what its images and classes are (`DataModule.state`), kept likewise
 
@@ -160,7 +164,7 @@ class Classifier(LightningModule):
                 f"{type(self).__name__} cannot take images of {image_size} pixels. Got: {first_sentence(error)}; "
                 f"{remedy}"
             ) from error
-        shape, expected = getattr(logits, "shape", None), (1, self.hparams.num_classes)
+        shape, expected = getattr(logits, "shape", None), (1, self.hparams["num_classes"])
         refuse_if(
             shape != expected,
             f"{type(self).__name__} must return logits, {expected} for one image of {expected[1]} classes. "
@@ -179,7 +183,8 @@ class Classifier(LightningModule):
             self.data_state is None,
             "a network must know what its images mean. Got one not loaded from a checkpoint; use load",
         )
-        return tuple(torch.tensor(self.data_state[key], device=device) for key in ("mean", "std"))
+        mean, std = (torch.tensor(self.data_state[key], device=device) for key in ("mean", "std"))
+        return mean, std
 
     @torch.inference_mode()
     def predict(self, images: Tensor | np.ndarray, batch_size: int = 500) -> Tensor:
@@ -203,7 +208,8 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         self.test_log_probs: list[Tensor] = []  # batch by batch, of this rank
-        rank_zero_only.rank = self.global_rank  # torchmetrics warns on the first, if it knows which that is
+        # torchmetrics warns on the first, if it knows which that is
+        rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
         self.to(memory_format=torch.channels_last)
         if stage == "fit" and self.freeze_parts:
             for name, parameter in self.named_parameters():
@@ -264,7 +270,7 @@ class Classifier(LightningModule):
     def batches_in_step(self) -> int:
         """How many batches' gradients the coming step adds up: at an epoch's end they may be fewer than usual."""
         usual, index = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx
-        return min(usual, self.trainer.num_training_batches - index // usual * usual)
+        return int(min(usual, self.trainer.num_training_batches - index // usual * usual))
 
     def backward(self, loss: Tensor) -> None:
         """loss: of a batch, divided by trainer.accumulate_grad_batches, and scaled where the precision wants it."""
@@ -286,8 +292,9 @@ class Classifier(LightningModule):
 
     @property
     def schedule(self) -> Schedule | None:
-        is_one = isinstance(self.scheduler, Schedule) or self.scheduler is None
-        return self.scheduler if is_one else Schedule(self.scheduler)
+        if isinstance(self.scheduler, Schedule):
+            return self.scheduler
+        return None if self.scheduler is None else Schedule(self.scheduler)
 
     def new_optimizer(self) -> Optimizer:
         refuse_if(
@@ -312,16 +319,18 @@ class Classifier(LightningModule):
     def build_optimizer(self, total_steps: int, epochs: int = 1) -> tuple[Optimizer, LRScheduler | None]:
         """total_steps, epochs: of the whole training."""
         optimizer = self.new_optimizer()
-        return optimizer, self.schedule and self.schedule.build(optimizer, total_steps, epochs, self.monitor)
+        return optimizer, self.schedule.build(optimizer, total_steps, epochs, self.monitor) if self.schedule else None
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         self.total_steps = int(self.trainer.estimated_stepping_batches)
         self.monitor = "val/loss" if self.trainer.enable_validation else "train/loss"
         optimizer, scheduler = self.build_optimizer(self.total_steps, self.trainer.max_epochs)
         if scheduler is None:
             return {"optimizer": optimizer}
-        when = {"interval": self.schedule.interval, "reduce_on_plateau": False}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "lr", **when}}
+        when: LRSchedulerConfigType = {
+            "scheduler": scheduler, "name": "lr", "interval": self.schedule.interval, "reduce_on_plateau": False,
+        }  # fmt: skip
+        return {"optimizer": optimizer, "lr_scheduler": when}
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: float | None) -> None:
         if self.schedule.interval == "step":
@@ -335,23 +344,24 @@ class Classifier(LightningModule):
         if not self.schedule or self.schedule.interval == "step":
             return
         monitor, measured = self.schedule.monitor or self.monitor, self.trainer.callback_metrics
+        scheduler: Any = self.lr_schedulers()  # there is one
         if not self.schedule.goes_by_metric:
-            self.lr_schedulers().step()
+            scheduler.step()
         elif monitor in measured:  # an epoch that is not validated is no bad one
-            self.lr_schedulers().step(measured[monitor])
+            scheduler.step(measured[monitor])
 
-    def parameter_groups(self) -> list[Tensor] | list[dict]:
+    def parameter_groups(self) -> list[torch.nn.Parameter] | list[dict[str, Any]]:
         """All parameters that are trained, or where some are treated otherwise, those as groups of their own."""
         parameters = {
             name: parameter
             for name, parameter in self.named_parameters()
             if parameter.requires_grad and not self.is_frozen(name)
         }
-        otherwise = {} if self.decay_norm_and_bias else {"weight_decay": 0.0}
+        otherwise: dict[str, Any] = {} if self.decay_norm_and_bias else {"weight_decay": 0.0}
         otherwise |= {} if self.bias_lr_factor == 1 else {"bias_lr_factor": self.bias_lr_factor}
         if not otherwise and not self.lr_factors:
             return list(parameters.values())
-        groups: dict[tuple, list[Tensor]] = {}
+        groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
         for name, parameter in parameters.items():
             is_apart = bool(otherwise) and parameter.ndim <= 1
             groups.setdefault((self.lr_factor_of(name), is_apart), []).append(parameter)

@@ -1,6 +1,7 @@
 """The nine-layer residual network of the DAWNBench entries (Page 2018), as a student project rebuilt it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ class CustomResNet(Classifier):
         widths: PerStage = (128, 256, 512),
         residual: Sequence[bool] = (True, False, True),
         dropout: ProbabilityBelowOne = 0.07,
-        **classifier,
+        **classifier: Any,
     ):
         super().__init__(**classifier)
         check(CustomResNet, locals())
@@ -66,7 +67,7 @@ class CustomResNet(Classifier):
         channels = [stem_width, *widths]
         shapes = zip(channels[:-1], widths, residual, strict=True)
         self.layers = nn.Sequential(*(Layer(*shape, dropout) for shape in shapes))
-        self.fc = nn.Linear(channels[-1], self.hparams.num_classes)
+        self.fc = nn.Linear(channels[-1], self.hparams["num_classes"])
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W), normalised; returns logits: (N, num_classes)."""

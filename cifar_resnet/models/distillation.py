@@ -1,6 +1,7 @@
 """Learning from trained networks as well as from labels (Hinton et al. 2015, arXiv 1503.02531)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class Distillation:
 
     def __init__(self, teacher: Sequence[nn.Module], temperature: Positive = 4.0, weight: Fraction = 0.9):
         check(Distillation, locals())
-        self.networks = [network.requires_grad_(False) for network in teacher]
+        self.networks: list[Any] = [network.requires_grad_(False) for network in teacher]
         self.temperature, self.weight = temperature, weight
 
     def setup(self, device: torch.device, data: dict) -> None:
@@ -50,7 +51,7 @@ class Distillation:
 
 def check_teacher(path: str, teacher: nn.Module, image_size: int, classes: list[str]) -> None:
     """UsageError where it was trained on other images than its student will be. path: where it comes from."""
-    own = teacher.data_state
+    own: Any = teacher.data_state
     refuse_if(
         own["image_size"] != image_size,
         f"a teacher must look at images of the student's size. Got {path}, trained on {own['image_size']} pixels, "

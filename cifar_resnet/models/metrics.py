@@ -9,8 +9,10 @@ class Mean(Metric):
     """Of numbers whose sums over batches are given; of several ranks the mean over all of their images."""
 
     full_state_update = False
+    total: Tensor
+    count: Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         for name in ("total", "count"):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")

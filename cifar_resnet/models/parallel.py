@@ -1,5 +1,7 @@
 """One network on several devices, by DDP: each rank holds all of it, and gradients are exchanged."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
@@ -9,7 +11,7 @@ from cifar_resnet.errors import refuse_if
 from cifar_resnet.optim import SAM
 
 
-def check_strategy(trainer: Trainer, model: LightningModule) -> None:
+def check_strategy(trainer: Trainer, model: Any) -> None:
     """UsageError for a strategy by which this model could not be trained on several devices."""
     has_ddp = isinstance(trainer.strategy, DDPStrategy)
     refuse_if(
@@ -37,7 +39,7 @@ def keep_gradients(model: LightningModule) -> bool:
     return would_exchange
 
 
-def exchanged(model: LightningModule, method: str, *arguments: object, exchange: bool) -> object:
+def exchanged(model: LightningModule, method: str, *arguments: object, exchange: bool) -> Any:
     """What this method of the network returns, its gradients exchanged among the ranks if `exchange`, as training_step
     is called: DDP looks out for gradients of what went through its own forward pass alone."""
     if (ddp := ddp_of(model)) is None:

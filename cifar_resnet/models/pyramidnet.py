@@ -1,5 +1,7 @@
 """PyramidNet (Han et al. 2017, arXiv 1610.02915), with ShakeDrop where asked (Yamada et al. 2018)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from cifar_resnet.constraints import Count, CountOrZero, ProbabilityBelowOne, check
@@ -63,7 +65,7 @@ class PyramidNet(Classifier):
         alpha: CountOrZero = 48,
         bottleneck: bool = False,
         shake_drop: ProbabilityBelowOne = 0.0,
-        **classifier,
+        **classifier: Any,
     ):
         super().__init__(**classifier)
         check(PyramidNet, locals())
@@ -73,14 +75,14 @@ class PyramidNet(Classifier):
         self.stages = nn.Sequential()
         channels = STEM_WIDTH
         for index, count in enumerate(counts):
-            self.stages.append(nn.Sequential())
+            self.stages.append(stage := nn.Sequential())
             for number, stride in enumerate([2 if index else 1] + [1] * (count - 1), 1 + sum(counts[:index])):
                 width = round(STEM_WIDTH + alpha * number / sum(counts))
                 shake = ShakeDrop(1 - shake_drop * number / sum(counts)) if shake_drop else None
-                self.stages[-1].append(PyramidBlock(channels, width, expansion, stride, chain(shake)))
+                stage.append(PyramidBlock(channels, width, expansion, stride, chain(shake)))
                 channels = width * expansion
         self.norm = nn.BatchNorm2d(channels)
-        self.fc = nn.Linear(channels, self.hparams.num_classes)
+        self.fc = nn.Linear(channels, self.hparams["num_classes"])
         initialise_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:

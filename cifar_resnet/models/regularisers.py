@@ -1,5 +1,7 @@
 """Noise for the inside of residual networks. All of it is drawn in training only, and for each image by itself."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ class DropBlock(nn.Module):
     progress: how much of the training is done, 0 to 1; the classifier keeps it up to date.
     """
 
+    progress: Tensor
+
     def __init__(self, probability: float, size: int):
         super().__init__()
         self.probability, self.size = probability, size
@@ -44,12 +48,12 @@ class ScaleApart(torch.autograd.Function):
     """Multiplies by one factor on the way forward and by another on the way back."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, forward_scale: Tensor, backward_scale: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, forward_scale: Tensor, backward_scale: Tensor) -> Tensor:
         ctx.save_for_backward(backward_scale)
         return features * forward_scale
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (backward_scale,) = ctx.saved_tensors
         return gradient * backward_scale, None, None
 

@@ -1,7 +1,7 @@
 """Residual networks for small images (He et al. 2015, arXiv 1512.03385)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch.nn.functional as F
 from annotated_types import Len
@@ -142,7 +142,7 @@ def make_shortcut(
 
 
 OddPerStage = Annotated[Sequence[Odd], Len(1)]
-BLOCKS = {
+BLOCKS: dict[str, type[BasicBlock | Bottleneck | PreActBlock | PreActBottleneck]] = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
     "preact_basic": PreActBlock,
@@ -195,6 +195,8 @@ class ResNet(Classifier):
     classifier: num_classes, label_smoothing and the rest of what `Classifier` takes.
     """
 
+    conv1: nn.Module
+
     def __init__(
         self,
         block: Literal["basic", "bottleneck", "preact_basic", "preact_bottleneck"] = "basic",
@@ -221,7 +223,7 @@ class ResNet(Classifier):
         shake_drop: ProbabilityBelowOne = 0.0,
         squeeze_excitation: CountOrZero = 0,
         zero_init_last_norm: bool = False,
-        **classifier,
+        **classifier: Any,
     ):
         super().__init__(**classifier)
         check(ResNet, locals())
@@ -236,7 +238,7 @@ class ResNet(Classifier):
         )
         make_block, other_layers = BLOCKS[block], 1 + num_stages if widen_factor else 2
         blocks = blocks or blocks_of_depth(depth, num_stages, make_block.num_convs, other_layers)
-        per_stage = {
+        per_stage: dict[str, Any] = {
             "widths": [width * (widen_factor or 1) for width in widths],
             "blocks": blocks,
             "strides": strides or [1] + [2] * (num_stages - 1),
@@ -265,7 +267,7 @@ class ResNet(Classifier):
                 f"model.shortcut=pad can only add channels. Got {channels} in front of {out_channels}; "
                 f"give widths that do not fall, or model.shortcut=conv",
             )
-            self.stages.append(nn.Sequential())
+            self.stages.append(stage := nn.Sequential())
             for number, stride in enumerate([stage_stride] + [1] * (count - 1), 1 + sum(blocks[:index])):
                 how_deep = number / sum(blocks)
                 extras = BlockExtras(
@@ -283,11 +285,11 @@ class ResNet(Classifier):
                         nn.Dropout2d(feature_dropout) if feature_dropout else None,
                     ),
                 )
-                self.stages[-1].append(make_block(channels, width, out_channels, kernel_size, stride, extras))
+                stage.append(make_block(channels, width, out_channels, kernel_size, stride, extras))
                 channels = out_channels
         self.norm = nn.BatchNorm2d(channels) if self.preactivated else nn.Identity()
         self.pool_size, self.dropout = pool_size, nn.Dropout(dropout)
-        self.fc = nn.Linear(channels * pool_size**2, self.hparams.num_classes)
+        self.fc = nn.Linear(channels * pool_size**2, self.hparams["num_classes"])
 
         initialise_convolutions(self)
         if stem == "whitening":  # only now: the other layers' initial weights are then those of a conv stem

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class SpeedNet(Classifier):
         activation: Literal["gelu", "relu", "silu"] = "gelu",
         norm_momentum: FractionAboveZero = 0.4,
         logit_scale: float = 0.111,
-        **classifier,
+        **classifier: Any,
     ):
         super().__init__(**classifier)
         check(SpeedNet, locals())
@@ -70,7 +70,7 @@ class SpeedNet(Classifier):
         self.activation, self.logit_scale = ACTIVATIONS[activation], logit_scale
         pairs = itertools.pairwise([self.whitening.out_channels, *widths])
         self.stages = nn.Sequential(*(Stage(*pair, num_convs, residual, norm_momentum, activation) for pair in pairs))
-        self.fc = nn.Linear(widths[-1], self.hparams.num_classes, bias=False)
+        self.fc = nn.Linear(widths[-1], self.hparams["num_classes"], bias=False)
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.dirac_(module.weight.data[: module.in_channels])  # what there is passes through unchanged

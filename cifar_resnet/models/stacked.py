@@ -1,6 +1,7 @@
 """Several networks of one architecture, trained at once as one module."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,9 @@ class LayersOfMany(torch.overrides.TorchFunctionMode):
     on the way to cuDNN's they ask for a memory format that it cannot tell.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.conv2d and torch.is_autocast_enabled(device := args[0].device.type):
             lower = torch.get_autocast_dtype(device)
@@ -49,7 +52,7 @@ class StackedEnsemble(Classifier):
     def __init__(self, members: Sequence[Classifier]):
         first = members[0]
         super().__init__(
-            num_classes=first.hparams.num_classes,
+            num_classes=first.hparams["num_classes"],
             label_smoothing=first.label_smoothing,
             class_weights=first.class_weights,
             decay_norm_and_bias=first.decay_norm_and_bias,
@@ -62,7 +65,7 @@ class StackedEnsemble(Classifier):
             scheduler=first.scheduler,
             distillation=first.distillation,
         )
-        self.members = nn.ModuleList(members)
+        self.members: Sequence[Classifier] = nn.ModuleList(members)  # type: ignore[assignment]  # which is one in use
         self.loss_weights = first.loss_weights
         self.seed, self.data_state = first.seed, first.data_state
 
@@ -127,7 +130,7 @@ class StackedEnsemble(Classifier):
         count = len(self.members)
         images, labels = batch[0].repeat(count, 1, 1, 1), batch[1].repeat(count)
         log_probs = log_probabilities(self, images, self.tta, self.tta_below, count)
-        losses = torch.stack([F.nll_loss(*own) for own in self.shares(log_probs, labels)])
+        losses = torch.stack([F.nll_loss(scores, own) for scores, own in self.shares(log_probs, labels)])
         self.update_metrics(split, losses, log_probs, labels)
         return log_probs
 

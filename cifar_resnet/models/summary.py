@@ -1,6 +1,6 @@
 """How large a network is."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]
     }
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
-    def note(module: nn.Module, _, output: torch.Tensor) -> None:
+    def note(module: nn.Module, _: Any, output: torch.Tensor) -> None:
         if module in watched:
             shapes[module] = tuple(output.shape[1:])
 

@@ -25,11 +25,11 @@ class Wrapped(Classifier):
         self,
         net: Mapping[str, Any],
         classes_as: str | None = "num_classes",
-        **of_every_network,
+        **of_every_network: Any,
     ):
         super().__init__(**of_every_network)
         check(Wrapped, locals())
-        told = {classes_as: self.hparams.num_classes} if classes_as else {}
+        told = {classes_as: self.hparams["num_classes"]} if classes_as else {}
         module = instantiate(dict(net), **told, _convert_="all")
         refuse_if(
             not isinstance(module, nn.Module),

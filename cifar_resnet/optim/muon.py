@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ class Muon(torch.optim.Optimizer):
         self.nesterov, self.ns_steps, self.unit_filters = nesterov, ns_steps, unit_filters
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Tensor | None:
+    def step(self, closure: Callable | None = None) -> Any:
         loss = None if closure is None else torch.enable_grad()(closure)()
         groups = [[weight for weight in group["params"] if weight.grad is not None] for group in self.param_groups]
         weights = [weight for group in groups for weight in group]
@@ -154,7 +155,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(parameters, directions)
 
     def step_others(self, parameters: list[Tensor], lr: Tensor, weight_decay: float) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients: tuple[Tensor, ...] | list[Tensor] = [parameter.grad for parameter in parameters]
         if weight_decay:
             gradients = torch._foreach_add(gradients, parameters, alpha=weight_decay)
         momenta = self.momenta(parameters)

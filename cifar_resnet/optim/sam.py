@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ class SAM(torch.optim.Optimizer):
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self.spares_scale = True  # by which the first pass, whose gradients nobody keeps, may overflow as well
-        self.moved, self.saved = [], []  # weights, and what they were before `perturb`
+        self.moved: list[Tensor] = []  # weights, and what they were before `perturb`
+        self.saved: list[Tensor] = []
 
     def parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -50,7 +52,7 @@ class SAM(torch.optim.Optimizer):
     def perturb(self) -> Tensor:
         """Move along the gradients, by rho; returns their norm. The scale of the loss makes no difference."""
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients: tuple[Tensor, ...] | list[Tensor] = [parameter.grad for parameter in parameters]
         if self.adaptive:
             sizes = torch._foreach_add(torch._foreach_abs(parameters), self.eta)
             gradients = torch._foreach_mul(gradients, sizes)
@@ -71,7 +73,7 @@ class SAM(torch.optim.Optimizer):
         self.moved, self.saved = [], []
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Tensor | None:
+    def step(self, closure: Callable | None = None) -> Any:
         loss = None if closure is None else torch.enable_grad()(closure)()
         found_inf = getattr(self, "found_inf", None)  # where a loss scaler has looked before
         if found_inf is None:
@@ -79,7 +81,7 @@ class SAM(torch.optim.Optimizer):
             found_inf, unscaled = (torch.full((), value, device=gradients[0].device) for value in (0.0, 1.0))
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, found_inf, unscaled)
         if self.skips_on_device:
-            self.base.found_inf, self.base.grad_scale = found_inf, getattr(self, "grad_scale", None)
+            self.base.found_inf, self.base.grad_scale = found_inf, getattr(self, "grad_scale", None)  # type: ignore[attr-defined]
             self.base.step()
         elif not found_inf:
             self.base.step()

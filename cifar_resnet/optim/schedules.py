@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -93,10 +93,8 @@ def one_cycle(
     """
     check(one_cycle, locals())
     descent, lr = DESCENTS[shape], optimizer.param_groups[0]["lr"]
-    refuse_if(
-        isinstance(max_lr, str),
-        f"scheduler.max_lr has not been found yet. Got {max_lr}; give a learning rate, or null",
-    )
+    if isinstance(max_lr, str):
+        raise UsageError(f"scheduler.max_lr has not been found yet. Got {max_lr}; give a learning rate, or null")
     refuse_if(
         lr == 0 and max_lr is not None,
         f"scheduler.max_lr is reached from optimizer.lr. Got {lr} there; give more than 0",
@@ -228,7 +226,7 @@ class Schedule:
             return None
         if isinstance(scheduler, LambdaLR):
             moves = total_steps if self.interval == "step" else epochs
-            found = [scheduler.base_lrs[0] * scheduler.lr_lambdas[0](move) for move in range(moves + 1)]
+            found: list[Any] = [scheduler.base_lrs[0] * scheduler.lr_lambdas[0](move) for move in range(moves + 1)]
         else:
             found = simulated(scheduler, total_steps if self.interval == "step" else epochs)
         steps_per_epoch = total_steps / epochs

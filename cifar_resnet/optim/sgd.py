@@ -1,9 +1,9 @@
 """torch's SGD, whose momentum starts from zeros."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 
 class SGD(torch.optim.SGD):
@@ -14,7 +14,7 @@ class SGD(torch.optim.SGD):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Tensor | None:
+    def step(self, closure: Callable | None = None) -> Any:
         for group in self.param_groups if not self.state else ():
             for parameter in group["params"] if group["momentum"] else ():
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
