@@ -101,8 +101,8 @@ WITHOUT_TORCH = [
         "a list in the defaults",
         "give one of",
     ),
-    ("train", "--config-dir mine experiment=number", "unknown key 0 in a file of settings."),
-    ("train", "--config-dir mine experiment=number_within", "unknown key model.3."),
+    ("train", "--config-dir mine experiment=number", "unknown key 0", "in a file of settings."),
+    ("train", "--config-dir mine experiment=number_within", "unknown key model.3.", "takes no such argument"),
     ("train", "--config-dir mine experiment=stray", "unknown key modl in a file of settings.", "Did you mean model"),
     (
         "train",
