@@ -102,7 +102,6 @@ WITHOUT_TORCH = [
         "give one of",
     ),
     ("train", "--config-dir mine experiment=number", "unknown key 0", "in a file of settings."),
-    ("train", "--config-dir mine experiment=number_within", "unknown key model.3.", "takes no such argument"),
     ("train", "--config-dir mine experiment=stray", "unknown key modl in a file of settings.", "Did you mean model"),
     (
         "train",
@@ -302,6 +301,7 @@ WITHOUT_TORCH = [
 
 # Ranges, types and relations between settings: before data is read, and before there is a folder
 BEFORE_DATA_IS_READ = [
+    ("train", "--config-dir mine experiment=number_within", "unknown key model.3.", "takes no such argument"),
     # unknown to what takes them
     ("train", "+optimizer.nesterof=true", "unknown key optimizer.nesterof.", "Did you mean optimizer.nesterov?"),
     ("train", "optimizer._target_=torch.optim.Sgd", "_target_ names nothing.", "Got torch.optim.Sgd"),
