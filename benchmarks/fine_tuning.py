@@ -20,8 +20,8 @@ from cifar_resnet.data import Synthetic
 
 GOAL = 0.9
 SHARED = (
-    "model=resnet20", "data=files", "augment.cutout_size=0", "optimizer.lr=0.1", "scheduler=constant", "test=false",
-    "page=false", "logger=none",
+    "model=resnet20", "data=files", "augment.cutout_size=0", "optimizer.lr=0.03", "test=false", "page=false",
+    "logger=none",
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def epochs_until(record: dict) -> int | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=40, help="at most, of each")
+    parser.add_argument("--epochs", type=int, default=60, help="at most, of each")
     parser.add_argument("--per-class", type=int, default=100, help="images of the new classes")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
@@ -53,8 +53,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         first = write(folder, "first", range(5), 5 * options.per_class)
-        then = [*write(folder, "then", range(5, 10), options.per_class), "data.batch_size=32", "data.num_val=0.3"]
-        known = train([*SHARED, *first, "trainer.max_epochs=12", f"run_dir={folder / 'known'}"])
+        then = [
+            *write(folder, "then", range(5, 10), options.per_class),
+            "data.batch_size=32",
+            "data.num_val=0.3",
+            "scheduler=constant",
+        ]
+        known = train([*SHARED, *first, "scheduler=one_cycle", "trainer.max_epochs=20", f"run_dir={folder / 'known'}"])
         found = []
         for seed in range(options.seeds):
             row = {"seed": seed}
