@@ -1,4 +1,4 @@
-"""Every command in the README runs: trainings on a tiny network and data set."""
+"""Every command in the README and in docs/ runs: trainings on a tiny network and data set."""
 
 import pickle
 import re
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +17,18 @@ from PIL import Image
 
 import cifar_resnet
 from cifar_resnet import cli
+from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
 
 ROOT = Path(cifar_resnet.__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-TEXTS = README + (ROOT / "docs" / "own.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", TEXTS, re.DOTALL)
-COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
-COMMANDS = list(dict.fromkeys(filter(None, COMMANDS)))
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
+SCRIPTS = [block for kind, block in BLOCKS if kind == "bash" and block.startswith("#!")]
+LINES = "".join(block for kind, block in BLOCKS if kind == "bash" and block not in SCRIPTS).replace("\\\n", " ")
+COMMANDS = list(dict.fromkeys(filter(None, (line.split("  #")[0].strip() for line in LINES.splitlines()))))
+# what it takes to run these is in the tests of launchers and of several processes
+ENGINES = {"joblib": "hydra_joblib_launcher", "submitit_slurm": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
+STARTED_BY = ("hydra/launcher=", "trainer.devices=")
 
 
 def lines_of(*programs: str) -> list[str]:
@@ -66,11 +71,22 @@ def trained_small(line: str, run_dir: Path | None) -> list[str]:
     return [*kept, *tiny, *(["model.depth=8,14"] if depths else [])]
 
 
+def composes(arguments: list[str]) -> None:
+    """Whether a command's arguments are understood, where it takes several processes to run it."""
+    for launcher in (text.partition("=")[2] for text in arguments if text.startswith("hydra/launcher=")):
+        pytest.importorskip(f"hydra_plugins.{ENGINES[launcher]}")
+    in_sweep = "-m" in arguments
+    assert Composer().jobs([text for text in arguments if text != "-m"], multirun=in_sweep)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("line", slow_where(lambda line: " -m " in line, TRAININGS))
 def test_cifar_train_lines_run(line, cifar_train, run_dirs):
     if "timm." in line:
         pytest.importorskip("timm")
+    if any(word in line for word in STARTED_BY):
+        composes(shlex.split(line)[1:])
+        return
     if "<run folder>" in line:
         cifar_train()
     before = run_dirs()
@@ -93,7 +109,7 @@ def test_learning_rate_lines_run(line):
 
 @pytest.fixture
 def own_pictures():
-    """What the README's commands are given to look at."""
+    """What the pages' commands are given to look at."""
     images, _ = Synthetic(num_test=20).read(train=False)
     for folder in ("photos", "my_test_set/ring", "my_test_set/star"):
         Path(folder).mkdir(parents=True)
@@ -127,8 +143,25 @@ def test_other_lines_name_what_exists(line, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(script), run_name="__main__")
         assert ended.value.code == 0
+    elif words[:3] == ["pip", "install", "-e"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert re.fullmatch(r"\.\[(\w+)\]", words[3])[1] in extras
+    elif words[0] in ("torchrun", "srun"):
+        start = next(place for place, word in enumerate(words) if word in ("cifar-train", "cifar_resnet.train"))
+        composes(words[start + 1 :])
+    elif words[0] == "sbatch":
+        wrapped = [text.partition("cifar-train ")[2] for text in words if text.startswith("--wrap=")]
+        composes(shlex.split(wrapped[0]) if wrapped else words[2:])
     else:
         assert words == ["source", ".venv/bin/activate"]
+
+
+def test_scripts_parse_and_call_our_commands():
+    assert SCRIPTS
+    for script in SCRIPTS:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        for command in re.findall(r"\bcifar-[a-z-]+", script):
+            assert Path(sys.executable).with_name(command).exists(), command
 
 
 def test_python_examples_run():
@@ -139,10 +172,25 @@ def test_python_examples_run():
         exec(small, {})
 
 
-def test_linked_files_exist():
-    for link in re.findall(r"\]\(([^)]+)\)", README):
-        if not link.startswith("http"):
-            assert (ROOT / link.partition("#")[0]).exists(), link
+def anchors(page: str) -> set[str]:
+    """What its headings are called in links, as GitHub does it."""
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?s)```.*?```", "", page))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(PAGES[target]), link
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 200
 
 
 def test_promised_commands_are_there():
