@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all test-gpu lint bench
+.PHONY: help quickstart test test-all test-gpu lint docs bench
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -29,6 +29,10 @@ test-gpu: .venv/installed  ## what only a machine with a GPU can tell
 
 lint: .venv/installed  ## ruff: style and formatting; import-linter: imports go one way; mypy: types
 	ruff check . && ruff format --check . && lint-imports --no-cache && mypy
+
+docs: .venv/installed  ## README and docs/ as a site, in outputs/site
+	python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 BENCHMARKS = throughput augmentation optimizers startup overhead memory ensemble predict scaling
 bench: .venv/installed  ## what training costs, as ratios; figures go to benchmarks/results/

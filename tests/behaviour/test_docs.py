@@ -1,5 +1,6 @@
 """Every command in the README and in docs/ runs: trainings on a tiny network and data set."""
 
+import os
 import pickle
 import re
 import runpy
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import TINY
 from PIL import Image
 
@@ -21,7 +23,11 @@ from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
 
 ROOT = Path(cifar_resnet.__file__).parents[1]
-PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+FILES = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+PAGES = {path: path.read_text() for path in FILES}
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
 SCRIPTS = [block for kind, block in BLOCKS if kind == "bash" and block.startswith("#!")]
 LINES = "".join(block for kind, block in BLOCKS if kind == "bash" and block not in SCRIPTS).replace("\\\n", " ")
@@ -164,12 +170,35 @@ def test_scripts_parse_and_call_our_commands():
             assert Path(sys.executable).with_name(command).exists(), command
 
 
-def test_python_examples_run():
-    examples = [block for kind, block in BLOCKS if kind == "python"]
-    assert examples
-    for example in examples:
-        small = example.replace('"trainer.max_epochs=1"', ", ".join(map(repr, TINY)))
-        exec(small, {})
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [block for kind, block in BLOCKS if kind == "python"])
+def test_python_examples_run(example):
+    exec(example.replace('"trainer.max_epochs=1"', ", ".join(map(repr, TINY))), {})
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    notebook = nbformat.read(ROOT / "docs" / "first_hour.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    (settings,) = (cell for cell in notebook.cells if "EPOCHS =" in cell.source and cell.cell_type == "code")
+    small = ["data=synthetic", "data.num_train=600", "data.num_test=50", "data.num_val=100"]
+    settings.source = settings.source.replace('["data=synthetic"]', repr(small)).replace("EPOCHS = 4", "EPOCHS = 1")
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": "."}}).execute()
+    told = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+    assert "error:" not in told
+    assert len(list(Path("outputs").rglob("result.json"))) == 4
+
+
+def test_the_workflow_and_the_hook_run_what_is_there():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert job["steps"][-1]["run"] == "bash .ci/run"
+    assert (ROOT / ".ci" / "run").exists()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    subprocess.run([*hooks[0]["entry"].split(), "-n"], cwd=ROOT, check=True, capture_output=True)
 
 
 def anchors(page: str) -> set[str]:
