@@ -23,4 +23,6 @@ def load(path: str, trust: Sequence[str] = ()):
 
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"load takes the path of a checkpoint or run folder. Got {path!r}")
+    if isinstance(trust, str):
+        raise TypeError(f"trust is a list of modules. Got {trust!r}; give [{trust!r}]")
     return checkpoints.load(path, trust)

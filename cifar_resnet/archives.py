@@ -82,16 +82,18 @@ def read_archive(
     refuse_if(
         images is None,
         f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data"
-        + f", or x_{half}" * bool(half),
+        + (f", or x_{half}, or {half}_images" if half else ""),
     )
     if memory_map:
         pixels, num_resized = as_they_lie(images, image_size, path), 0
     else:
-        pixels, num_resized = as_images(np.asarray(images), image_size, path)
+        pixels, num_resized = as_images(
+            np.asarray(images), image_size, path, is_cifar=path.suffix.lower() not in readers
+        )
     classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
     if labels_at:
         refuse_if(labels is not None, f"labels twice. Got those in {path} and {labels_at}; leave one out")
-        labels, classes = read_labels(labels_at)
+        labels, classes = read_labels(labels_at, len(pixels))
     labels = as_labels(labels, len(pixels), labels_at or path)
     classes = classes and list(map(class_name, classes))
     ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
@@ -151,23 +153,28 @@ def read_npy(path: Path, memory_map: bool = False) -> dict:
     return {"images": np.array(array)}
 
 
-def read_labels(path: Path) -> tuple[np.ndarray, list[str] | None]:
-    """(N,) int64, and the names of the classes where the file has names.
+def read_labels(path: Path, num_images: int) -> tuple[np.ndarray, list[str] | None]:
+    """(num_images,) int64, and the names of the classes where the file has names.
 
     path: an .npy file of numbers, or a text with a line for each image: a number from 0, or a name.
     """
     try:
         if path.suffix.lower() == ".npy":
             return np.load(path, allow_pickle=False), None
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")  # Windows' editors begin with a mark
     except FileNotFoundError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"not a readable file of labels: {path} ({one_line(error)})") from error
     names = [line.strip() for line in (lines[:-1] if not lines[-1].strip() else lines)]
+    refuse_if("" in names, f"a line without a label. Got line {names.index('') + 1 if '' in names else 0} of {path}")
+    refuse_if(
+        len(names) != num_images,
+        f"a text of labels has a line for each of the {num_images} images, and no other. Got {len(names)} lines in "
+        f"{path}, the first {names[0] if names else ''!r}; mend it",
+    )
     if all(name.isdecimal() for name in names):
         return np.array(names, dtype=np.int64), None
-    refuse_if("" in names, f"a line without a label. Got line {names.index('') + 1 if '' in names else 0} of {path}")
     classes = sorted(set(names), key=natural)
     return np.array([classes.index(name) for name in names]), classes
 
@@ -206,9 +213,9 @@ def read_pickle(path: Path) -> dict:
     return {text(name): value for name, value in found.items()}
 
 
-def as_images(array: np.ndarray, image_size: int, path: Path) -> tuple[np.ndarray, int]:
-    """(N, 3, image_size, image_size), and how many images had another size."""
-    if array.ndim == 2 and array.shape[1] == 3072:  # CIFAR's own: red, green and blue planes
+def as_images(array: np.ndarray, image_size: int, path: Path, is_cifar: bool = False) -> tuple[np.ndarray, int]:
+    """(N, 3, image_size, image_size), and how many images had another size. is_cifar: in rows of three planes."""
+    if is_cifar and array.ndim == 2 and array.shape[1] == 3072:
         array = array.reshape(-1, 3, 32, 32)
     refuse_if(
         array.nbytes > MAX_BYTES,
@@ -226,9 +233,16 @@ def from_floats(array: np.ndarray, path: Path) -> np.ndarray:
     refuse_if(
         not (low >= 0 and high <= 1),
         f"pixels are whole numbers from 0 to 255, as uint8, or floats from 0 to 1. Got {array.dtype} from {low:g} to "
-        f"{high:g} in {path}; scale them to that",
+        f"{high:g} in {path}; scale them to that"
+        if np.isfinite([low, high]).all()
+        else f"pixels are numbers. Got nan or infinity in image {first_without_numbers(array)} of {path}, counted from "
+        f"0; leave it out",
     )
     return np.concatenate([(batch * 255).round().astype(np.uint8) for batch in batches_of(array, 1000)])
+
+
+def first_without_numbers(array: np.ndarray) -> int:
+    return next(number for number, image in enumerate(array) if not np.isfinite(image).all())
 
 
 def as_planes(array: np.ndarray, place: Path | str) -> np.ndarray:
@@ -249,7 +263,8 @@ def as_planes(array: np.ndarray, place: Path | str) -> np.ndarray:
     )
     refuse_if(
         array.ndim == 2,
-        f"one picture, or none? Got {shape} in {place}; one is images[None]",
+        f"one picture, or several in rows? Got {shape} in {place}; one is images[None], rows say nothing of how their "
+        f"pixels lie: reshape them to (N, H, W, 3), (N, 3, H, W) or (N, H, W)",
     )
     if array.ndim == 3:
         array = array[:, None]
@@ -283,8 +298,12 @@ def as_labels(labels: object, num_images: int, path: Path) -> np.ndarray | None:
     array = np.asarray(labels)
     array = array[:, 0] if array.shape == (num_images, 1) else array
     refuse_if(
-        array.shape != (num_images,) or array.dtype.kind not in "iu" or array.min() < 0,
+        array.shape != (num_images,) or array.dtype.kind not in "iu",
         f"labels are whole numbers from 0, one for each of the {num_images} images. "
         f"Got {array.dtype} {array.shape} in {path}",
+    )
+    refuse_if(
+        num_images and array.min() < 0,
+        f"labels are whole numbers from 0. Got {array.min() if num_images else 0} in {path}; number the classes from 0",
     )
     return array.astype(np.int64)

@@ -30,8 +30,9 @@ from torch.utils._pytree import tree_map
 from cifar_resnet.constraints import Positive, adapter_of, in_words, problems_with, value_at
 from cifar_resnet.errors import RunError, as_usage_error, first_sentence, one_line, refuse_if
 from cifar_resnet.models import Classifier
+from cifar_resnet.quoting import in_shell
 from cifar_resnet.runs import find_checkpoint, last_checkpoint, replacing
-from cifar_resnet.trust import check_targets, if_you_trust, is_trusted
+from cifar_resnet.trust import check_targets, is_trusted, trusting
 
 FORMAT = 2
 TO_RESUME = (
@@ -190,7 +191,8 @@ def class_of(name: str, path: str | Path, trusted: Sequence[str]) -> type[Classi
         known = {each.architecture(): each for each in subclasses(Classifier)}
     refuse_if(
         name not in known,
-        f"a checkpoint of a network that is not in this package. Got {name} in {path}; {if_you_trust([name])}",
+        f"a checkpoint of a network that is not in this package. Got {name} in {path}; if you trust it, add "
+        f"{in_shell(trusting([name]))}",
     )
     return known[name]
 

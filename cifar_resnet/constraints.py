@@ -122,7 +122,8 @@ RESERVED = {
     "overfit_batches": "debug=overfit is a few images to learn by heart",
     "val_check_interval": "trainer.check_val_every_n_epoch says when it is validated",
     **dict.fromkeys(("callbacks", "logger", "precision"), "that is a group of its own, see cifar-train --help"),
-    **dict.fromkeys(("plugins", "enable_checkpointing", "barebones"), "a run keeps checkpoints, to go on from"),
+    **dict.fromkeys(("enable_checkpointing", "barebones"), "a run keeps checkpoints, to go on from"),
+    "plugins": "precision, strategy and processes have settings of their own",
 }
 # names of settings elsewhere, and what to use here
 INSTEAD = RESERVED | {

@@ -134,7 +134,7 @@ def differences(
 
     images: their hash.
     """
-    same_wherever = ("checkpoint=", "accelerator=", *["data.root="] * (own_images is True))
+    same_wherever = ("checkpoint=", "accelerator=", "trust=", *["data.root="] * (own_images is True))
     changes = [text for text in overrides if not text.startswith(same_wherever)]
     is_other_precision = any(record.get("precision") != precision for record in records_of(paths))
     is_asked_for = any(text.startswith("precision") for text in changes)

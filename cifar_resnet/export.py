@@ -174,7 +174,7 @@ def write_safetensors(portable: Network, images: Tensor, path: Path) -> Exported
     networks = [each.network for each in inference.members_of(portable)]
     prefixes = [""] if len(networks) == 1 else [f"members.{place}." for place in range(len(networks))]
     tensors = {
-        f"{prefix}{name}": tensor.contiguous()
+        f"{prefix}{name}": tensor.clone(memory_format=torch.contiguous_format)  # parts may share one, a file may not
         for prefix, network in zip(prefixes, networks, strict=True)
         for name, tensor in network.state_dict().items()
     }

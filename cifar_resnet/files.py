@@ -349,7 +349,9 @@ def folders_of(root: str) -> dict[str, str]:
     """The halves in a folder: train/<class>/…, test/<class>/… and perhaps val/ or valid/; or <class>/… alone, for both
     halves to be drawn from."""
     place = Path(root).expanduser()
-    folders = {half: next((path for path in each if (place / path).is_dir()), None) for half, each in FOLDERS.items()}
+    there = {half: [path for path in each if (place / path).is_dir()] for half, each in FOLDERS.items()}
+    refuse_if(len(there["val"]) > 1, f"validation images twice. Got {root} with val/ and valid/; join them")
+    folders = {half: next(iter(found), None) for half, found in there.items()}
     if place.is_dir() and not any(folders.values()):
         return {"train": root, "test": root}
     for half in ("train", "test"):

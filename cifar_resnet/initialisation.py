@@ -49,6 +49,15 @@ def start_from(model: Classifier, path: str | Path) -> str:
             f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}; give the model's settings as "
             f"they were there",
         )
+    refuse_if(
+        frozen := [name for name in fresh if model.is_frozen(name)],
+        f"what begins anew has to be trained. Got model.freeze={list(model.freeze_parts)}, which holds "
+        f"{frozen and frozen[0]}; leave that part out",
+    )
+    refuse_if(
+        damaged := next((name for name, tensor in found.items() if not tensor.isfinite().all()), None),
+        f"init holds numbers that are not finite. Got {damaged} in {path}; give other weights",
+    )
     taken = {name: tensor for name, tensor in found.items() if name not in fresh}
     with torch.no_grad():
         for name, tensor in taken.items():

@@ -65,9 +65,15 @@ def check_data(data: DictConfig | None) -> None:
 
 def check_init(cfg: DictConfig) -> None:
     constraints.check_value(cfg, "init", constraints.TOP_LEVEL["init"])
-    if Path(cfg.init).suffix != ".safetensors":
+    place = Path(cfg.init)
+    refuse_if(
+        place.is_file() and place.suffix not in (".ckpt", ".safetensors"),
+        f"init is a run folder, a checkpoint of cifar-train or a .safetensors file. Got {cfg.init}; write another "
+        f"program's weights by safetensors.torch.save_file",
+    )
+    if place.suffix != ".safetensors":
         runs.find_checkpoint(cfg.init)
-    elif not Path(cfg.init).is_file():
+    elif not place.is_file():
         raise FileNotFoundError(f"no such file. Got init={cfg.init}; give a checkpoint, a run folder or a .safetensors")
 
 

@@ -310,7 +310,9 @@ def find_checkpoint(path: str | Path) -> Path:
     for candidate in [path] if is_file else [path / "checkpoints" / "best.ckpt", last_checkpoint(path)]:
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(f"no checkpoint. Got {path}; give a .ckpt file, or a run folder with checkpoints/ in it")
+    raise FileNotFoundError(
+        f"no checkpoint. Got {path}; give a .ckpt file of cifar-train, or a run folder with checkpoints/ in it"
+    )
 
 
 def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:

@@ -49,14 +49,22 @@ def check_targets(cfg: DictConfig | dict, file: str | Path, named: Iterable[str]
     strange = {place: name for place, name in targets_in(found) if name not in known and not is_trusted(name, trusted)}
     refuse_if(
         strange,
-        f"{file} names code that is neither this project's nor torch's or Lightning's. Got "
-        f"{', '.join(f'{place}={name}' for place, name in strange.items())}; {if_you_trust(strange.values())}",
+        f"{file} names what is called only if you name it too: code that is neither this project's nor torch's or "
+        f"Lightning's, or a tracker that sends data away. Got "
+        f"{', '.join(f'{place}={name}' for place, name in strange.items())}; if you trust it, add "
+        f"{in_shell(trusting(strange.values()))}",
     )
 
 
-def if_you_trust(names: Iterable[str]) -> str:
-    modules = ",".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
-    return f"if you trust it, add {in_shell(f'trust=[{modules}]')}"
+def trusting(names: Iterable[str]) -> str:
+    """The setting that lets these be called."""
+    return f"trust=[{','.join(dict.fromkeys(name.rpartition('.')[0] or name for name in names))}]"
+
+
+def needed_to_go_on(cfg: DictConfig) -> list[str]:
+    """What a command has to add where it goes on with a run of these settings; none, or `trust`."""
+    strange = [name for _, name in targets_in(plain(cfg)) if not is_trusted(name)]
+    return [trusting(strange)] if strange else []
 
 
 def is_trusted(name: str, trusted: Sequence[str] = ()) -> bool:
@@ -66,8 +74,8 @@ def is_trusted(name: str, trusted: Sequence[str] = ()) -> bool:
 
 @functools.cache
 def installed() -> tuple[str, ...]:
-    """The modules that installed packages have announced."""
-    return tuple(point.value.partition(":")[0] for point in entry_points(group="cifar_resnet"))
+    """The packages that have announced modules: to import one of these is to import its package."""
+    return tuple(re.split(r"[.:]", point.value)[0] for point in entry_points(group="cifar_resnet"))
 
 
 def targets_in(node: object, place: str = "") -> Iterator[tuple[str, str]]:

@@ -129,6 +129,11 @@ class DataModule(LightningDataModule, ABC):
             if apart:
                 images, labels = (torch.cat(both) for both in zip((images, labels), apart, strict=True))
             if self.fold is not None:
+                refuse_if(
+                    self.num_folds > len(labels),
+                    f"each fold holds out an image or more. Got data.num_folds={self.num_folds} of {len(labels)} "
+                    f"images; give fewer",
+                )
                 train, val = fold_split(labels, self.fold, self.num_folds, self.split_seed)
             elif apart and self.num_val != 0:
                 train, val = torch.arange(len(labels)).split([count, len(labels) - count])

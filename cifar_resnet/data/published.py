@@ -51,6 +51,7 @@ class Downloaded(DataModule):
         if self.train is not None or self.is_complete():  # once read, nothing more is needed
             return
         is_new, lock, reason = not self.root.exists(), self.root / f".{type(self).__name__}.lock", None
+        before = set(self.root.rglob("*"))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
@@ -61,7 +62,7 @@ class Downloaded(DataModule):
                         break
                 if reason:
                     lock.unlink()  # while it is held: those who wait for it see that it is gone, and make a new one
-            for folder in sorted(self.root.rglob("*"), reverse=True) if reason and is_new else ():
+            for folder in sorted({*self.root.rglob("*")} - before, reverse=True) if reason else ():
                 folder.rmdir()  # which torchvision has made
             if reason and is_new:
                 self.root.rmdir()
@@ -234,10 +235,12 @@ class MedMNIST(OwnImages):
 
     def __init__(self, root: str, **shared: Any):
         super().__init__(**shared)
+        path = Path(root).expanduser()
+        what = "a folder" if path.is_dir() else "which is not there"
         refuse_if(
-            not Path(root).expanduser().is_file(),
-            f"data.root is one of MedMNIST's files, such as pathmnist.npz. Got {root}, which is not there; they are on "
-            f"Zenodo, record 10519652",
+            not path.is_file(),
+            f"data.root is one of MedMNIST's files, such as pathmnist.npz. Got {root}, {what}; they are on Zenodo, "
+            f"record 10519652",
         )
         self.open(Halves(root, root, self.image_size, root))
 
@@ -268,14 +271,16 @@ class TinyImageNet(OfLists):
         place = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
         needed = [place / "wnids.txt", place / "train", place / "val" / "val_annotations.txt"]
         refuse_missing("Tiny ImageNet", "tiny-imagenet-200.zip, unpacked", needed)
-        wnids = needed[0].read_text().split()
+        wnids = needed[0].read_text("utf-8-sig").split()
         words = place / "words.txt"
-        rows = dict(line.split("\t", 1) for line in words.read_text("utf-8").splitlines()) if words.is_file() else {}
+        rows = (
+            dict(line.split("\t", 1) for line in words.read_text("utf-8-sig").splitlines()) if words.is_file() else {}
+        )
         names = {wnid: f"{rows[wnid].split(',')[0]} ({wnid})" if wnid in rows else wnid for wnid in wnids}
         train = [
             (path, names[wnid]) for wnid in wnids for path in sorted((place / "train" / wnid / "images").glob("*.JPEG"))
         ]
-        lines = list(csv.reader(needed[2].read_text().splitlines(), delimiter="\t"))
+        lines = list(csv.reader(needed[2].read_text("utf-8-sig").splitlines(), delimiter="\t"))
         refuse_if(
             strange := next((row for row in lines if len(row) < 2 or row[1] not in names), None),
             f"a line for each image, its file and its class. Got {strange} in {needed[2]}",
@@ -299,7 +304,7 @@ class KaggleCIFAR10(OfLists):
     def parts_in(self, root: Path) -> dict[str, ListedPart]:
         table = root / "trainLabels.csv"
         refuse_missing("Kaggle's CIFAR-10", "train.7z, unpacked, and trainLabels.csv", [table, root / "train"])
-        head, *rows = csv.reader(table.read_text("utf-8").splitlines())
+        head, *rows = csv.reader(table.read_text("utf-8-sig").splitlines())
         refuse_if(
             head != ["id", "label"] or any(len(row) != 2 for row in rows),
             f"two columns, id and label. Got {head} in {table}",

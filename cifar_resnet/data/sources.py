@@ -101,12 +101,10 @@ class OwnImages(DataModule):
             log.warning(f"warning: {text}")
 
     def tell_of_classes(self, half: str, labels: np.ndarray) -> None:
-        """Name classes without images: of a training any, of a test those that have a folder."""
+        """Name classes without images."""
         parts, place = self.halves.parts[half], self.halves.place(half)
-        have_folders = {name for part in parts if part.archive is None for name in part.names}
         counts = np.bincount(labels, minlength=len(self.classes))
-        empty = [name for name, count in zip(self.classes, counts, strict=True) if not count]
-        if empty := [name for name in empty if half == "train" or name in have_folders]:
+        if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
             self.tell(f"no images of {named(empty)} in {place}")
         lacking = [name for name in self.classes if any(name not in (part.classes or [name]) for part in parts)]
         if lacking and len(parts) > 1:

@@ -26,18 +26,20 @@ from cifar_resnet.constraints import (
     WholeNumber,
     check,
 )
-from cifar_resnet.errors import UsageError, first_sentence, refuse_if
+from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.images import Normalise
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.metrics import Mean
 from cifar_resnet.models.parallel import exchanged, keep_gradients, share_statistics
 from cifar_resnet.models.regularisers import DropBlock
-from cifar_resnet.models.summary import num_parameters, parts_of, run_once
+from cifar_resnet.models.summary import num_parameters, parts_of, run_in_training, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
 from cifar_resnet.monitored import Monitor
 from cifar_resnet.optim import SAM, RngState, Schedule, frozen_statistics, two_passes
 from cifar_resnet.seeds import seed_for
+
+OF_A_RUN = ("seed", "monitor", "config", "data_state", "optimizer", "scheduler", "distillation", "loss_weights", "sam")
 
 
 class Classifier(LightningModule):
@@ -132,7 +134,7 @@ class Classifier(LightningModule):
 
     def check_parts(self) -> None:
         """ValueError for names, in freeze and lr_factors, of no part that is trained."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained = {name for names, parameter in self.all_names() if parameter.requires_grad for name in names}
         for key, names in (("freeze", self.freeze_parts), ("lr_factors", self.lr_factors)):
             strange = next((part for part in names if not any(is_within(name, part) for name in trained)), None)
             parts = dict.fromkeys(name for name, _ in parts_of(self))
@@ -142,34 +144,50 @@ class Classifier(LightningModule):
                 f"within them, such as {next(iter(trained), '').rpartition('.')[0]}",
             )
         refuse_if(
-            self.freeze_parts and all(map(self.is_frozen, trained)),
+            self.freeze_parts and all(self.is_frozen(*names) for names, each in self.all_names() if each.requires_grad),
             f"nothing would be trained. Got model.freeze={list(self.freeze_parts)}; leave one part out",
         )
 
-    def is_frozen(self, name: str) -> bool:
-        return any(is_within(name, part) for part in self.freeze_parts)
+    def all_names(self) -> list[tuple[list[str], torch.nn.Parameter]]:
+        """Each parameter once, with all its names: parts may share it."""
+        names: dict[torch.nn.Parameter, list[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            names.setdefault(parameter, []).append(name)
+        return [(found, parameter) for parameter, found in names.items()]
 
-    def lr_factor_of(self, name: str) -> float:
-        """name: a parameter's."""
-        fitting = [part for part in self.lr_factors if is_within(name, part)]
+    def is_frozen(self, *names: str) -> bool:
+        """names: a module's, or all those of a parameter."""
+        return any(is_within(name, part) for part in self.freeze_parts for name in names)
+
+    def lr_factor_of(self, *names: str) -> float:
+        """names: all those of a parameter."""
+        fitting = [part for part in self.lr_factors if any(is_within(name, part) for name in names)]
         return self.lr_factors[max(fitting, key=len)] if fitting else 1.0
 
     def check_image_size(self, image_size: int) -> None:
         """ValueError where the network cannot take images of this side, in pixels, or gives no logits for them."""
+        name, num_classes = type(self).__name__, self.hparams["num_classes"]
+        hidden = next((layer for layer in self._modules if hasattr(Classifier, layer) or layer in OF_A_RUN), None)
+        refuse_if(hidden, f"{name} has a layer called {hidden!r}, as something of every Classifier is; rename it")
+        refuse_if(not any(True for _ in self.parameters()), f"{name} has no parameters, and nothing to learn")
         try:
             logits = run_once(self, (3, image_size, image_size))
         except Exception as error:  # a network of one's own may raise anything
             remedy = "give fewer strides, or larger images" if isinstance(error, RuntimeError) else "mend its forward"
             raise ValueError(
-                f"{type(self).__name__} cannot take images of {image_size} pixels. Got: {first_sentence(error)}; "
-                f"{remedy}"
+                f"{name} cannot take images of {image_size} pixels. Got: {one_line(error)[:300].rstrip('.')}; {remedy}"
             ) from error
-        shape, expected = getattr(logits, "shape", None), (1, self.hparams["num_classes"])
-        refuse_if(
-            shape != expected,
-            f"{type(self).__name__} must return logits, {expected} for one image of {expected[1]} classes. "
-            f"Got {type(logits).__name__ if shape is None else tuple(shape)}; mend its forward",
-        )
+        for found, count, when in (
+            (logits, 1, ""),
+            (run_in_training(self, (3, image_size, image_size)), 2, " in training"),
+        ):
+            shape = getattr(found, "shape", None)
+            refuse_if(
+                found is not None and shape != (count, num_classes),
+                f"{name} must return logits, {(count, num_classes)} for {count} image{'s' * (count > 1)} of "
+                f"{num_classes} classes. Got {type(found).__name__ if shape is None else tuple(shape)}{when}; mend its "
+                f"forward, or have it made without heads for training alone (torchvision's aux_logits=false)",
+            )
 
     def init_whitening(self, images: Tensor) -> None:
         """Set the layers that training images determine before any training. images: (N, C, H, W), normalised."""
@@ -212,8 +230,8 @@ class Classifier(LightningModule):
         rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
         self.to(memory_format=torch.channels_last)
         if stage == "fit" and self.freeze_parts:
-            for name, parameter in self.named_parameters():
-                if self.is_frozen(name):
+            for names, parameter in self.all_names():
+                if self.is_frozen(*names):
                     parameter.requires_grad = False
         if self.distillation and stage == "fit":
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
@@ -352,19 +370,19 @@ class Classifier(LightningModule):
 
     def parameter_groups(self) -> list[torch.nn.Parameter] | list[dict[str, Any]]:
         """All parameters that are trained, or where some are treated otherwise, those as groups of their own."""
-        parameters = {
-            name: parameter
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad and not self.is_frozen(name)
-        }
+        parameters = [
+            (names, parameter)
+            for names, parameter in self.all_names()
+            if parameter.requires_grad and not self.is_frozen(*names)
+        ]
         otherwise: dict[str, Any] = {} if self.decay_norm_and_bias else {"weight_decay": 0.0}
         otherwise |= {} if self.bias_lr_factor == 1 else {"bias_lr_factor": self.bias_lr_factor}
         if not otherwise and not self.lr_factors:
-            return list(parameters.values())
+            return [parameter for _, parameter in parameters]
         groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
-        for name, parameter in parameters.items():
+        for names, parameter in parameters:
             is_apart = bool(otherwise) and parameter.ndim <= 1
-            groups.setdefault((self.lr_factor_of(name), is_apart), []).append(parameter)
+            groups.setdefault((self.lr_factor_of(*names), is_apart), []).append(parameter)
         return [
             {"params": group} | ({"lr_factor": factor} if factor != 1 else {}) | (otherwise if is_apart else {})
             for (factor, is_apart), group in sorted(groups.items(), key=lambda item: (item[0][0] != 1, item[0]))

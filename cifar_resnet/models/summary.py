@@ -1,5 +1,6 @@
 """How large a network is."""
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,16 @@ def run_once(model: nn.Module, image_shape: tuple[int, int, int]) -> torch.Tenso
         return model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     finally:
         model.train(was_training)
+
+
+def run_in_training(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
+    """What two images give in train mode, without numbers in it; None where only a run with numbers tells."""
+    try:
+        without_numbers = copy.deepcopy(model).to("meta").train()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return without_numbers(torch.zeros(2, *image_shape, device="meta"))
+    except Exception:  # a network of one's own may need numbers, or make some on a device of its choice
+        return None
 
 
 def size_rows(parts: list[Part]) -> tuple[list[list[str]], list[str]]:

@@ -30,6 +30,12 @@ class Wrapped(Classifier):
         super().__init__(**of_every_network)
         check(Wrapped, locals())
         told = {classes_as: self.hparams["num_classes"]} if classes_as else {}
+        given = net.get(classes_as, self.hparams["num_classes"]) if classes_as else None
+        refuse_if(
+            given != (told or {classes_as: None})[classes_as],
+            f"the data says how many classes there are: {self.hparams['num_classes']}. Got "
+            f"model.net.{classes_as}={given}; leave that out, or name another argument by model.classes_as",
+        )
         module = instantiate(dict(net), **told, _convert_="all")
         refuse_if(
             not isinstance(module, nn.Module),

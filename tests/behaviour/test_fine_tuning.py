@@ -185,3 +185,16 @@ def test_what_cannot_be_is_told_in_one_line_and_leaves_nothing(overrides, text, 
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert not Path("outputs").exists()
+
+
+def test_weights_that_are_no_numbers_and_a_frozen_fresh_classifier_are_refused(trained, five_classes, capsys):
+    weights = {name: tensor.contiguous() for name, tensor in weights_of(trained).items()}
+    save_file(weights | {"conv1.weight": torch.full_like(weights["conv1.weight"], torch.nan)}, "nan.safetensors")
+    assert cli.train([*TINY, "init=nan.safetensors"]) == 2
+    assert "numbers that are not finite. Got conv1.weight in nan.safetensors" in capsys.readouterr().err
+    others = [text for text in TINY if not text.startswith("data")]
+    assert cli.train([*others, *FIVE, f"init={trained}", "model.freeze=[fc]"]) == 2
+    assert "what begins anew has to be trained. Got model.freeze=['fc']" in capsys.readouterr().err
+    torch.save(weights, "weights.pt")
+    assert cli.train([*TINY, "init=weights.pt"]) == 2
+    assert "or a .safetensors file. Got weights.pt" in capsys.readouterr().err

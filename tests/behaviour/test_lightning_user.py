@@ -120,6 +120,14 @@ def test_python_m_lists_the_commands():
     assert done.returncode == 0
     for command in cli.COMMANDS:
         assert f"cifar-{command.replace('_', '-')} " in done.stdout
+    done = subprocess.run([sys.executable, "-m", "cifar_resnet", "model=resnet20"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Got model=resnet20; call one of them" in done.stderr
+
+
+def test_trust_is_a_list_of_modules(trained):
+    with pytest.raises(TypeError, match=r"Got 'my_nets'; give \['my_nets'\]"):
+        load(trained, trust="my_nets")
 
 
 def test_types_are_for_others_as_well():

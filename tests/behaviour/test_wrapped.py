@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, last_of, record_of, write_files
+from omegaconf import OmegaConf
 from PIL import Image
 
 from cifar_resnet import cli, load, trust
 from cifar_resnet.data import Synthetic
+from cifar_resnet.models import Wrapped
 
 PLAIN = """
 from torch import nn
@@ -27,6 +29,16 @@ class Plain(nn.Module):
 
 def number(num_classes):
     return num_classes
+
+class Heads(Plain):
+    def forward(self, images):
+        found = super().forward(images)
+        return (found, found) if self.training else found
+
+class Twice(Plain):
+    def __init__(self, width, num_classes):
+        super().__init__(width, num_classes)
+        self.again = self.layers[3]
 
 def fetched(num_classes, pretrained=False):
     if pretrained:
@@ -89,7 +101,8 @@ def test_a_checkpoint_has_nothing_imported_that_nobody_has_named(command, run_di
     inputs = ["input=picture.png", "output=found.csv"] if command == "predict" else []
     assert getattr(cli, command)([f"checkpoint={run_dir}", *inputs]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "names code that is neither this project's nor torch's or Lightning's. Got net._target_=" in line
+    assert "names what is called only if you name it too: code that is neither this project's nor" in line
+    assert "Got net._target_=" in line
     assert line.endswith('if you trust it, add "trust=[their_networks]"')
     assert "their_networks" not in sys.modules
 
@@ -156,3 +169,49 @@ def test_what_cannot_be_is_told_in_one_line(overrides, text, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert not Path("outputs").exists()
+
+
+def test_heads_for_training_alone_are_refused_before_anything_is_written(capsys):
+    assert cli.train([*ALONE, "model=wrapped", "model.net._target_=their_networks.Heads", *OWN[2:]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "must return logits, (2, 10) for 2 images of 10 classes. Got tuple in training" in line
+    assert not Path("outputs").exists()
+
+
+def test_the_number_of_classes_is_not_to_be_given(capsys):
+    assert cli.train([*ALONE, *OWN, "+model.net.outputs=7"]) == 2
+    assert "the data says how many classes there are: 10. Got model.net.outputs=7" in capsys.readouterr().err
+
+
+def test_parts_that_share_their_weights_are_frozen_under_each_name_and_exported(run_dirs, capsys):
+    network = ["model=wrapped", "model.net._target_=their_networks.Twice", "+model.net.width=4"]
+    assert cli.train([*ALONE, *network, "model.freeze=[net.again]", "optimizer.lr=0.5"]) == 0
+    (run_dir,) = run_dirs()
+    found = last_of(run_dir)["state_dict"]
+    assert torch.equal(found["net.again.weight"], found["net.layers.3.weight"])
+    assert cli.export([f"checkpoint={run_dir}", "formats=[safetensors]", "trust=[their_networks]"]) == 0
+
+
+def test_what_a_part_shares_with_a_frozen_one_does_not_move():
+    network = Wrapped(net={"_target_": "their_networks.Twice", "width": 4}, freeze=["net.again"],
+                      lr_factors={"net.again": 0.5}, optimizer=torch.optim.SGD)  # fmt: skip
+    shared = network.net.layers[3].weight
+    assert not any(shared is each for group in network.parameter_groups() for each in group["params"])
+    network.freeze_parts = ()
+    (group,) = [group for group in network.parameter_groups() if any(shared is each for each in group["params"])]
+    assert group["lr_factor"] == 0.5
+
+
+def test_the_command_that_goes_on_says_whose_code_it_trusts(crash, run_dirs, capsys):
+    crash(0)
+    with pytest.raises(RuntimeError, match="power"):
+        cli.train([*ALONE, *OWN])
+    (run_dir,) = run_dirs()
+    assert trust.needed_to_go_on(OmegaConf.load(run_dir / "config.yaml")) == ["trust=[their_networks]"]
+
+
+def test_whose_code_is_trusted_does_not_set_an_evaluation_apart(run_dirs):
+    assert cli.train([*ALONE, *OWN]) == 0
+    (run_dir,) = run_dirs()
+    assert cli.evaluate([f"checkpoint={run_dir}", "trust=[their_networks]", "calibrate=false"]) == 0
+    assert not list(run_dir.glob("evaluation-trust*"))

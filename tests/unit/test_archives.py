@@ -76,19 +76,23 @@ def test_a_number_in_a_pickle_takes_no_memory(tmp_path):
     ("content", "message"),
     [
         ({"images": np.full((2, 32, 32, 3), 1.5)}, r"or floats from 0 to 1\. Got float64 from 1\.5 to 1\.5"),
-        ({"images": np.full((2, 32, 32, 3), np.nan)}, "or floats from 0 to 1"),
+        ({"images": np.full((2, 32, 32, 3), np.nan)}, r"Got nan or infinity in image 0 of"),
         ({"images": np.zeros((2, 32, 32, 3), np.uint16)}, "uint8. Got uint16 in .*scale them"),
         ({"images": np.zeros((2, 32, 32, 3), np.int32)}, "uint8. Got int32 in .*scale them"),
         ({"images": np.zeros((2, 32, 32, 3), bool)}, "uint8. Got bool in .*scale them"),
         ({"images": np.zeros((2, 31), np.uint8)}, r"Got \(2, 31\)"),
         ({"images": np.zeros((40, 50, 3), np.uint8)}, r"one picture, or several grey ones\? Got \(40, 50, 3\) in"),
         ({"images": np.zeros((3, 40, 50), np.uint8)}, r"one picture, or several grey ones\? Got \(3, 40, 50\) in"),
-        ({"images": np.zeros((40, 50), np.uint8)}, r"one picture, or none\? Got \(40, 50\) in .*images\[None\]"),
+        (
+            {"images": np.zeros((40, 50), np.uint8)},
+            r"or several in rows\? Got \(40, 50\) in .*images\[None\]",
+        ),
+        ({"images": np.zeros((4, 3072), np.uint8)}, "rows say nothing of how their pixels lie"),
         ({"images": np.zeros((0, 32, 32, 3), np.uint8)}, "Got"),
         ({"pictures": np.zeros((2, 32, 32, 3), np.uint8)}, "Got pictures; it needs images"),
         ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(3, int)}, "one for each of the 2 images"),
         ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0.5, 1])}, "labels are whole numbers"),
-        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([-1, 1])}, "labels are whole numbers"),
+        ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([-1, 1])}, "whole numbers from 0. Got -1"),
         ({"images": np.zeros((2, 32, 32, 3), np.uint8), "ids": np.arange(3)}, "2 images, but 3 ids"),
     ],
 )
@@ -96,6 +100,19 @@ def test_wrong_archives_are_explained(tmp_path, content, message):
     np.savez(tmp_path / "wrong.npz", **content)
     with pytest.raises(ValueError, match=message):
         read_archive(tmp_path / "wrong.npz", 32)
+
+
+def test_a_text_of_labels_is_read_as_windows_writes_it_and_counted(tmp_path, pixels):
+    np.save(tmp_path / "x.npy", pixels)
+    names = tmp_path / "names.txt"
+    for encoding, newline in (("utf-8", "\n"), ("utf-8-sig", "\r\n")):
+        names.write_bytes(newline.join(["cat", "dog"] * 6 + [""]).encode(encoding))
+        found = read_archive(tmp_path / "x.npy", 32, labels_at=names)
+        assert found.classes == ["cat", "dog"]
+        assert found.labels.tolist() == [0, 1] * 6
+    names.write_text("label\n" + "cat\ndog\n" * 6)
+    with pytest.raises(ValueError, match=r"of the 12 images, and no other\. Got 13 lines in .*, the first 'label'"):
+        read_archive(tmp_path / "x.npy", 32, labels_at=names)
 
 
 def test_images_are_resized_a_batch_at_a_time(pixels, monkeypatch):

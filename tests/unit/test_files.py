@@ -199,7 +199,9 @@ def test_a_list_of_folders_and_archives_is_one_half_with_one_number_for_each_cla
         ("cat", 1), ("dog", 2), ("dog", 3), ("owl", 4), ("owl", 5), ("dog", 5),
     ]  # fmt: skip
     assert levels_by_class(data, train=False) == [("dog", 3), ("owl", 4)]
-    assert told() == ["warning: not each of day, night, more.npz has cat, owl"]
+    assert told() == [
+        "warning: not each of day, night, more.npz has cat, owl", "warning: no images of cat in night",
+    ]  # fmt: skip
 
 
 def test_a_list_of_numbered_batches_counts_the_classes_of_all(told, pixels):
@@ -367,6 +369,18 @@ def test_a_folder_of_images_to_validate_on_is_used(name):
     everything.load()
     assert sorted(everything.train.images[:, 0, 0, 0].tolist()) == list(range(30))
     assert not everything.has_val
+
+
+def test_validation_images_in_two_places_are_refused():
+    folder_of("pets", {"train": range(20), "val": range(4), "valid": range(4), "test": range(30, 36)})
+    with pytest.raises(ValueError, match=r"validation images twice\. Got pets with val/ and valid/"):
+        ImageFolder(root="pets")
+
+
+def test_a_class_without_test_images_is_told(caplog):
+    folder_of("pets", {"train": range(20), "test": range(30, 36, 2)})
+    ImageFolder(root="pets", batch_size=4).read(train=False)
+    assert "no images of dog in" in caplog.text
 
 
 def test_a_folder_of_classes_alone_is_divided_by_the_seed():

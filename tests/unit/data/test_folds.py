@@ -118,3 +118,9 @@ def test_a_run_draws_so(cifar_train, run_dirs):
         evaluation = np.load(run_dirs()[-1] / "predictions.npz")
         found.append((evaluation["log_probs"].argmax(1) == 1).mean())
     assert found[1] > found[0]
+
+
+def test_more_folds_than_images_are_refused():
+    data = Synthetic(num_train=10, num_test=10, batch_size=2, fold=8, num_folds=11)
+    with pytest.raises(ValueError, match=r"Got data\.num_folds=11 of 10 images; give fewer"):
+        data.load()
