@@ -24,19 +24,7 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig
 
-from cifar_resnet import (
-    callbacks,
-    checkpoints,
-    constraints,
-    processes,
-    ranks,
-    resume,
-    runs,
-    sweep,
-    terminal,
-    trackers,
-    trust,
-)
+from cifar_resnet import callbacks, checkpoints, constraints, processes, ranks, resume, runs, sweep, terminal, trackers
 from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, sketch
 from cifar_resnet.compose import Job
 from cifar_resnet.constraints import plain
@@ -49,6 +37,7 @@ from cifar_resnet.quoting import command_line
 from cifar_resnet.range_test import RangeTest, resolve_max_lr
 from cifar_resnet.results.record import begin_record, test_and_record
 from cifar_resnet.terminal import log, print_table, summary
+from cifar_resnet.trust import needed_to_go_on
 
 
 def run(jobs: list[Job]) -> int:
@@ -107,7 +96,7 @@ def train_and_test(
     trainer = build_trainer(cfg, data, model, extra_callbacks)
     model.config = plain(cfg)
     record = begin_record(cfg, data, model, trainer)
-    to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}', *trust.needed_to_go_on(cfg))}"
+    to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}', *needed_to_go_on(cfg))}"
     with narrated(cfg, record, run_dir, range_test, to_continue), trackers.opened(cfg, trainer.loggers):
         if cfg.compile:
             model.compile()

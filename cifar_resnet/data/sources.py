@@ -101,10 +101,16 @@ class OwnImages(DataModule):
             log.warning(f"warning: {text}")
 
     def tell_of_classes(self, half: str, labels: np.ndarray) -> None:
-        """Name classes without images."""
+        """Name classes without images: of a test alone, which may be of some classes, those that have a folder."""
         parts, place = self.halves.parts[half], self.halves.place(half)
+        expected = (
+            set(self.classes)
+            if "train" in self.halves.parts
+            else {name for part in parts if part.archive is None for name in part.names}
+        )
         counts = np.bincount(labels, minlength=len(self.classes))
-        if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
+        empty = [name for name, count in zip(self.classes, counts, strict=True) if not count and name in expected]
+        if empty:
             self.tell(f"no images of {named(empty)} in {place}")
         lacking = [name for name in self.classes if any(name not in (part.classes or [name]) for part in parts)]
         if lacking and len(parts) > 1:

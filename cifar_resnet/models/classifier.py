@@ -183,8 +183,8 @@ class Classifier(LightningModule):
         ):
             shape = getattr(found, "shape", None)
             refuse_if(
-                found is not None and shape != (count, num_classes),
-                f"{name} must return logits, {(count, num_classes)} for {count} image{'s' * (count > 1)} of "
+                shape != (count, num_classes) and (count == 1 or found is not None),
+                f"{name} must return logits, {(count, num_classes)} for {'one image' if count == 1 else '2 images'} of "
                 f"{num_classes} classes. Got {type(found).__name__ if shape is None else tuple(shape)}{when}; mend its "
                 f"forward, or have it made without heads for training alone (torchvision's aux_logits=false)",
             )
