@@ -85,6 +85,7 @@ def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
     model.check_parts()
     for size in data.image_sizes:
         model.check_image_size(size)
+    model.check_training_output(data.image_size)
     return model
 
 

@@ -177,17 +177,23 @@ class Classifier(LightningModule):
             raise ValueError(
                 f"{name} cannot take images of {image_size} pixels. Got: {one_line(error)[:300].rstrip('.')}; {remedy}"
             ) from error
-        for found, count, when in (
-            (logits, 1, ""),
-            (run_in_training(self, (3, image_size, image_size)), 2, " in training"),
-        ):
-            shape = getattr(found, "shape", None)
-            refuse_if(
-                shape != (count, num_classes) and (count == 1 or found is not None),
-                f"{name} must return logits, {(count, num_classes)} for {'one image' if count == 1 else '2 images'} of "
-                f"{num_classes} classes. Got {type(found).__name__ if shape is None else tuple(shape)}{when}; mend its "
-                f"forward, or have it made without heads for training alone (torchvision's aux_logits=false)",
-            )
+        shape = getattr(logits, "shape", None)
+        refuse_if(
+            shape != (1, num_classes),
+            f"{name} must return logits, {(1, num_classes)} for one image of {num_classes} classes. "
+            f"Got {type(logits).__name__ if shape is None else tuple(shape)}; mend its forward",
+        )
+
+    def check_training_output(self, image_size: int) -> None:
+        """ValueError where the network gives more than logits while it is trained, or less."""
+        found, expected = run_in_training(self, (3, image_size, image_size)), (2, self.hparams["num_classes"])
+        shape = getattr(found, "shape", None)
+        refuse_if(
+            found is not None and shape != expected,
+            f"{type(self).__name__} must return logits in training too, {expected} for two images. "
+            f"Got {type(found).__name__ if shape is None else tuple(shape)}; have it made without heads for training "
+            f"alone (torchvision's aux_logits=false), or mend its forward",
+        )
 
     def init_whitening(self, images: Tensor) -> None:
         """Set the layers that training images determine before any training. images: (N, C, H, W), normalised."""

@@ -29,13 +29,13 @@ class Wrapped(Classifier):
     ):
         super().__init__(**of_every_network)
         check(Wrapped, locals())
-        told = {classes_as: self.hparams["num_classes"]} if classes_as else {}
-        given = net.get(classes_as, self.hparams["num_classes"]) if classes_as else None
+        num_classes = self.hparams["num_classes"]
         refuse_if(
-            given != (told or {classes_as: None})[classes_as],
-            f"the data says how many classes there are: {self.hparams['num_classes']}. Got "
-            f"model.net.{classes_as}={given}; leave that out, or name another argument by model.classes_as",
+            (given := net.get(classes_as, num_classes)) != num_classes,
+            f"the data says how many classes there are: {num_classes}. Got model.net.{classes_as}={given}; leave that "
+            f"out, or name another argument by model.classes_as",
         )
+        told = {classes_as: num_classes} if classes_as else {}
         module = instantiate(dict(net), **told, _convert_="all")
         refuse_if(
             not isinstance(module, nn.Module),
