@@ -39,6 +39,7 @@ ProbabilityBelowOne = FractionBelowOne
 FractionAboveZero = Annotated[float, Interval(gt=0, le=1)]
 WholeNumber = Annotated[float, Ge(1), MultipleOf(1)]  # also as 5e6
 PerStage = Annotated[Sequence[Count], Len(1)]
+Severity = Annotated[int, Interval(ge=1, le=5)]
 ImageSize = Annotated[int, Ge(8)]
 Paths = str | Annotated[Sequence[str], Len(1)]
 TTA = Literal["none", "flip", "flip_shift"]
@@ -71,6 +72,8 @@ TOP_LEVEL: dict[str, object] = {
     "tolerance": Positive,
     "opset": Annotated[int, Interval(ge=11, le=23)],
     "resamples": Count,
+    "ood": str | Sequence[str],
+    "neighbours": Count,
     "by": Sequence[str] | None,
     "pivot": Sequence[str] | None,
     "max_params": Annotated[WholeNumber, Interval(le=1e12)],

@@ -8,25 +8,28 @@ Leaves evaluation.json, predictions.npz and page.html: in the run's folder for w
 """
 
 import contextlib
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from torch import Tensor
 
-from cifar_resnet import checkpoints, hardware, preflight, provenance, runs, terminal
-from cifar_resnet.compose import Composer, Job
+from cifar_resnet import hardware, preflight, provenance, runs, terminal
+from cifar_resnet.compose import Job
 from cifar_resnet.data import DataModule
-from cifar_resnet.errors import UsageError, one_line, refuse_if
+from cifar_resnet.data.datamodule import TestSet
+from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.files import are_numbers, numbers_of
 from cifar_resnet.folders import class_name, named
 from cifar_resnet.images import content_hash
 from cifar_resnet.instantiation import instantiate
-from cifar_resnet.results import evaluation, inference, metrics, page, restored
+from cifar_resnet.models import Classifier
+from cifar_resnet.models.summary import num_macs, num_parameters
+from cifar_resnet.results import calibration, evaluation, inference, metrics, ood, page, restored
 from cifar_resnet.results.predictions import FILE, Predictions
 
 
@@ -38,6 +41,11 @@ def run(jobs: list[Job]) -> int:
     terminal.log.info(terminal.listed(facts(result)))
     if len(paths) > 1:
         terminal.print_table(evaluation.member_rows(result))
+    if "corruptions" in result:
+        terminal.print_table(evaluation.corruption_rows(result["corruptions"]))
+    if result["ood"]:
+        terminal.print_table(ood.rows(result["ood"]))
+    terminal.print_table(calibration.rows(result["scores"], result["calibrated"], result["intervals"]))
     terminal.print_table(metrics.class_rows(result["confusion"], result["classes"]))
     terminal.log.info(terminal.listed({"page": folder / "page.html"}))
     return 0
@@ -58,31 +66,54 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     run_dir = runs.run_dir_of(paths[0]) if len(paths) == 1 else None
     curves = page.curves(run_dir) if run_dir else []  # a damaged table is named before anything is computed
     data.prepare_data()
-    images, labels = data.read(train=False)
-    labels = places_of(labels, data.classes, ensemble.classes)
-    own_images = are_of_own_tests(paths, images, labels)
-    folder = output_folder(cfg, differences(paths, job.overrides, precision, own_images, content_hash(images)))
+    refuse_if(
+        data.conditions and cfg.ood,
+        f"ood tells other images from test images as they are. Got data={cfg.choices.data}; leave one of them out",
+    )
+    strangers = {
+        name: restored.other_images(name, cfg, job.composer, ensemble.image_size) for name in preflight.others(cfg)
+    }
+    sets = data.test_sets()
+    head = next(sets)
+    images, labels = head.images, places_of(head.labels, data.classes, ensemble.classes)
+    own_images = None if head.condition else are_of_own_tests(paths, images, labels)
+    folder = output_folder(cfg, differences(paths, job.overrides, precision, own_images, images))
     runs.check_writable(folder)
-    each = ensemble.log_probs(images, cfg.batch_size)
-    val, val_text = validation_predictions(cfg, paths, ensemble, data, job.composer)
+    each, labels = predictions_for(itertools.chain([head], sets), data, ensemble, cfg)
+    own, reason = None, ""
+    if cfg.calibrate or strangers:
+        own, reason = restored.training_data(paths, data, cfg.choices.data, ensemble.classes, job.composer)
+    val, val_text = validation_predictions(cfg, ensemble, own, reason)
     result = {
         "checkpoints": [str(path) for path in paths],
+        **about(ensemble.networks[0]),
         "data": cfg.choices.data,
         "data_from": restored.places_of_images(cfg.data),
         "own_test_images": own_images,
-        "num_images": len(labels),
+        "num_images": len(images),
         "classes": ensemble.classes,
         "tta": cfg.tta or ensemble.networks[0].tta,
         "tta_below": 1.0 if cfg.tta else ensemble.networks[0].tta_below,
         "precision": precision,
-        **evaluation.evaluate_predictions(each, labels, val),
+        **evaluation.evaluate_predictions(each, labels, val, cfg.resamples, cfg.seed, data.conditions),
         "temperature_from": val_text,
+        "ood": against_others(strangers, ensemble, images, own, cfg) if strangers else {},
+        "neighbours_among": f"{len(own.train):,} training images" if own else reason,
         "device": hardware.device_name(ensemble.device),
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    predictions = Predictions.of(images, inference.mean_probability(each), labels)
+    log_probs = inference.mean_probability(each)
+    if (votes := data.votes()) is not None:
+        seen = torch.zeros(len(votes), len(ensemble.classes), dtype=torch.float64)
+        seen[:, places_of(torch.arange(votes.shape[1]), data.classes, ensemble.classes)] = votes
+        result["votes"] = evaluation.against_votes(log_probs, seen, result["temperature"], cfg.resamples, cfg.seed)
+    if data.conditions:  # too many images to keep
+        predictions, images = Predictions(log_probs, labels, images_hash=""), None
+    else:
+        predictions = Predictions.of(images, log_probs, labels, files=data.test_files())
+        result["mistakes"] = evaluation.worst_mistakes(predictions, ensemble.classes)
     shown = [*curves, *evaluation.sections(result, predictions, images, ensemble.classes)]
     title = f"{paths[0].parent.parent.name if run_dir else folder.name} on {' '.join(places_shown(result))}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,8 +122,33 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     is_of_run = run_dir is not None and folder.resolve() == run_dir
     trained = terminal.summary_facts(records_of(paths)[0]) if is_of_run else {}
     first = {name: text for name, text in trained.items() if name in ("trained", "validation")} | facts(result)
-    page.write(folder / "page.html", title, first, shown, None if len(paths) > 1 else ensemble.networks[0].config)
+    config = None if len(paths) > 1 else ensemble.networks[0].config
+    headline = page.headline_of(result, under(result))
+    page.write(folder / "page.html", title, page.about(result) | first, shown, config, headline)
     return result, folder
+
+
+def predictions_for(
+    sets: Iterable[TestSet], data: DataModule, ensemble: inference.Ensemble, cfg: DictConfig
+) -> tuple[Tensor, Tensor]:
+    """Of all sets, one behind the other: (members, N, num_classes) and, as the network numbers classes, (N,)."""
+    each, labels = [], []
+    with terminal.bar("conditions", len(data.conditions)) as advance:
+        for one in sets:  # one at a time, for there may be more of them than memory holds
+            each.append(ensemble.log_probs(one.images, cfg.batch_size))
+            labels.append(places_of(one.labels, data.classes, ensemble.classes))
+            advance(1)
+    return torch.cat(each, dim=1), torch.cat(labels)
+
+
+def about(network: Classifier) -> dict:
+    """What a page's head says of it."""
+    shape = (3, *[network.data_state["image_size"]] * 2)
+    return {
+        "network": (network.config or {}).get("choices", {}).get("model", type(network).__name__),
+        "parameters": num_parameters(network),
+        "macs": num_macs(network, shape),
+    }
 
 
 def precision_of(cfg: DictConfig, paths: Sequence[Path]) -> str:
@@ -128,11 +184,11 @@ def is_of_own_test(run_dir: Path, images: Tensor, labels: Tensor) -> bool | None
 
 
 def differences(
-    paths: Sequence[Path], overrides: Sequence[str], precision: str, own_images: bool | None, images: str
+    paths: Sequence[Path], overrides: Sequence[str], precision: str, own_images: bool | None, images: Tensor
 ) -> list[str]:
     """What sets this evaluation apart from the runs' own tests, as parts of a folder's name; nothing for the same.
 
-    images: their hash.
+    images: that it is on.
     """
     same_wherever = ("checkpoint=", "accelerator=", "trust=", *["data.root="] * (own_images is True))
     changes = [text for text in overrides if not text.startswith(same_wherever)]
@@ -141,7 +197,7 @@ def differences(
     return [
         *([runs.slug(changes)] if changes else []),
         *([f"precision-{precision}"] if is_other_precision and not is_asked_for else []),
-        *([f"images-{images[:6]}"] if own_images is False else []),
+        *([f"images-{content_hash(images)[:6]}"] if own_images is False else []),
     ]
 
 
@@ -191,37 +247,41 @@ def places_of(labels: Tensor, classes: list[str], known: list[str]) -> Tensor:
 
 
 def validation_predictions(
-    cfg: DictConfig, paths: list[Path], ensemble: inference.Ensemble, data: DataModule, composer: Composer
+    cfg: DictConfig, ensemble: inference.Ensemble, own: DataModule | None, reason: str
 ) -> tuple[tuple[Tensor, Tensor] | None, str]:
     """The members' log-probabilities for their own validation images with the labels, and how many those are.
 
-    None where there are no such images, and why. data: of the evaluation, perhaps another set than the network's own.
+    None where there are no such images, and why. own, reason: of `restored.training_data`.
     """
     if not cfg.calibrate:
         return None, "not asked for"
-    saved = [checkpoints.read(path) for path in paths]
-    held_out, choice = [each["data"] for each in saved], saved[0]["config"]["choices"]["data"]
-    try:
-        refuse_if(len({each["split_hash"] for each in held_out}) > 1, "the members held out different ones")
-        if cfg.choices.data != choice:
-            (job,) = composer.jobs([f"data={choice}"])
-            checkpoints.restore_data(job.cfg.data, saved[0])
-            data = restored.local_data(job.cfg)  # nothing is downloaded for this
-            data.order_classes(ensemble.classes)
-            data.prepare_data()
-        data.load()
-        refuse_if(not data.has_val, "none were held out")
-        own = {"split_hash": data.split_hash, "train_hash": data.train_hash}
-        refuse_if(
-            any(
-                each.get(key, own[key]) != own[key] for each in held_out for key in own
-            ),  # once there was no train_hash
-            "these are others than in training",
-        )
-    except (ValueError, OSError, InstantiationException) as error:
-        return None, f"no validation images: {one_line(error)}"
-    each = ensemble.log_probs(data.val.images, cfg.batch_size)
-    return (each, data.val.labels), f"{len(data.val):,} validation images"
+    if own is None or not own.has_val:
+        return None, f"no validation images: {reason or 'none were held out'}"
+    each = ensemble.log_probs(own.val.images, cfg.batch_size)
+    return (each, own.val.labels), f"{len(own.val):,} validation images"
+
+
+def against_others(
+    strangers: dict[str, Tensor],
+    ensemble: inference.Ensemble,
+    images: Tensor,
+    own: DataModule | None,
+    cfg: DictConfig,
+) -> dict[str, dict]:
+    """How well each of these sets is told from the test images: by its name num_images and scores (of `ood.compare`).
+
+    own: whose training images are the neighbours; None to leave that score out.
+    """
+    known = ensemble.evidence(own.train.images, cfg.batch_size) if own else None
+
+    def scores(of: Tensor) -> dict[str, Tensor]:
+        return ensemble.evidence(of, cfg.batch_size).scores(known, cfg.neighbours)
+
+    inside = scores(images)
+    return {
+        name: {"num_images": len(others), "scores": ood.compare(inside, scores(others), cfg.resamples, cfg.seed)}
+        for name, others in strangers.items()
+    }
 
 
 def facts(result: dict) -> dict[str, str]:
@@ -236,7 +296,8 @@ def facts(result: dict) -> dict[str, str]:
         "data": ", ".join(
             [*places_shown(result), *["not the images of the run's own test"] * (result["own_test_images"] is False)]
         ),
-        "test accuracy": f"{scores['acc']:.2%} of {result['num_images']:,} images",
+        "test accuracy": f"{scores['acc']:.2%} of {result['num_images']:,} images{under(result)}, "
+        + ends(result["intervals"]["acc"], ".2%"),
         **(
             {"balanced accuracy": f"{scores['balanced_acc']:.2%}, macro F1 {scores['macro_f1']:.2%}"}
             if "balanced_acc" in scores
@@ -244,6 +305,7 @@ def facts(result: dict) -> dict[str, str]:
         ),
         "loss": both(".4f", "loss"),
         "calibration error (ECE)": both(".2%", "calibration_error"),
+        **shifted(result),
         **({"top-5 accuracy": f"{scores['top5_acc']:.2%}"} if "top5_acc" in scores else {}),
         "temperature": f"{temperature:.3f}, fitted on {reason}" if temperature else f"none: {reason}",
         "test-time augmentation": result["tta"]
@@ -257,6 +319,36 @@ def facts(result: dict) -> dict[str, str]:
             "disagreement": f"{result['disagreement']:.2%} of the images, between two members",
         }
     )
+
+
+def under(result: dict) -> str:
+    corruptions = result.get("corruptions")
+    return f" under {len(corruptions['each'])} conditions" if corruptions else ""
+
+
+def ends(interval: Sequence[float], form: str) -> str:
+    return f"95% interval {' … '.join(f'{end:{form}}' for end in interval)}"
+
+
+def shifted(result: dict) -> dict[str, str]:
+    """Of the test sets that are no ordinary ones."""
+    found = {}
+    if corruptions := result.get("corruptions"):
+        for key, name in (("mean_acc", "mean corruption accuracy"), ("benchmark_acc", "of the benchmark's fifteen")):
+            if key in corruptions:
+                found[name] = f"{corruptions[key]:.2%}, {ends(corruptions[f'{key}_interval'], '.2%')}"
+    if votes := result.get("votes"):
+        calibrated = votes.get("calibrated_cross_entropy")
+        found["cross-entropy to people's votes"] = (
+            f"{votes['cross_entropy']:.4f}, {ends(votes['cross_entropy_interval'], '.4f')}"
+            + (f", calibrated {calibrated:.4f}" if calibrated is not None else "")
+            + f"; people's own {votes['entropy_of_votes']:.4f}"
+        )
+    if result["ood"] and not any("neighbours" in each["scores"] for each in result["ood"].values()):
+        found["nearest neighbours"] = (
+            f"none: {result['neighbours_among'] or 'the network has no last layer of its own'}"
+        )
+    return found
 
 
 def places_shown(result: dict) -> list[str]:

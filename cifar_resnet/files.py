@@ -106,6 +106,45 @@ PUBLISHED = {
 }
 
 
+BENCHMARK = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+MORE_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # which the benchmark keeps to tune on
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A set to test on, in files that nobody's program downloads.
+
+    folders: in which of root's they may lie, root itself being one of them. home: where they are published.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    home: str
+
+    def place_in(self, root: Path, names: Sequence[str]) -> Path:
+        """The folder with these files; FileNotFoundError where one is missing."""
+        places = [root / folder for folder in (*self.folders, "")]
+        place = max(places, key=lambda folder: sum((folder / name).is_file() for name in names))
+        if lacking := next((name for name in names if not (place / name).is_file()), None):
+            raise FileNotFoundError(
+                f"{self.name} is not in {root}. Got no {lacking} nor in its {self.folders[0]}/; put {self.home} "
+                f"there, or give another folder: data.root=…"
+            )
+        return place
+
+
+UNPACKED = {
+    "CIFAR10C": Unpacked("CIFAR-10-C", ("CIFAR-10-C",), "CIFAR-10-C.tar, unpacked, from Zenodo, record 2535967,"),
+    "CIFAR101": Unpacked(
+        "CIFAR-10.1", ("CIFAR-10.1", "CIFAR-10.1/datasets"), "datasets/ of github.com/modestyachts/CIFAR-10.1"
+    ),
+    "CIFAR10H": Unpacked("CIFAR-10H", ("cifar-10h", "cifar-10h/data"), "data/ of github.com/jcpeterson/cifar-10h"),
+}
+
+
 def md5_of(path: Path) -> str | None:
     """None where there is no file that can be read."""
     try:

@@ -104,3 +104,8 @@ def look_into(folder: Path, chain: Chain, found: Listing) -> list[tuple[Path, Ch
 def chain_of(folder: Path) -> Chain:
     real = Path(os.path.realpath(folder))
     return frozenset((status.st_dev, status.st_ino) for each in (real, *real.parents) for status in [each.stat()])
+
+
+def as_text(path: Path) -> str:
+    """A file's name as text that can be written: it may be any bytes."""
+    return os.fsencode(path).decode(errors="replace")

@@ -26,9 +26,10 @@ from cifar_resnet.archives import Images, is_archive, read_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.files import numbers_of
+from cifar_resnet.folders import as_text
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.pictures import MAX_MEGAPIXELS, decode
-from cifar_resnet.preflight import check_distinct, check_output, input_files, plain, shown
+from cifar_resnet.preflight import check_distinct, check_output, input_files, plain
 from cifar_resnet.results.inference import Ensemble, mean_probability
 from cifar_resnet.terminal import bar
 
@@ -166,8 +167,8 @@ def read(path: Path, image_size: int) -> Read:
     try:
         found = read_archive(path, image_size)
     except (ValueError, OSError) as error:
-        return [shown(path)], str(error)
-    return [f"{shown(path)}[{place}]" for place in range(len(found.images))], found
+        return [as_text(path)], str(error)
+    return [f"{as_text(path)}[{place}]" for place in range(len(found.images))], found
 
 
 def look_at(path: Path, image_size: int, max_megapixels: int) -> Read:
@@ -175,5 +176,5 @@ def look_at(path: Path, image_size: int, max_megapixels: int) -> Read:
     try:
         pixels, _ = decode(path, image_size, max_megapixels)
     except (ValueError, OSError) as error:
-        return [shown(path)], str(error)
-    return [shown(path)], Images(np.stack([pixels.transpose(2, 0, 1)]), labels=None, ids=[shown(Path(path.stem))])
+        return [as_text(path)], str(error)
+    return [as_text(path)], Images(np.stack([pixels.transpose(2, 0, 1)]), labels=None, ids=[as_text(Path(path.stem))])

@@ -1,6 +1,5 @@
 """Files that a command names and that are not there, or not what they are taken for: told before torch is imported."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,13 +10,23 @@ from cifar_resnet import constraints, runs
 from cifar_resnet.archives import HALVES, is_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
-from cifar_resnet.files import PUBLISHED, Halves, folders_of
-from cifar_resnet.folders import Listing, files_in, named, natural
+from cifar_resnet.files import BENCHMARK, PUBLISHED, UNPACKED, Halves, folders_of
+from cifar_resnet.folders import Listing, as_text, files_in, named, natural
 
 FORMAT_OF = {".csv": "csv", ".json": "json"}
 CHECKS: dict[str, Callable[[DictConfig], object]] = {
     "cifar_resnet.data.CIFAR10": lambda data: PUBLISHED["CIFAR10"].check(data.root),
     "cifar_resnet.data.CIFAR100": lambda data: PUBLISHED["CIFAR100"].check(data.root),
+    "cifar_resnet.data.Corrupted": lambda data: PUBLISHED["CIFAR10"].check(data.root),
+    "cifar_resnet.data.CIFAR10C": lambda data: UNPACKED["CIFAR10C"].place_in(
+        Path(data.root).expanduser(), [f"{data.corruptions[0] if data.corruptions else BENCHMARK[0]}.npy", "labels.npy"]
+    ),
+    "cifar_resnet.data.CIFAR101": lambda data: UNPACKED["CIFAR101"].place_in(
+        Path(data.root).expanduser(), [f"cifar10.1_{data.version}_data.npy"]
+    ),
+    "cifar_resnet.data.CIFAR10H": lambda data: UNPACKED["CIFAR10H"].place_in(
+        Path(data.root).expanduser(), ["cifar10h-probs.npy"]
+    ),
     "cifar_resnet.data.Files": lambda data: Halves(
         **{half: data.get(half) and plain(data[half]) for half in ("test", "train", "val")},
         image_size=data.image_size,
@@ -38,6 +47,8 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
     if command in ("evaluate", "predict", "export"):
         constraints.check_value(cfg, "checkpoint", constraints.TOP_LEVEL["checkpoint"])
         runs.find_checkpoints(plain(cfg.checkpoint))
+    if command == "evaluate":
+        check_others(others(cfg), jobs[0].composer.choices_of("data"))
     if command == "predict":
         constraints.check_value(cfg, "input", constraints.TOP_LEVEL["input"])
         files = input_files(plain(cfg.input)).files
@@ -50,6 +61,21 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
             runs.find_checkpoint(teacher)
         if cfg.get("init"):
             check_init(cfg)
+
+
+def others(cfg: DictConfig) -> list[str]:
+    """What `ood` names."""
+    constraints.check_value(cfg, "ood", constraints.TOP_LEVEL["ood"])
+    return [cfg.ood] if isinstance(cfg.ood, str) else list(cfg.ood)
+
+
+def check_others(names: Sequence[str], choices: Sequence[str]) -> None:
+    for name in names:
+        if name not in choices and not Path(name).exists():
+            raise FileNotFoundError(
+                f"ood names choices of data, or places with images. Got {name}, which is neither; there are "
+                f"{', '.join(choices)}"
+            )
 
 
 def check_data(data: DictConfig | None) -> None:
@@ -124,7 +150,7 @@ def check_ids(cfg: DictConfig, form: str, files: Sequence[Path]) -> None:
             f"ids.first is for archives without ids; a picture's id is its file's name. Got ids.first={cfg.ids.first}; "
             f"leave that out",
         )
-        check_distinct((shown(Path(path.stem)), shown(path)) for path in pictures)
+        check_distinct((as_text(Path(path.stem)), as_text(path)) for path in pictures)
 
 
 def check_distinct(ids: Iterable[tuple[str, str]]) -> None:
@@ -160,8 +186,3 @@ def check_replaces(output: str | None, used: Sequence[Path]) -> None:
             is_runs_own or any(path.samefile(each) for each in used if each.exists()),
             f"output would take the place of a file that is needed. Got {output}; give another name",
         )
-
-
-def shown(path: Path) -> str:
-    """A file's name as text that can be written: it may be any bytes."""
-    return os.fsencode(path).decode(errors="replace")

@@ -5,7 +5,6 @@ cifar-report compare outputs/train/<run folder> outputs/train/<run folder>
 """
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ from omegaconf import DictConfig
 from cifar_resnet import runs, terminal
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import UsageError, one_line, refuse_if
-from cifar_resnet.results import found, plots
+from cifar_resnet.results import found, overview, page, plots
 from cifar_resnet.results.comparison import comparison
 from cifar_resnet.results.found import Groups, Run
-from cifar_resnet.results.intervals import Summary, summary
+from cifar_resnet.results.intervals import Summary
+from cifar_resnet.results.overview import name_of, pivoted, short, summary_of
+from cifar_resnet.results.page import Section
 
 NOTE = (
     "Accuracies: mean ± standard deviation over n runs. 95% interval: of their mean, by Student's t; where there is "
@@ -28,13 +29,8 @@ NOTE = (
     "loss and expected calibration error (ECE) stand as they are and at a temperature fitted on validation images."
 )
 EVALUATION = "evaluation.json"  # what cifar-evaluate leaves
-PAGE, PICTURE, TITLE = "report.md", "curves.png", "# Runs\n"
+PAGE, HTML, PICTURE, TITLE = "report.md", "report.html", "curves.png", "# Runs\n"
 TABLES = ("Pivot", "Groups", "Runs", "Ensembles")
-# what a setting's column may not be called as well
-TITLES = (
-    "n", "repeats", "validation", "test", "95% interval", "parameters", "time", "tested epoch", "run", "seed", "epoch",
-    "device", "seconds", "tested_epoch", "epochs", "images",
-)  # fmt: skip
 
 
 @dataclass
@@ -75,7 +71,7 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     keys = found.on_one_data_set(counted, cfg.by) if cfg.by else found.differences(counted)
     groups = found.group(counted, keys)
     ensembles, no_ensembles = ensemble_table(folders)
-    curves, no_curves = curves_of(groups, short(keys))
+    curves, no_curves = curves_of(groups, keys)
     tables = {
         "Pivot": pivot_table(counted, cfg),
         "Groups": group_table(groups, keys, everything),
@@ -86,13 +82,13 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     notes += parts_in(everything)
     if repeats := len(everything) - len(counted):
         notes.append(f"{repeats} of {len(everything)} runs repeat another's settings, seed and data, and count once")
-    write(folder, tables, curves, notes)
+    write(folder, tables, curves, notes, overview.sections(groups, keys, cfg, counted, folder))
     for name, table in tables.items():
         if table and (name != "Runs" or len(everything) != len(groups)):
             terminal.print_table(table.rows)
     for note in notes:
         terminal.log.warning(f"  {note}\n")
-    terminal.log.info(terminal.listed({"report": folder / PAGE} | ({"pictures": folder / PICTURE} if curves else {})))
+    terminal.log.info(terminal.listed({"report": folder / PAGE, "page": folder / HTML}))
 
 
 def check_settings(cfg: DictConfig, members: Sequence[Run]) -> None:
@@ -102,28 +98,6 @@ def check_settings(cfg: DictConfig, members: Sequence[Run]) -> None:
                 not any(member.setting(key) for member in members),
                 f"no run has the setting {key}. Got {name}={list(cfg[name])}",
             )
-
-
-def short(keys: Sequence[str]) -> list[str]:
-    """Their last names, where those tell them apart from each other and from other columns."""
-    last_names = [key.rpartition(".")[2] for key in keys]
-    names = last_names if len(set(last_names)) == len(keys) else keys
-    return [
-        name if name not in TITLES else key if key not in TITLES else f"setting {key}"
-        for name, key in zip(names, keys, strict=True)
-    ]
-
-
-def values_of(metric: str, members: Sequence[Run]) -> list[float]:
-    """Of the runs that have this metric, and a number for it."""
-    values = [member.record["metrics"].get(metric) for member in members]
-    return [value for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
-
-
-def summary_of(metric: str, members: Sequence[Run]) -> Summary:
-    tested = {member.record.get("num_tested") for member in members}
-    num_images = tested.pop() if metric == "test/acc" and len(tested) == 1 else None
-    return summary(values_of(metric, members), num_images, is_share=metric.endswith("/acc"))
 
 
 def same(title: str, cells: Sequence[object]) -> Column:
@@ -236,22 +210,22 @@ def pivot_table(members: Sequence[Run], cfg: DictConfig) -> Table | None:
     if not cfg.pivot:
         return None
     refuse_if(len(cfg.pivot) != 2, f"a pivot has rows and columns. Got pivot={list(cfg.pivot)}; give two settings")
-    metric = cfg.metric or ("test/acc" if len(values_of("test/acc", members)) == len(members) else "val/acc")
-    known = ", ".join(sorted({name for member in members for name in member.record["metrics"]}))
-    refuse_if(not values_of(metric, members), f"no run has the metric {metric}. Got metric={metric}; give {known}")
-    keys = found.on_one_data_set(members, cfg.pivot)  # the two, or the data set before them
-    form = ".2%" if metric.endswith("/acc") else ".4g"
-    groups = {values: summary_of(metric, each) for values, each in found.group(members, keys).items()}
-    down = dict.fromkeys(values[:-1] for values in groups)
-    across = sorted({values[-1] for values in groups}, key=found.in_order)
-    *of_rows, of_columns = short(keys)
+    pivot = pivoted(members, cfg.pivot, cfg)
+    form = ".2%" if pivot.metric.endswith("/acc") else ".4g"
+    *of_rows, of_columns = pivot.names
     rows = [
-        [", ".join(row), *(groups[*row, column].spread(form) if (*row, column) in groups else "" for column in across)]
-        for row in down
+        [
+            ", ".join(row),
+            *(
+                pivot.groups[*row, column].spread(form) if (*row, column) in pivot.groups else ""
+                for column in pivot.columns
+            ),
+        ]
+        for row in pivot.rows
     ]
     return Table(
-        [[f"{metric}, {', '.join(of_rows)} by {of_columns}", *across], *rows],
-        [[*short(keys), *Summary.NAMES], *([*values, *each.plain()] for values, each in groups.items())],
+        [[f"{pivot.metric}, {', '.join(of_rows)} by {of_columns}", *pivot.columns], *rows],
+        [[*pivot.names, *Summary.NAMES], *([*values, *each.plain()] for values, each in pivot.groups.items())],
     )
 
 
@@ -260,7 +234,7 @@ def curves_of(groups: Groups, keys: Sequence[str]) -> tuple[Curves, list[str]]:
     curves: Curves = {}
     damaged = []
     for values, members in groups.items():
-        name = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True) if value) or "runs"
+        name = name_of(keys, values)
         for member in members:
             try:
                 if rows := runs.read_metrics(member.folder / runs.METRICS):
@@ -284,7 +258,7 @@ def check_output(folder: Path) -> None:
     """UsageError where a report would take the place of what is none."""
     page = folder / PAGE
     is_report = page.is_file() and page.read_bytes().startswith(TITLE.encode())
-    others = [name for name in (PAGE, PICTURE, *map(csv_name, TABLES)) if (folder / name).exists()]
+    others = [name for name in (PAGE, HTML, PICTURE, *map(csv_name, TABLES)) if (folder / name).exists()]
     refuse_if(
         others and not is_report,
         f"output is a folder of its own. Got {folder}, where {', '.join(others)} is not of a report; give another one",
@@ -295,8 +269,10 @@ def csv_name(table: str) -> str:
     return f"{table.lower()}.csv"
 
 
-def write(folder: Path, tables: dict[str, Table | None], curves: Curves, notes: Sequence[str]) -> None:
-    """All tables on one page and each by itself, and a picture; what is empty leaves none, not even an earlier one."""
+def write(
+    folder: Path, tables: dict[str, Table | None], curves: Curves, notes: Sequence[str], figures: Sequence[Section]
+) -> None:
+    """All tables on a page and each by itself, and a picture; what is empty leaves none, not even an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [NOTE, *(f"* {terminal.in_markdown(note)}" for note in notes)]
     parts += [f"## {name}\n\n{terminal.markdown_table(table.rows)}" for name, table in tables.items() if table]
@@ -307,8 +283,13 @@ def write(folder: Path, tables: dict[str, Table | None], curves: Curves, notes: 
         if table:
             runs.write_table(folder / csv_name(name), table.plain)
     (folder / PICTURE).unlink(missing_ok=True)
+    shown = list(figures)
     if curves:
         plots.save_figure(folder / PICTURE, plots.runs_figure(curves))
+        shown.append(Section("Curves", panels=plots.runs_panels(curves), name="curves"))
+    shown += [Section(name, table=table.rows) for name, table in tables.items() if table]
+    shown += [Section("How to read this", " ".join([NOTE, *(f"Note: {note}." for note in notes)]))]
+    page.write(folder / HTML, "Runs", {}, shown)
 
 
 def as_table(*columns: Column) -> Table:

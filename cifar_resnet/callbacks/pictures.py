@@ -1,20 +1,22 @@
 """Pictures of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torchvision.utils import make_grid, save_image
+from torch import Tensor
 
 from cifar_resnet.constraints import Count, check
 from cifar_resnet.models import Classifier
+from cifar_resnet.results import tiles
 from cifar_resnet.results.plots import save_figure, schedule_figure
 
 
 class AugmentedBatch(Callback):
-    """Shows the first training batch as the network sees it, as a PNG and in TensorBoard."""
+    """Shows the first training batch as the network sees it, with its classes: a PNG, on the page, in TensorBoard."""
 
     def __init__(self, path: str, num_images: Count = 64):
         check(AugmentedBatch, locals())
@@ -26,11 +28,24 @@ class AugmentedBatch(Callback):
         if trainer.global_step or batch_idx or not trainer.is_global_zero:
             return
         mean, std = (values[:, None, None] for values in pl_module.pixel_stats(torch.device("cpu")))
-        images = batch[0][: self.num_images].float().cpu() * std + mean
-        grid = make_grid(images.clamp(0, 1), nrow=max(1, round(len(images) ** 0.5)))
-        save_image(grid, self.path)
+        images, labels = (part[: self.num_images].float().cpu() for part in batch)
+        pixels = ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        grid = tiles.write(self.path, pixels, captions_of(labels, pl_module.data_state["classes"]))
         for writer in [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]:
-            writer.add_image("augmented_batch", grid, 0)
+            writer.add_image("augmented_batch", grid, 0, dataformats="HWC")
+
+
+def captions_of(labels: Tensor, classes: Sequence[str]) -> list[str]:
+    """Of mixed images the classes with their shares. labels: (N,), or the classes' shares, (N, num_classes)."""
+    if labels.ndim == 1:
+        return [classes[label] for label in labels.long().tolist()]
+    each = [
+        [(share, classes[place]) for place, share in enumerate(shares) if share > 0.005] for shares in labels.tolist()
+    ]
+    return [
+        shares[0][1] if len(shares) == 1 else ", ".join(f"{name} {share:.0%}" for share, name in sorted(shares)[::-1])
+        for shares in each
+    ]
 
 
 class ScheduleCurve(Callback):

@@ -12,15 +12,20 @@ from cifar_resnet.data.published import (
     TinyImageNet,
 )
 from cifar_resnet.data.resizing import ProgressiveResize
+from cifar_resnet.data.shifted import CIFAR10C, CIFAR10H, CIFAR101, Corrupted
 from cifar_resnet.data.sources import Files, ImageFolder, OwnImages, Synthetic
 
 __all__ = [
     "CIFAR10",
+    "CIFAR10C",
+    "CIFAR10H",
     "CIFAR100",
+    "CIFAR101",
     "MNIST",
     "STL10",
     "SVHN",
     "Augment",
+    "Corrupted",
     "DataModule",
     "FashionMNIST",
     "Files",

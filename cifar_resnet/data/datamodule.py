@@ -2,8 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Len
@@ -20,6 +20,21 @@ from cifar_resnet.errors import refuse_if
 from cifar_resnet.hardware import free_memory
 from cifar_resnet.images import Normalise, content_hash
 from cifar_resnet.seeds import seed_for
+
+
+class Condition(NamedTuple):
+    """Under which images were taken, or might have been. severity: 1 to 5."""
+
+    corruption: str
+    severity: int
+
+
+class TestSet(NamedTuple):
+    """images: (N, C, H, W) uint8; labels: (N,) int64; condition: under which they were taken, if any."""
+
+    images: Tensor
+    labels: Tensor
+    condition: Condition | None = None
 
 
 class DataModule(LightningDataModule, ABC):
@@ -111,6 +126,23 @@ class DataModule(LightningDataModule, ABC):
 
     def read_val(self) -> tuple[Tensor, Tensor] | None:
         """Images that the data set itself keeps for validation, as `read` gives them; None where there are none."""
+        return None
+
+    def test_sets(self) -> Iterator[TestSet]:
+        """The test images, as `read` gives them: under each of the `conditions` in turn, or once."""
+        yield TestSet(*self.read(train=False))
+
+    @property
+    def conditions(self) -> Sequence[Condition]:
+        """Under which the test images come, all of them under each; none where they are as they were taken."""
+        return ()
+
+    def test_files(self) -> list[str] | None:
+        """Of each test image the name of its file, within the folder of all; None where they have none."""
+        return None
+
+    def votes(self) -> Tensor | None:
+        """What people saw in each test image, as shares of the classes: (N, num_classes); None where nobody asked."""
         return None
 
     def order_classes(self, known: Sequence[str]) -> None:

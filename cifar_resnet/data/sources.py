@@ -21,7 +21,7 @@ from cifar_resnet.data.datamodule import DataModule
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.files import Halves, Part, folders_of
-from cifar_resnet.folders import named
+from cifar_resnet.folders import as_text, named
 from cifar_resnet.pictures import decode_all
 from cifar_resnet.terminal import log
 
@@ -72,13 +72,44 @@ class OwnImages(DataModule):
 
     def drawn(self, train: bool, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One half of images that are to be divided."""
+        part = self.rows_of(train, labels)
+        return images[part], labels[part]
+
+    def rows_of(self, train: bool, labels: Tensor) -> Tensor:
+        """Which images are drawn for one half. labels: of all."""
         count = self.num_test if isinstance(self.num_test, int) else round(self.num_test * len(labels))
         refuse_if(
             not 0 < count < len(labels),
             f"data.num_test of the images are tested on, the others trained on. Got {self.num_test} of {len(labels)}",
         )
-        part = stratified_split(labels, count, self.split_seed)[0 if train else 1]
-        return images[part], labels[part]
+        return stratified_split(labels, count, self.split_seed)[0 if train else 1]
+
+    def test_files(self) -> list[str] | None:
+        """As in their folder; of several folders with its name in front, and of an archive with the image's number."""
+        parts = self.halves.parts["test"]
+        if all(part.archive for part in parts):
+            return None
+        each = [
+            (name, self.classes.index(class_)) for part in parts for name, class_ in self.names_in(part, len(parts))
+        ]
+        if self.num_test is None:
+            return [name for name, _ in each]
+        return [each[row][0] for row in self.rows_of(False, torch.tensor([label for _, label in each])).tolist()]
+
+    def names_in(self, part: Part, num_parts: int) -> list[tuple[str, str]]:
+        """Of each image, as they are read, its name and its class."""
+        front = f"{part.path.name}/" if num_parts > 1 else ""
+        if part.archive is not None:
+            return [(f"{part.path.name}[{row}]", part.names[label]) for row, label in enumerate(part.archive.labels)]
+        files, _ = part.files()
+        return [
+            (front + as_text(files[row][0].relative_to(part.path)), files[row][1])
+            for row in self.by_class([name for _, name in files])
+        ]
+
+    def by_class(self, names: Sequence[str]) -> np.ndarray:
+        """The order in which images of these classes are read."""
+        return np.array([self.classes.index(name) for name in names]).argsort(kind="stable")
 
     def read_val(self) -> tuple[Tensor, Tensor] | None:
         return self.read_half("val") if "val" in self.halves.parts else None
@@ -142,7 +173,7 @@ class OwnImages(DataModule):
                     cached = {"images": np.stack(images), "resized": np.array(resized)}
                     write_cache(cache, fingerprint, cached)
         labels = np.array([self.classes.index(name) for _, name in files])
-        order = slice(None) if (np.diff(labels) >= 0).all() else labels.argsort(kind="stable")
+        order = slice(None) if (np.diff(labels) >= 0).all() else self.by_class([name for _, name in files])
         return cached["images"][order].transpose(0, 3, 1, 2), labels[order], int(cached["resized"])
 
     def decode_files(self, paths: list[Path]) -> tuple[list[np.ndarray], int]:

@@ -1,40 +1,58 @@
 """From log-probabilities to scores, and to what a page shows of them: for cifar-evaluate and for a training's end."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from cifar_resnet.results import metrics, plots
+from cifar_resnet.data.datamodule import Condition
+from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS
+from cifar_resnet.results import bootstrap, calibration, metrics, ood, plots
 from cifar_resnet.results.inference import mean_probability
-from cifar_resnet.results.page import Section
+from cifar_resnet.results.page import Picture, Section
 from cifar_resnet.results.predictions import Predictions
 
 NUM_MISTAKES = 24
+RESAMPLES = 1000
 GROWTH = ("members", "growth", "growth_calibrated")  # scores of each member, and of the ensemble up to it
 
 
-def evaluate_predictions(each: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None = None) -> dict:
+def evaluate_predictions(
+    each: Tensor,
+    labels: Tensor,
+    val: tuple[Tensor, Tensor] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    conditions: Sequence[Condition] = (),
+) -> dict:
     """What evaluation.json says of one network or an ensemble, in plain values.
 
-    By name: scores, temperature, calibrated (the scores at that temperature), the three of `GROWTH`, disagreement
-    (of the members; None for one), confusion (images by true class and prediction).
+    By name: scores, intervals (of some of them), temperature, calibrated (the scores at that temperature), selective
+    (see `calibration.selective_scores`), the three of `GROWTH`, disagreement (of the members; None for one), confusion
+    (images by true class and prediction), and where there are conditions corruptions (see `by_condition`).
 
     each: (members, N, num_classes), each member's log-probabilities; labels: (N,) int64; on any device.
     val: the same two of the validation images, on which a temperature is fitted; None to fit none.
+    resamples, seed: of the intervals' bootstrap.
+    conditions: under which the same images come, one after the other; none where each comes once.
     """
     each, labels = each.float().cpu(), labels.cpu()
     grown = growing(each)
     growth = [metrics.scores(log_probs, labels) for log_probs in grown]
     fitted_on = growing(val[0].cpu()) if val else []
-    temperatures = [metrics.fit_temperature(log_probs, val[1].cpu()) for log_probs in fitted_on]
+    temperatures = [calibration.fit_temperature(log_probs, val[1].cpu()) for log_probs in fitted_on]
     calibrated = [
-        metrics.scores(metrics.at_temperature(log_probs, temperature), labels)
+        metrics.scores(calibration.at_temperature(log_probs, temperature), labels)
         for log_probs, temperature in zip(grown, temperatures, strict=False)  # as many as there are temperatures
     ]
     return {
         "scores": growth[-1],
+        "intervals": bootstrap.of_scores(grown[-1], labels, resamples, seed, max(1, len(conditions))),
+        "resamples": resamples,
+        "selective": calibration.selective_scores(grown[-1], labels),
         "temperature": temperatures[-1] if temperatures else None,
         "calibrated": calibrated[-1] if calibrated else None,
         "members": [metrics.scores(log_probs, labels) for log_probs in each],
@@ -42,6 +60,7 @@ def evaluate_predictions(each: Tensor, labels: Tensor, val: tuple[Tensor, Tensor
         "growth_calibrated": calibrated,
         "disagreement": metrics.disagreement(each) if len(each) > 1 else None,
         "confusion": metrics.confusion(grown[-1], labels).tolist(),
+        **({"corruptions": by_condition(grown[-1], labels, conditions, resamples, seed)} if conditions else {}),
     }
 
 
@@ -50,26 +69,80 @@ def growing(each: Tensor) -> list[Tensor]:
     return [mean_probability(each[:count]) for count in range(1, len(each) + 1)]
 
 
-def sections(result: dict, predictions: Predictions, images: Tensor, classes: list[str]) -> list[Section]:
+def by_condition(log_probs: Tensor, labels: Tensor, conditions: Sequence[Condition], resamples: int, seed: int) -> dict:
+    """Scores under each condition, and means over them, each corruption and each severity counting the same.
+
+    mean_acc: over all of them; benchmark_acc: over the fifteen corruptions that CIFAR-10-C's authors compare by, where
+    those and the four others are all there. Intervals as in `bootstrap`.
+    """
+    parts = zip(log_probs.chunk(len(conditions)), labels.chunk(len(conditions)), conditions, strict=True)
+    each = [condition._asdict() | metrics.scores(*own) for *own, condition in parts]
+    right = (log_probs.argmax(1) == labels).double().view(len(conditions), -1)
+    found = {"mean_acc": right.mean().item(), "mean_acc_interval": bootstrap.of_mean(right.mean(0), resamples, seed)}
+    names = {condition.corruption for condition in conditions}
+    if names == {*BENCHMARK, *MORE_CORRUPTIONS}:
+        rows = right[[condition.corruption in BENCHMARK for condition in conditions]]
+        found["benchmark_acc"] = rows.mean().item()
+        found["benchmark_acc_interval"] = bootstrap.of_mean(rows.mean(0), resamples, seed)
+    return found | {"each": each}
+
+
+def against_votes(log_probs: Tensor, votes: Tensor, temperature: float | None, resamples: int, seed: int) -> dict:
+    """Cross-entropy to what people saw, the mean over images of - sum of share x log-probability (Peterson et al. 2019,
+    section 4), with its interval, and at the temperature if there is one; beside it people's own entropy, its least.
+
+    log_probs, votes: (N, num_classes).
+    """
+    of_images = -(votes * log_probs.double()).sum(1)
+    found = {
+        "cross_entropy": of_images.mean().item(),
+        "cross_entropy_interval": bootstrap.of_mean(of_images, resamples, seed),
+        "entropy_of_votes": torch.special.entr(votes).sum(1).mean().item(),
+    }
+    if temperature:
+        calibrated = calibration.at_temperature(log_probs.double(), temperature)
+        found["calibrated_cross_entropy"] = -(votes * calibrated).sum(1).mean().item()
+    return found
+
+
+def corruption_rows(result: dict) -> list[list[str]]:
+    """For people: a head, a row for each corruption, by severity, and their means. result: of `by_condition`."""
+    accs = {(one["corruption"], one["severity"]): one["acc"] for one in result["each"]}
+    names, severities = (list(dict.fromkeys(keys)) for keys in zip(*accs, strict=True))
+    table = [["accuracy by severity", *map(str, severities), "mean"]]
+    for name in [*names, "mean"]:
+        each = [
+            np.mean([accs[own, severity] for own in (names if name == "mean" else [name])]) for severity in severities
+        ]
+        table.append([name, *(f"{acc:.1%}" for acc in [*each, np.mean(each)])])
+    return table
+
+
+def sections(result: dict, predictions: Predictions, images: Tensor | None, classes: list[str]) -> list[Section]:
     """What a page shows of an evaluation: its ensemble, if it is one; what was right, what wrong, and how sure.
 
     result: of `evaluate_predictions`, of an ensemble with the members' paths as "checkpoints".
-    images: those of the predictions, (N, 3, H, W) uint8, on any device.
+    images: those of the predictions, (N, 3, H, W) uint8, on any device; None where they are not at hand.
     """
     log_probs, labels = predictions.log_probs, predictions.labels
     found = []
     if len(result["members"]) > 1:
         growth = plots.growth_figure(*(result[key] for key in GROWTH))
         found = [Section("Ensemble", figure=growth, name="growth"), Section("Members", table=member_rows(result))]
-    lines = {"as trained": list(metrics.reliability(log_probs, labels))}
+    if corruptions := result.get("corruptions"):
+        figure = plots.corruption_figure(corruptions["each"])
+        found.append(Section("Corruptions", corruption_text(result), figure, name="corruptions"))
+    if result.get("ood"):
+        found.append(Section("Images of other things", OOD_TEXT, table=ood.rows(result["ood"])))
+    lines = {"as trained": list(calibration.reliability(log_probs, labels))}
     text = (
         f"A dot's area grows with the number of images that were predicted with this confidence. The dots' mean "
         f"distance from the dashed line, by these numbers, is the expected calibration error: "
         f"{result['scores']['calibration_error']:.2%}."
     )
     if temperature := result["temperature"]:
-        calibrated = metrics.at_temperature(log_probs, temperature)
-        lines["with temperature"] = list(metrics.reliability(calibrated, labels))
+        calibrated = calibration.at_temperature(log_probs, temperature)
+        lines["with temperature"] = list(calibration.reliability(calibrated, labels))
         text += (
             f" The temperature, {temperature:.3f}, was fitted on validation images; with it, the error is "
             f"{result['calibrated']['calibration_error']:.2%}."
@@ -80,21 +153,69 @@ def sections(result: dict, predictions: Predictions, images: Tensor, classes: li
         Section("Confusion", figure=confusion, name="confusion"),
         Section("Class by class", table=metrics.class_rows(result["confusion"], classes)),
         Section("Reliability", text, plots.reliability_figure(lines), name="reliability"),
-        *mistakes(predictions, images, classes),
+        Section("Calibration", table=calibration.rows(result["scores"], result["calibrated"], result["intervals"])),
+        Section(
+            "If it may decline to answer",
+            "Accuracy on the share of the images that it is surest of.",
+            plots.selective_figure(*calibration.selective(log_probs, labels)),
+            name="selective",
+        ),
+        *(mistakes(predictions, images, classes) if images is not None else []),
+    ]
+
+
+OOD_TEXT = (
+    "How well images of other things are told from the test images. AUROC: how likely a test image looks more familiar "
+    "than one of the others, 50% being chance. FPR at 95%: of the others, the share that looks as familiar as the 95% "
+    "most familiar test images."
+)
+
+
+def corruption_text(result: dict) -> str:
+    found = result["corruptions"]
+    low, high = found["mean_acc_interval"]
+    text = f"Mean accuracy over all conditions {found['mean_acc']:.2%}, 95% interval {low:.2%} … {high:.2%}."
+    if "benchmark_acc" in found:
+        text += f" Over the benchmark's fifteen corruptions: {found['benchmark_acc']:.2%}."
+    return text
+
+
+def worst_mistakes(predictions: Predictions, classes: list[str]) -> list[dict]:
+    """The wrong predictions of most confidence, the worst first: index (of the image in its set), file if there are
+    names of files, label, prediction and confidence, as evaluation.json has them."""
+    labels, (confidence, predicted) = predictions.labels, predictions.log_probs.exp().max(1)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    return [
+        {
+            "index": int(predictions.indices[row]),
+            **({"file": predictions.files[row]} if predictions.files else {}),
+            "label": classes[labels[row]],
+            "prediction": classes[predicted[row]],
+            "confidence": min(1.0, confidence[row].item()),
+        }
+        for row in wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES].tolist()
     ]
 
 
 def mistakes(predictions: Predictions, images: Tensor, classes: list[str]) -> list[Section]:
-    """The wrong predictions of most confidence; none where all are right."""
-    labels, (confidence, predicted) = predictions.labels, predictions.log_probs.exp().max(1)
-    wrong = (predicted != labels).nonzero()[:, 0]
-    if not len(wrong):
+    """The worst as pictures; none where all are right."""
+    worst = worst_mistakes(predictions, classes)
+    if not worst:
         return []
-    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES]
-    captions = [f"{classes[labels[index]]} → {classes[predicted[index]]}\n{confidence[index]:.1%}" for index in worst]
-    text = f"Of {len(wrong):,} mistakes the {len(worst)} made with the most confidence: true class → prediction."
-    figure = plots.mistakes_figure(images.cpu()[worst].permute(0, 2, 3, 1).numpy(), captions)
-    return [Section("Most confident mistakes", text, figure, name="mistakes")]
+    number = int((predictions.log_probs.argmax(1) != predictions.labels).sum())
+    text = f"Of {number:,} mistakes the {len(worst)} made with the most confidence: true class → prediction."
+    rows = torch.isin(predictions.indices, torch.tensor([one["index"] for one in worst])).nonzero()[:, 0]
+    pictures = {int(predictions.indices[row]): images[int(row)].permute(1, 2, 0).cpu().numpy() for row in rows}
+    shown = [
+        Picture(
+            pictures[one["index"]],
+            f"{one['label']} → {one['prediction']}",
+            f"{one['confidence']:.1%}" + (f", {one['file']}" if "file" in one else ""),
+        )
+        for one in worst
+    ]
+    figure = plots.mistakes_figure([each.pixels for each in shown], [f"{each.title}\n{each.text}" for each in shown])
+    return [Section("Most confident mistakes", text, figure, name="mistakes", pictures=shown)]
 
 
 def member_rows(result: dict) -> list[list[str]]:

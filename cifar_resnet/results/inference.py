@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from cifar_resnet.constraints import TTA, check
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.hardware import keep_freed_memory
 from cifar_resnet.images import Normalise
+from cifar_resnet.initialisation import head_of
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.tta import log_probabilities
+from cifar_resnet.results.ood import nearest_similarity
 
 
 def mean_probability(each: Tensor) -> Tensor:
@@ -88,6 +91,61 @@ class Ensemble:
                 ]
             batches.append(torch.stack(each).cpu())
         return torch.cat(batches, dim=1)
+
+    @torch.inference_mode()
+    def evidence(self, images: Tensor, batch_size: int = 500) -> "Evidence":
+        """What the networks say of each image as it is, without other views of it. images: see `log_probs`."""
+        heads = [head_module(network) for network in self.networks]
+        found: list[list[Tensor]] = []  # by batch: maximum probability, energy, and each member's features
+        for batch in images.split(batch_size):
+            batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
+            logits, features = [], []
+            for network, normalise, head in zip(self.networks, self.normalise, heads, strict=True):
+                seen: list[Tensor] = []
+                hook = head and head.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+                with self.fabric.autocast():
+                    logits.append(network(normalise(batch)).float())
+                if hook:
+                    hook.remove()
+                features += [each.flatten(1).float().cpu() for each in seen[-1:]]
+            each = torch.stack(logits)
+            sure, energy = mean_probability(each.log_softmax(2)).amax(1).exp(), each.logsumexp(2).mean(0)
+            found.append([sure.cpu(), energy.cpu(), *features])
+        sure, energy, *known = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Evidence(sure, energy, known if len(known) == len(self.networks) else [])
+
+
+@dataclass
+class Evidence:
+    """How familiar images look to an ensemble's members, N images each.
+
+    probability: the largest of the mean probabilities (Hendrycks & Gimpel 2017, arXiv 1610.02136). energy: the
+    logarithm of the sum of all exponentials of the logits, the members' mean (Liu et al. 2020, arXiv 2010.03759, with
+    the sign turned, at temperature 1). features: (N, D) of each member, what its last layer is given; empty where a
+    member has no such layer.
+    """
+
+    probability: Tensor
+    energy: Tensor
+    features: list[Tensor]
+
+    def scores(self, known: "Evidence | None", neighbours: int) -> dict[str, Tensor]:
+        """By the names in `ood.SCORES`, higher for what is familiar. known: of training images, or None."""
+        found = {"probability": self.probability, "energy": self.energy}
+        if known and known.features:
+            each = [
+                nearest_similarity(own, others, neighbours)
+                for own, others in zip(self.features, known.features, strict=True)
+            ]
+            found["neighbours"] = torch.stack(each).mean(0)
+        return found
+
+
+def head_module(network: Classifier) -> nn.Module | None:
+    """The last layer, which has an output for each class; None where there is no such."""
+    names = head_of(network.state_dict(), network.hparams["num_classes"])
+    part = names[0].rpartition(".")[0] if names else ""
+    return network.get_submodule(part) if part else None
 
 
 class Portable(nn.Module):

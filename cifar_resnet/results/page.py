@@ -1,25 +1,48 @@
 """One self-contained HTML file about a run or an evaluation: no script, no other file, no network."""
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import yaml
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cifar_resnet import runs
-from cifar_resnet.results.plots import curves_figure
+from cifar_resnet.results.plots import curve_panels, curves_figure, quiet_about_glyphs
+from cifar_resnet.terminal import cut
 
+LONGEST = 60  # of a name in a table or below a picture
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
 @dataclass
-class Section:
-    """Of the page: a heading with a sentence below it, then a figure or a table, whose first row is its head.
+class Picture:
+    """Of a few pixels, with what is said below it. pixels: (H, W, 3) uint8."""
 
-    name: of the figure in TensorBoard.
+    pixels: np.ndarray
+    title: str
+    text: str
+
+    @property
+    def src(self) -> str:
+        """For an <img>."""
+        file = io.BytesIO()
+        Image.fromarray(self.pixels).save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+@dataclass
+class Section:
+    """Of the page: a heading with a sentence below it, then figures, pictures or a table, whose first row is its head.
+
+    figure: for TensorBoard and other trackers, which know it by its name; on the page as well, unless there are panels,
+    which stand beside each other where there is room, or pictures.
     """
 
     heading: str
@@ -27,23 +50,66 @@ class Section:
     figure: Figure | None = None
     table: Sequence[Sequence[str]] | None = None
     name: str = ""
+    panels: Sequence[Figure] = ()
+    pictures: Sequence[Picture] = ()
 
     @property
-    def svg(self) -> str:
-        """The figure as an element that can stand in the middle of a page."""
-        buffer = io.StringIO()
-        self.figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return "<svg" + buffer.getvalue().partition("<svg")[2]  # without the head of an XML file
+    def svgs(self) -> list[str]:
+        """Elements that can stand in the middle of a page."""
+        shown = self.panels or ([self.figure] if self.figure and not self.pictures else [])
+        return [as_svg(figure, f"{self.name}-{place}-") for place, figure in enumerate(shown)]
 
 
-def write(path: Path, title: str, facts: dict[str, str], sections: Sequence[Section], config: dict | None) -> None:
+def as_svg(figure: Figure, salt: str) -> str:
+    """Text stays text, which any browser can show in any script, and find. salt: for ids that are the page's own."""
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), quiet_about_glyphs():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "<svg" + buffer.getvalue().partition("<svg")[2]  # without the head of an XML file
+
+
+@dataclass
+class Headline:
+    """What is said in large: a number, and beside it what it is of."""
+
+    number: str
+    text: str
+
+
+def write(
+    path: Path,
+    title: str,
+    facts: dict[str, str],
+    sections: Sequence[Section],
+    config: dict | None = None,
+    headline: Headline | None = None,
+) -> None:
     """facts: what is said first, by name. config: shown as YAML at the end."""
-    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters["short"] = lambda text: cut(str(text), LONGEST, 2 / 3)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
-    runs.write_atomically(path, template.render(title=title, facts=facts, sections=sections, yaml=settings))
+    text = template.render(title=title, headline=headline, facts=facts, sections=sections, yaml=settings)
+    runs.write_atomically(path, text)
+
+
+def headline_of(result: dict, how: str = "") -> Headline:
+    """Of a test: its accuracy, and how sure that is. result: of `evaluation.evaluate_predictions`, with num_images."""
+    low, high = result["intervals"]["acc"]
+    text = f"of {result['num_images']:,} test images{how}; 95% interval {low:.2%} … {high:.2%}"
+    return Headline(f"{result['scores']['acc']:.2%}", text)
+
+
+def about(facts: dict) -> dict[str, str]:
+    """Of a run's record or an evaluation's, what says which network this is, on which machine, and by which commit."""
+    return {
+        "network": f"{facts['network']}: {facts['parameters']:,} parameters, {facts['macs']:,} multiply-adds an image",
+        "device": f"{facts['device']}, {facts['precision']}",
+        "commit": facts["commit"] or "not known",
+    }
 
 
 def curves(run_dir: Path) -> list[Section]:
     """Of a run that has left a table of its epochs."""
     rows = runs.read_metrics(run_dir / runs.METRICS)
-    return [Section("Training", figure=curves_figure(rows), name="curves")] if rows else []
+    return [Section("Training", figure=curves_figure(rows), name="curves", panels=curve_panels(rows))] if rows else []

@@ -1,7 +1,10 @@
 """Figures, drawn without a display."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from cifar_resnet.runs import replacing
+from cifar_resnet.terminal import cut
 
 BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d97706", "#3f8f4f", "#9aa3ad"
 
+FEW = 20  # images, whose accuracy is chance's
+
 Scores = Mapping[str, float]  # as metrics.scores gives them
+What = Literal["loss", "acc", "lr"]
 Rows = Sequence[Mapping[str, str]]  # of a run's metrics.csv
 
 LONG_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -27,8 +34,22 @@ def literal(text: str) -> str:
     return " " * text.startswith("_") + text.replace("$", r"\$")
 
 
+def short(text: str, width: int = 18) -> str:
+    """A name cut so that a figure has room for it; a character of the far East counts as two."""
+    return literal(cut(text, width, 2 / 3))
+
+
+@contextlib.contextmanager
+def quiet_about_glyphs() -> Iterator[None]:
+    """Text of a page is the browser's to draw, and in a PNG a font may lack what a name is written in."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support .* natively")
+        yield
+
+
 def save_figure(path: Path, figure: Figure) -> None:
-    with replacing(path) as file:
+    with replacing(path) as file, quiet_about_glyphs():
         figure.savefig(file, format=path.suffix.removeprefix("."))
 
 
@@ -121,14 +142,40 @@ def search_figure(points: Sequence[tuple[int, float, float]], best: tuple[float,
 
 def curves_figure(rows: Rows) -> Figure:
     """Loss, accuracy and learning rate of one run over its epochs."""
-    figure, loss, accuracy, rate = new_figure(10.0, 3.2, 3)
-    for split, colour in (("train", GREY), ("val", BLUE)):
-        plot_column(loss, rows, f"{split}/loss", color=colour, label=LONG_NAMES[split])
-        plot_column(accuracy, rows, f"{split}/acc", 100, color=colour, label=LONG_NAMES[split])
-    by_ratio(loss)  # one bad epoch would flatten the rest
-    plot_column(rate, rows, "lr", color=ORANGE)
-    rate.set_ylim(bottom=0)
-    return label(figure, "epoch", "loss", "accuracy, %", "learning rate, at the epoch's end", whole=True)
+    figure, *panels = new_figure(10.0, 3.2, 3)
+    for axes, draw in zip(panels, (draw_loss, draw_accuracy, draw_rate), strict=True):
+        draw(axes, rows)
+    return label(figure, "epoch", *CURVES, whole=True)
+
+
+def curve_panels(rows: Rows) -> list[Figure]:
+    """The same, each by itself."""
+    found = []
+    for ylabel, draw in zip(CURVES, (draw_loss, draw_accuracy, draw_rate), strict=True):
+        figure, axes = new_figure(4.0, 3.2)
+        draw(axes, rows)
+        found.append(label(figure, "epoch", ylabel, whole=True))
+    return found
+
+
+CURVES = ("loss", "accuracy, %", "learning rate, at the epoch's end")
+SPLITS = (("train", GREY), ("val", BLUE))
+
+
+def draw_loss(axes: Axes, rows: Rows) -> None:
+    for split, colour in SPLITS:
+        plot_column(axes, rows, f"{split}/loss", color=colour, label=LONG_NAMES[split])
+    by_ratio(axes)  # one bad epoch would flatten the rest
+
+
+def draw_accuracy(axes: Axes, rows: Rows) -> None:
+    for split, colour in SPLITS:
+        plot_column(axes, rows, f"{split}/acc", 100, color=colour, label=LONG_NAMES[split])
+
+
+def draw_rate(axes: Axes, rows: Rows) -> None:
+    plot_column(axes, rows, "lr", color=ORANGE)
+    axes.set_ylim(bottom=0)
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -149,7 +196,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
             colour = "white" if is_dark[row, column] else "black"
             axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=8, color=colour)
     ticks = range(0, count, max(1, count // 50))
-    names = [literal(classes[index]) for index in ticks]
+    names = [short(classes[index]) for index in ticks]
     axes.set_xticks(ticks, names, rotation=90 if is_large else 45, ha="center" if is_large else "right")
     axes.set_yticks(ticks, names)
     axes.tick_params(length=0, labelsize=6 if is_large else 9)
@@ -161,22 +208,68 @@ def shades(colour: str) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list(colour, ["white", colour])
 
 
+def corruption_figure(each: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy by corruption and severity. each: corruption, severity and acc of every condition."""
+    accs = {(one["corruption"], one["severity"]): 100 * one["acc"] for one in each}
+    names, severities = (list(dict.fromkeys(keys)) for keys in zip(*accs, strict=True))
+    table = np.array([[accs[name, severity] for severity in severities] for name in names])
+    return heat_map(table, [name.replace("_", " ") for name in names], severities, ("severity", "accuracy, %"))
+
+
+def heat_map(
+    table: np.ndarray, rows: Sequence[str], columns: Sequence[object], names: tuple[str, str], ylabel: str = ""
+) -> Figure:
+    """A coloured cell for each number, with the number in it; nothing where it is nan.
+
+    names: of the columns' setting, and of what the numbers are.
+    """
+    height, width = (min(14.0, 1.3 + size * count) for size, count in ((0.34, len(rows)), (0.62, len(columns))))
+    figure, axes = new_figure(width + 2.2, height)
+    axes.grid(visible=False)
+    low, high = np.nanmin(table), np.nanmax(table)
+    shown = axes.imshow(table, cmap="viridis", aspect="auto", vmin=low, vmax=high if high > low else low + 1)
+    for row, column in np.argwhere(np.isfinite(table)):
+        is_dark = table[row, column] < (low + high) / 2
+        text = f"{table[row, column]:.1f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+    axes.set_xticks(range(len(columns)), [literal(str(value)) for value in columns])
+    axes.set_yticks(range(len(rows)), [literal(str(value)) for value in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(shown, label=literal(names[1]), shrink=0.8)
+    axes.set(xlabel=literal(names[0]), ylabel=literal(ylabel))
+    return figure
+
+
+def selective_figure(coverage: Any, accuracy: Any) -> Figure:
+    """Accuracy over the share of the images that are answered, the surest first."""
+    figure, axes = new_figure(4.6, 3.2)
+    start = min(max(len(coverage) // 100, FEW), len(coverage) - 1)  # of fewer images it says nothing
+    axes.plot(100 * np.asarray(coverage)[start:], 100 * np.asarray(accuracy)[start:], color=BLUE)
+    axes.set_xlim(0, 100)
+    return label(figure, "answered, % of the images", "accuracy, %")
+
+
 def reliability_figure(lines: Mapping[str, Sequence[tuple[float, float, int]]]) -> Figure:
-    """Accuracy over confidence, bin by bin. lines: by name, `metrics.reliability`'s triples; a dot's area is its bin's
-    number of images."""
+    """Accuracy over confidence, bin by bin; a dot's area is its bin's number of images, and one of few is faint.
+
+    lines: by name, `calibration.reliability`'s triples.
+    """
     figure, axes = new_figure(4.6, 4.2)
     axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
     for (name, bins), colour in zip(lines.items(), (BLUE, ORANGE), strict=False):
         confidence, right, sizes = np.array(list(bins)).T
         axes.plot(100 * confidence, 100 * right, color=colour, linewidth=1, alpha=0.5)
         areas = 8 + 200 * sizes / sizes.sum()
-        axes.scatter(100 * confidence, 100 * right, s=areas, color=colour, alpha=0.7, label=literal(name))
+        alphas = np.where(sizes < FEW, 0.25, 0.7)  # by chance such a bin may lie anywhere
+        axes.scatter(100 * confidence, 100 * right, s=areas, color=colour, alpha=alphas)
+        axes.plot([], [], "o", color=colour, alpha=0.7, label=literal(name))
     axes.set(xlim=(0, 102), ylim=(0, 102))
     return label(figure, "confidence, %", "accuracy, %", legend="upper left")
 
 
-def mistakes_figure(images: np.ndarray, captions: Sequence[str]) -> Figure:
-    """Pictures, eight in a row, each with what it is and what it was taken for. images: (N, H, W, 3) uint8."""
+def mistakes_figure(images: Sequence[np.ndarray], captions: Sequence[str]) -> Figure:
+    """Pictures, eight in a row, each with what it is and what it was taken for. images: each (H, W, 3) uint8."""
     columns = 8
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(10.0, 1.6 * rows), dpi=120, layout="constrained")
@@ -184,7 +277,7 @@ def mistakes_figure(images: np.ndarray, captions: Sequence[str]) -> Figure:
         axes.set_axis_off()
         if index < len(images):
             axes.imshow(images[index], interpolation="nearest")
-            axes.set_title(literal(captions[index]), fontsize=7.5)
+            axes.set_title("\n".join(short(line, 24) for line in captions[index].split("\n")), fontsize=7.5)
     return figure
 
 
@@ -208,17 +301,93 @@ def runs_figure(curves: Mapping[str, Sequence[Rows]]) -> Figure:
     curves: by the group's name, for each of its runs the rows of its metrics.csv.
     """
     figure, *panels = new_figure(13.0, 4.4, 3)
+    columns: tuple[What, ...] = ("loss", "acc", "lr")
+    splits = {draw_runs(axes, curves, what) for axes, what in zip(panels, columns, strict=True)}
+    by_ratio(panels[0])
+    below(figure, panels[1], 6)
+    (split,) = splits
+    return label(figure, "epoch", f"{split} loss", f"{split} accuracy, %", "learning rate", legend=None, whole=True)
+
+
+def runs_panels(curves: Mapping[str, Sequence[Rows]]) -> list[Figure]:
+    """The same, each by itself."""
+    found = []
+    names: dict[What, str] = {"loss": "{} loss", "acc": "{} accuracy, %", "lr": "learning rate"}
+    for what, name in names.items():
+        figure, axes = new_figure(4.6, 3.8)
+        split = draw_runs(axes, curves, what)
+        if what == "loss":
+            by_ratio(axes)
+        below(figure, axes, 2)
+        found.append(label(figure, "epoch", name.format(split), legend=None, whole=True))
+    return found
+
+
+def draw_runs(axes: Axes, curves: Mapping[str, Sequence[Rows]], what: What) -> str:
+    """Returns of which images the losses and accuracies are."""
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     splits = set()
     for colour, (name, members) in zip(colours, curves.items(), strict=True):
         for index, rows in enumerate(members):
             split = "val" if any(row.get("val/acc") for row in rows) else "train"
             splits.add(LONG_NAMES[split])
-            for axes, column, scale in zip(panels, (f"{split}/loss", f"{split}/acc", "lr"), (1, 100, 1), strict=True):
-                plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else literal(name))
-    by_ratio(panels[0])
-    handles, names = panels[1].get_legend_handles_labels()
+            column, scale = (what, 1) if what == "lr" else (f"{split}/{what}", 100 if what == "acc" else 1)
+            plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else short(name, 40))
+    return " or ".join(sorted(splits))
+
+
+def below(figure: Figure, axes: Axes, columns: int) -> None:
+    """The names of the lines, if there is more than one and they can be told apart."""
+    handles, names = axes.get_legend_handles_labels()
     if 1 < len(names) <= 24:
-        figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
-    split = " or ".join(sorted(splits))
-    return label(figure, "epoch", f"{split} loss", f"{split} accuracy, %", "learning rate", legend=None, whole=True)
+        figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
+
+
+@dataclass
+class Point:
+    """A run, or several of one group. x, y: where it is; low, high: the ends of y's interval, if any.
+
+    url: of its page, or empty.
+    """
+
+    x: float
+    y: float
+    group: str
+    url: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+def cost_figure(points: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
+    """What it cost and what came out, a link for each; a colour for each group."""
+    figure, axes = new_figure(4.6, 3.6)
+    groups = list(dict.fromkeys(point.group for point in points))
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(groups)))
+    for name, colour in zip(groups, colours, strict=True):
+        own = [point for point in points if point.group == name]
+        drawn = axes.scatter(
+            [point.x for point in own],
+            [point.y for point in own],
+            color=colour,
+            s=36,
+            alpha=0.85,
+            label=short(name, 40),
+        )
+        drawn.set_urls([point.url or None for point in own])
+    xs = [point.x for point in points]
+    if min(xs) > 0 and max(xs) > 5 * min(xs):
+        axes.set_xscale("log")
+    below(figure, axes, 2)
+    return label(figure, xlabel, ylabel, legend=None)
+
+
+def intervals_figure(points: Sequence[Point], xlabel: str) -> Figure:
+    """A row for each group: its runs, their mean and its interval. points: of each group, y the mean."""
+    figure, axes = new_figure(6.4, 1.2 + 0.32 * len(points))
+    for row, point in enumerate(points):
+        if point.low is not None:
+            axes.plot([point.low, point.high], [row, row], color=BLUE, linewidth=2, alpha=0.6)
+        axes.plot(point.y, row, "o", color=BLUE)
+    axes.set_yticks(range(len(points)), [short(point.group, 40) for point in points])
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    return label(figure, xlabel, "", legend=None)

@@ -1,7 +1,9 @@
 """What a network, or an ensemble, predicted for a labelled set: kept with a run, to be looked into and compared."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ class Predictions:
     images_hash: of the images, in their order.
     indices: (N,) int64, ascending: which images of the set these are, counted from 0; num_images: how many that has.
         None for all of it.
+    files: of each of these images the name of its file; None where they have none.
     """
 
     log_probs: Tensor
@@ -28,6 +31,7 @@ class Predictions:
     images_hash: str
     indices: Tensor | None = None
     num_images: int | None = None
+    files: list[str] | None = None
 
     def __post_init__(self) -> None:
         self.log_probs, self.labels = self.log_probs.float().cpu(), self.labels.cpu()
@@ -35,18 +39,26 @@ class Predictions:
             self.indices, self.num_images = torch.arange(len(self.labels)), len(self.labels)
 
     @classmethod
-    def of(cls, images: Tensor, log_probs: Tensor, labels: Tensor, order: Tensor | None = None) -> "Predictions":
+    def of(
+        cls,
+        images: Tensor,
+        log_probs: Tensor,
+        labels: Tensor,
+        order: Tensor | None = None,
+        files: Sequence[str] | None = None,
+    ) -> "Predictions":
         """Of a set of images or a part of it, in the order of the set.
 
         images: (M, C, H, W) uint8 and labels: (M,), of the whole set. order: (N,) int64, which of the images each row
-        of log_probs is about; None where they are all, in their order.
+        of log_probs is about; None where they are all, in their order. files: the names of all of the set's.
         """
         if order is None:
             indices = torch.arange(len(labels))
         else:
             indices, rows = order.cpu().sort()
             log_probs = log_probs[rows.to(log_probs.device)]
-        return cls(log_probs, labels.cpu()[indices], content_hash(images.cpu()[indices]), indices, len(labels))
+        names = [files[index] for index in indices.tolist()] if files else None
+        return cls(log_probs, labels.cpu()[indices], content_hash(images.cpu()[indices]), indices, len(labels), names)
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
@@ -60,6 +72,8 @@ class Predictions:
             found = cls(log_probs, labels, str(arrays["images_hash"]))
             if "indices" in arrays:  # earlier versions left none
                 found.indices, found.num_images = torch.from_numpy(arrays["indices"]), int(arrays["num_images"])
+            if "files" in arrays:
+                found.files = arrays["files"].tolist()
             refuse_if(
                 found.indices.shape != labels.shape or found.num_images < len(labels),
                 f"it holds the places of {tuple(found.indices.shape)} images for {tuple(labels.shape)} labels",
@@ -67,15 +81,17 @@ class Predictions:
             return found
 
     def save(self, path: Path) -> None:
+        arrays: dict[str, Any] = {
+            "log_probs": self.log_probs,
+            "labels": self.labels,
+            "images_hash": self.images_hash,
+            "indices": self.indices,
+            "num_images": self.num_images,
+        }
+        if self.files:
+            arrays["files"] = np.array(self.files)
         with replacing(path) as file:
-            np.savez(
-                file,
-                log_probs=self.log_probs,
-                labels=self.labels,
-                images_hash=self.images_hash,
-                indices=self.indices,
-                num_images=self.num_images,
-            )
+            np.savez(file, **arrays)
 
     @property
     def share(self) -> str:

@@ -16,10 +16,13 @@ from cifar_resnet.images import content_hash
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import num_macs, num_parameters
 from cifar_resnet.quoting import command_line
-from cifar_resnet.results import evaluation, inference, metrics, page
+from cifar_resnet.results import evaluation, inference, metrics, page, tiles
+from cifar_resnet.results.plots import quiet_about_glyphs
 from cifar_resnet.results.predictions import FILE, Predictions
 from cifar_resnet.terminal import log, summary_facts
 from cifar_resnet.trust import targets_in
+
+NUM_AUGMENTED = 24  # shown on a page
 
 
 def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trainer: Trainer) -> dict[str, Any]:
@@ -100,14 +103,14 @@ def predictions_of(model: Classifier, data: DataModule) -> Predictions:
     if loader.world_size > 1:
         log_probs = torch.cat(gather_all_tensors(log_probs))
     order = torch.cat([batch for rank in range(loader.world_size) for batch in loader.batches_of(rank)])
-    return Predictions.of(data.test.images, log_probs, data.test.labels, order)
+    return Predictions.of(data.test.images, log_probs, data.test.labels, order, data.test_files())
 
 
 def show(
     run_dir: Path, record: dict, data: DataModule, chosen: Path, trainer: Trainer, predictions: Predictions | None
 ) -> None:
     """Draw what came out: a page in the run folder, and the same figures in TensorBoard."""
-    shown = page.curves(run_dir)
+    shown, headline = page.curves(run_dir), None
     if predictions:
         val = None
         if data.has_val:
@@ -118,11 +121,17 @@ def show(
         result = evaluation.evaluate_predictions(predictions.log_probs[None], predictions.labels, val)
         images = data.test.images.cpu()[predictions.indices]
         shown += evaluation.sections(result, predictions, images, data.classes)
-    facts = {name: text for name, text in summary_facts(record).items() if name != "look next"}
-    page.write(run_dir / "page.html", run_dir.name, facts, shown, record["config"])
+        headline = page.headline_of(result | {"num_images": len(predictions.labels)})
+    if pictures := tiles.read(run_dir / "augmented_batch.png"):
+        text = "The first images of the training, as the network sees them."
+        shown.append(page.Section("Augmented images", text, pictures=pictures[:NUM_AUGMENTED]))
+    told = {name: text for name, text in summary_facts(record).items() if name != "look next"}
+    facts = page.about(record) | told
+    page.write(run_dir / "page.html", run_dir.name, facts, shown, record["config"], headline)
     for section in [section for section in shown if section.figure]:
         # as its curves, a training counts steps from 0
         step = record["steps" if section.name == "curves" else "step"] - 1
-        trackers.show(trainer.loggers, section.name, section.figure, step)
+        with quiet_about_glyphs():
+            trackers.show(trainer.loggers, section.name, section.figure, step)
     for logger in trainer.loggers:
         logger.save()  # or the command could end before the last of them is written

@@ -1,15 +1,22 @@
 """The data of a network's training, as its checkpoint notes them, in the configuration of another command."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
+from torch import Tensor
 
 from cifar_resnet import checkpoints, constraints, preflight
-from cifar_resnet.compose import Job
+from cifar_resnet.archives import is_archive, read_archive
+from cifar_resnet.compose import Composer, Job
 from cifar_resnet.data import DataModule
+from cifar_resnet.errors import one_line, refuse_if
 from cifar_resnet.instantiation import instantiate
+from cifar_resnet.pictures import MAX_MEGAPIXELS, decode_all
 
 
 def restored_config(job: Job, checkpoint: Path) -> DictConfig:
@@ -34,6 +41,62 @@ def local_data(cfg: DictConfig) -> DataModule:
     if hasattr(data, "is_complete") and not data.is_complete():
         raise FileNotFoundError(f"{cfg.choices.data} is not in {data.root}")
     return data
+
+
+def training_data(
+    paths: Sequence[Path], data: DataModule, choice: str, classes: Sequence[str], composer: Composer
+) -> tuple[DataModule | None, str]:
+    """The images that networks were trained with, read and divided as then; or None, and why they are not at hand.
+
+    paths: of the checkpoints. data: which may be of the same choice, and then is what is read. classes: the networks'.
+    """
+    saved = [checkpoints.read(path) for path in paths]
+    held_out, own_choice = [each["data"] for each in saved], saved[0]["config"]["choices"]["data"]
+    try:
+        refuse_if(len({each["split_hash"] for each in held_out}) > 1, "the members held out different ones")
+        if choice != own_choice:
+            (job,) = composer.jobs([f"data={own_choice}"])
+            checkpoints.restore_data(job.cfg.data, saved[0])
+            data = local_data(job.cfg)  # nothing is downloaded for this
+            data.order_classes(classes)
+            data.prepare_data()
+        data.load()
+        own = {"split_hash": data.split_hash, "train_hash": data.train_hash}
+        refuse_if(
+            any(
+                each.get(key, own[key]) != own[key] for each in held_out for key in own
+            ),  # once there was no train_hash
+            "these are others than in training",
+        )
+    except (ValueError, OSError, InstantiationException) as error:
+        return None, one_line(error)
+    return data, ""
+
+
+def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int) -> Tensor:
+    """Images of other things: (N, 3, image_size, image_size) uint8.
+
+    name: a choice of data, whose test images are taken; else a folder of pictures at any depth, or an archive.
+    cfg: of the command, whose data.root other sets lie in as well.
+    """
+    if name not in composer.choices_of("data"):
+        arrays = []
+        paths = preflight.input_files(name).files
+        if pictures := [path for path in paths if not is_archive(path)]:
+            arrays.append(np.stack(decode_all(pictures, image_size, MAX_MEGAPIXELS)[0]).transpose(0, 3, 1, 2))
+        arrays += [read_archive(path, image_size).images for path in paths if is_archive(path)]
+        return torch.from_numpy(np.concatenate(arrays))
+    (job,) = composer.jobs([f"data={name}"])
+    for key, value in (("root", cfg.data.get("root")), ("image_size", image_size)):
+        if key in job.cfg.data and value is not None:
+            job.cfg.data[key] = value
+    data = instantiate(job.cfg.data, _convert_="all")
+    refuse_if(
+        data.image_size != image_size,
+        f"the network looks at {image_size} pixels. Got ood={name} with images of {data.image_size}",
+    )
+    data.prepare_data()
+    return data.read(train=False)[0]
 
 
 def places_of_images(data: Mapping[str, Any]) -> list[str]:

@@ -260,11 +260,23 @@ WITHOUT_TORCH = [
     ("train", "data=files data.train=few.npz data.test=more.npz", "classes that train lacks.", "'bird' in more.npz"),
     ("train", "data=files data.train=one.npz data.test=one.npz", "from 0.", "Got 1 to 3 in one.npz;", "take 1 from"),
     ("train", "data=files data.train=flat data.test=flat", "data.train must hold a folder", "flat", "cifar-predict"),
-    ("train", "distill.teacher=nowhere", "no checkpoint.", "Got nowhere;", "give a .ckpt file of cifar-train, or a run folder"),
+    (
+        "train",
+        "distill.teacher=nowhere",
+        "no checkpoint.",
+        "Got nowhere;",
+        "give a .ckpt file of cifar-train, or a run folder",
+    ),
     ("train", "distill.teacher=[[run]]", "distill.teacher is a path, or a list of them.", "Got ['run'];", "give a run"),
     ("train", "distill.teacher=[]", "distill.teacher names nobody.", "Give a checkpoint, a run folder, or a list"),
     ("evaluate", "", "checkpoint has no default.", "Give it: checkpoint=…"),
-    ("evaluate", "checkpoint=nowhere", "no checkpoint.", "Got nowhere;", "give a .ckpt file of cifar-train, or a run folder"),
+    (
+        "evaluate",
+        "checkpoint=nowhere",
+        "no checkpoint.",
+        "Got nowhere;",
+        "give a .ckpt file of cifar-train, or a run folder",
+    ),
     ("evaluate", "checkpoint=[]", "no checkpoint given.", "Give a .ckpt file, a run folder, or several"),
     ("evaluate", "checkpoint=void", "no finished run.", "Got void;", "give a .ckpt file, a run folder, or a sweep's"),
     ("evaluate", "checkpoint=run data=files data.test=nowhere", "data.test must be a folder", "Got nowhere, which is"),
@@ -296,7 +308,13 @@ WITHOUT_TORCH = [
     ("predict", "checkpoint=run input=few.npz output=few.npz format=csv", "take the place of a file", "Got few.npz;"),
     ("predict", "checkpoint=run input=few.npz output=run/metrics.csv", "take the place of a file", "give another name"),
     ("export", "", "checkpoint has no default.", "Give it: checkpoint=…"),
-    ("export", "checkpoint=nowhere", "no checkpoint.", "Got nowhere;", "give a .ckpt file of cifar-train, or a run folder"),
+    (
+        "export",
+        "checkpoint=nowhere",
+        "no checkpoint.",
+        "Got nowhere;",
+        "give a .ckpt file of cifar-train, or a run folder",
+    ),
 ]
 
 # Ranges, types and relations between settings: before data is read, and before there is a folder

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cifar_resnet import cli, load
 from cifar_resnet.data import ImageFolder, Synthetic
-from cifar_resnet.results import metrics
+from cifar_resnet.results import calibration
 from cifar_resnet.results.predictions import Predictions
 
 PLAIN = ["precision=32-true"]
@@ -201,7 +201,9 @@ def test_temperature_is_fitted_on_validation_images_alone(own_run):
     data = Synthetic(**{key: value for key, value in config.items() if key != "_target_"})
     data.load()
     log_probs = load(own_run).predict(data.val.images).log()
-    assert first["temperature"] == pytest.approx(metrics.fit_temperature(log_probs.clone(), data.val.labels), rel=1e-2)
+    assert first["temperature"] == pytest.approx(
+        calibration.fit_temperature(log_probs.clone(), data.val.labels), rel=1e-2
+    )
     # other test images, and as many as there are: the temperature stays
     assert cli.evaluate([f"checkpoint={own_run}", f"output_dir={own_run}/b", "data.num_test=400", *PLAIN]) == 0
     second = result_in(own_run / "b")
@@ -362,7 +364,9 @@ def test_the_validation_images_of_a_run_trained_before_are_found_again(tmp_path,
     data.order_classes(load("run").data_state["classes"])
     data.load()
     log_probs = load("run").predict(data.val.images).log()
-    assert result["temperature"] == pytest.approx(metrics.fit_temperature(log_probs.clone(), data.val.labels), rel=1e-2)
+    assert result["temperature"] == pytest.approx(
+        calibration.fit_temperature(log_probs.clone(), data.val.labels), rel=1e-2
+    )
     assert result["scores"]["acc"] == pytest.approx(record_of(Path("run"))["metrics"]["test/acc"])
 
 

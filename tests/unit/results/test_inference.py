@@ -50,7 +50,8 @@ def test_predictions_are_made_a_batch_at_a_time(trained, monkeypatch):
     monkeypatch.setattr(ResNet, "forward", lambda self, images: sizes.append(len(images)) or forward(self, images))
     assert cli.evaluate([f"checkpoint={trained}", "batch_size=20", "output_dir=evaluated"]) == 0
     assert max(sizes) == 20
-    assert sum(sizes) == 50 + 40  # and validation images, for the temperature
+    # and validation images, for the temperature; one image more counts the multiply-adds
+    assert sum(size for size in sizes if size > 1) == 50 + 40
     sizes.clear()
     np.savez("some.npz", images=np.zeros((45, 32, 32, 3), np.uint8))
     assert cli.predict([f"checkpoint={trained}", "input=some.npz", "batch_size=20"]) == 0

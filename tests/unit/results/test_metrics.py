@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_resnet.results import metrics
+from cifar_resnet.results import calibration, metrics
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def test_calibration_error_equals_a_plain_loop(predictions, some):
     log_probs, labels = some(predictions)
     confidence, predicted = log_probs.double().exp().max(1)
     expected = by_a_plain_loop(confidence.numpy(), (predicted == labels).numpy())
-    assert metrics.calibration_error(log_probs, labels) == pytest.approx(expected, abs=1e-9)
+    assert calibration.calibration_error(log_probs, labels) == pytest.approx(expected, abs=1e-9)
     assert metrics.scores(log_probs, labels)["calibration_error"] == pytest.approx(expected, abs=1e-9)
-    bins = list(metrics.reliability(log_probs, labels))
+    bins = list(calibration.reliability(log_probs, labels))
     assert sum(size for _, _, size in bins) == 2000
     gaps = sum(size / 2000 * abs(right - sure) for sure, right, size in bins)
     assert gaps == pytest.approx(expected, abs=1e-9)
@@ -70,9 +70,9 @@ def test_a_confidence_of_exactly_one_is_in_the_last_bin_of_fifteen():
     """500 answers at 1.0 of which 90% are right, 500 at 0.953 of which all are."""
     sure = torch.tensor([[1.0, 0.0]] * 500 + [[0.953, 0.047]] * 500)
     labels = torch.tensor([1] * 50 + [0] * 950)
-    (bin_,) = metrics.reliability(sure.log(), labels)
+    (bin_,) = calibration.reliability(sure.log(), labels)
     assert bin_ == (pytest.approx(0.9765), pytest.approx(0.95), 1000)
-    assert metrics.calibration_error(sure.log(), labels) == pytest.approx(0.0265, abs=1e-6)
+    assert calibration.calibration_error(sure.log(), labels) == pytest.approx(0.0265, abs=1e-6)
 
 
 def test_a_confidence_on_an_edge_is_in_the_bin_below_it():
@@ -81,7 +81,7 @@ def test_a_confidence_on_an_edge_is_in_the_bin_below_it():
         torch.tensor([[probability, 1 - probability], [probability + 0.01, 1 - probability - 0.01]]).double().log()
     )
     log_probs[0, 0] = np.log(probability)
-    assert len(list(metrics.reliability(log_probs, torch.zeros(2, dtype=torch.int64)))) == 2
+    assert len(list(calibration.reliability(log_probs, torch.zeros(2, dtype=torch.int64)))) == 2
 
 
 def test_accuracies_and_confusion_of_ties_equal_plain_loops():
@@ -100,12 +100,12 @@ def test_temperature_is_where_a_fine_grid_has_its_least_loss(predictions, true):
     logits = log_probs * true
     grid = np.geomspace(0.1, 20, 4000)
     losses = [torch.nn.functional.cross_entropy(logits.double() / t, labels).item() for t in grid]
-    found = metrics.fit_temperature(logits.log_softmax(1), labels)
+    found = calibration.fit_temperature(logits.log_softmax(1), labels)
     assert found == pytest.approx(grid[int(np.argmin(losses))], rel=2e-3)
-    calibrated = metrics.at_temperature(logits.log_softmax(1), found)
+    calibrated = calibration.at_temperature(logits.log_softmax(1), found)
     assert (
-        metrics.calibration_error(calibrated, labels)
-        <= metrics.calibration_error(logits.log_softmax(1), labels) + 0.005
+        calibration.calibration_error(calibrated, labels)
+        <= calibration.calibration_error(logits.log_softmax(1), labels) + 0.005
     )
     assert torch.equal(calibrated.argmax(1), logits.argmax(1))
 
@@ -115,15 +115,15 @@ def test_probabilities_that_rounding_put_above_one_are_still_probabilities(predi
     log_probs = logits.log_softmax(1)
     log_probs[0] = -30.0
     log_probs[0, labels[0]] = 0.0
-    expected = metrics.calibration_error(log_probs, labels)
+    expected = calibration.calibration_error(log_probs, labels)
     log_probs[0, labels[0]] = 1.2e-7
     assert log_probs.exp().max() > 1
-    assert metrics.calibration_error(log_probs, labels) == pytest.approx(expected, abs=1e-6)
+    assert calibration.calibration_error(log_probs, labels) == pytest.approx(expected, abs=1e-6)
 
 
 def test_temperature_of_predictions_worse_than_chance_is_finite():
     log_probs = torch.tensor([[3.0, -3.0], [-3.0, 3.0]]).log_softmax(1)
-    assert 1 < metrics.fit_temperature(log_probs, torch.tensor([1, 0])) <= 1000
+    assert 1 < calibration.fit_temperature(log_probs, torch.tensor([1, 0])) <= 1000
 
 
 def test_disagreement_is_the_mean_over_pairs():

@@ -1,0 +1,150 @@
+"""What a report's page shows of many runs at once: a grid of two settings, groups with their intervals, and what came
+out over what it cost."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from omegaconf import DictConfig
+
+from cifar_resnet.errors import refuse_if
+from cifar_resnet.results import found, plots
+from cifar_resnet.results.found import Groups, Run
+from cifar_resnet.results.intervals import Summary, summary
+from cifar_resnet.results.page import Section
+
+# what a setting's column may not be called as well
+TITLES = (
+    "n", "repeats", "validation", "test", "95% interval", "parameters", "time", "tested epoch", "run", "seed", "epoch",
+    "device", "seconds", "tested_epoch", "epochs", "images",
+)  # fmt: skip
+
+
+def short(keys: Sequence[str]) -> list[str]:
+    """Their last names, where those tell them apart from each other and from other columns."""
+    last_names = [key.rpartition(".")[2] for key in keys]
+    names = last_names if len(set(last_names)) == len(keys) else keys
+    return [
+        name if name not in TITLES else key if key not in TITLES else f"setting {key}"
+        for name, key in zip(names, keys, strict=True)
+    ]
+
+
+def values_of(metric: str, members: Sequence[Run]) -> list[float]:
+    """Of the runs that have this metric, and a number for it."""
+    values = [member.record["metrics"].get(metric) for member in members]
+    return [value for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
+
+
+def summary_of(metric: str, members: Sequence[Run]) -> Summary:
+    tested = {member.record.get("num_tested") for member in members}
+    num_images = tested.pop() if metric == "test/acc" and len(tested) == 1 else None
+    return summary(values_of(metric, members), num_images, is_share=metric.endswith("/acc"))
+
+
+@dataclass
+class Pivot:
+    """Means of a metric by two settings.
+
+    rows, columns: the settings' values. names: of these settings, the last that of the columns. groups: by all values.
+    """
+
+    metric: str
+    names: list[str]
+    groups: dict[tuple[str, ...], Summary]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        return list(dict.fromkeys(values[:-1] for values in self.groups))
+
+    @property
+    def columns(self) -> list[str]:
+        return sorted({values[-1] for values in self.groups}, key=found.in_order)
+
+
+def pivoted(members: Sequence[Run], settings: Sequence[str], cfg: DictConfig) -> Pivot:
+    metric = cfg.metric or ("test/acc" if len(values_of("test/acc", members)) == len(members) else "val/acc")
+    known = ", ".join(sorted({name for member in members for name in member.record["metrics"]}))
+    refuse_if(not values_of(metric, members), f"no run has the metric {metric}. Got metric={metric}; give {known}")
+    keys = found.on_one_data_set(members, settings)  # the two, or the data set before them
+    groups = {values: summary_of(metric, each) for values, each in found.group(members, keys).items()}
+    return Pivot(metric, short(keys), groups)
+
+
+def sections(
+    groups: Groups, keys: Sequence[str], cfg: DictConfig, members: Sequence[Run], folder: Path
+) -> list[Section]:
+    """What the page shows of the runs, before the tables. folder: that the page will lie in."""
+    metric = "test/acc" if values_of("test/acc", members) else "val/acc"
+    name = f"{plots.LONG_NAMES[metric.partition('/')[0]]} accuracy, %"
+    shown = []
+    if len(settings := list(cfg.pivot or keys)) == 2 and values_of(metric, members):
+        shown += heat_map(pivoted(members, settings, cfg))
+    scored = {values: each for values, each in groups.items() if values_of(metric, each)}
+    if not scored:
+        return shown
+    points = []
+    for values, each in scored.items():
+        one = summary_of(metric, each)
+        ends = (100 * one.low, 100 * one.high) if one.interval else (None, None)
+        points.append(plots.Point(0, 100 * one.mean, name_of(keys, values), "", *ends))
+    if len(points) > 1:
+        text = "The mean of each group's runs, and its 95% interval."
+        shown.append(Section("Groups compared", text, plots.intervals_figure(points, name), name="groups"))
+    costs = {
+        "parameters": "parameters",
+        "training, PFLOP": "training_flops",
+        "training, seconds": "train_seconds",
+    }
+    panels = []
+    for xlabel, key in costs.items():
+        scale = 1e-15 if key == "training_flops" else 1
+        points = [
+            plots.Point(
+                scale * run.record[key],
+                100 * run.record["metrics"][metric],
+                name_of(keys, values),
+                page_of(run, folder),
+            )
+            for values, each in scored.items()
+            for run in each
+            if values_of(metric, [run]) and isinstance(run.record.get(key), (int, float))
+        ]
+        panels += [plots.cost_figure(points, xlabel, name)] if points else []
+    text = "A dot for each run, which leads to its page."
+    return [*shown, Section("What it costs", text, panels=panels, name="costs")]
+
+
+def heat_map(pivot: Pivot) -> list[Section]:
+    scale = 100 if pivot.metric.endswith("/acc") else 1
+    table = np.array(
+        [
+            [
+                scale * one.mean if (one := pivot.groups.get((*row, column))) and one.mean is not None else np.nan
+                for column in pivot.columns
+            ]
+            for row in pivot.rows
+        ]
+    )
+    *of_rows, of_columns = pivot.names
+    rows = [", ".join(row) for row in pivot.rows]
+    what = f"{pivot.metric}{', %' * (scale == 100)}"
+    figure = plots.heat_map(table, rows, pivot.columns, (of_columns, what), ", ".join(of_rows))
+    return [Section(f"{', '.join(of_rows)} by {of_columns}", figure=figure, name="grid")]
+
+
+def page_of(run: Run, folder: Path) -> str:
+    """Where its page lies, seen from this folder; empty where it has none."""
+    place = run.folder / "page.html"
+    if not place.is_file():
+        return ""
+    return quote(Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix())
+
+
+def name_of(keys: Sequence[str], values: Sequence[str]) -> str:
+    """A group's, by its settings."""
+    return ", ".join(f"{key} {value}" for key, value in zip(short(keys), values, strict=True) if value) or "runs"

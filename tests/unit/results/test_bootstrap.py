@@ -1,0 +1,59 @@
+"""Intervals, against images drawn by a plain loop and against what theory says."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from cifar_resnet.results import bootstrap, calibration, metrics
+
+
+@pytest.fixture
+def predictions() -> tuple[torch.Tensor, torch.Tensor]:
+    random = np.random.default_rng(0)
+    labels = random.integers(10, size=600)
+    logits = random.normal(size=(600, 10)) * 2
+    logits[np.arange(600), labels] += 4
+    return torch.from_numpy(logits).float().log_softmax(1), torch.from_numpy(labels)
+
+
+def test_intervals_are_those_of_scores_computed_anew_for_each_draw(predictions):
+    log_probs, labels = predictions
+    found = bootstrap.of_scores(log_probs, labels, 400, seed=0)
+    generator, each = torch.Generator().manual_seed(0), {name: [] for name in found}
+    for part in bootstrap.in_parts(400):
+        for count in bootstrap.counts(600, part, generator):
+            rows = torch.arange(600).repeat_interleave(count.long())
+            scores = metrics.scores(log_probs[rows], labels[rows])
+            for name in each:
+                each[name].append(scores[name])
+    for name, ends in found.items():
+        assert ends == pytest.approx(np.quantile(each[name], [0.025, 0.975]).tolist(), abs=1e-5), name
+
+
+def test_an_accuracys_interval_is_as_wide_as_the_binomial_says(predictions):
+    log_probs, labels = predictions
+    low, high = bootstrap.of_scores(log_probs, labels, 2000, seed=0)["acc"]
+    acc = metrics.accuracy(log_probs, labels)
+    expected = np.array(stats.binom.interval(0.95, 600, acc)) / 600
+    assert [low, high] == pytest.approx(expected, abs=0.006)
+
+
+def test_an_image_is_drawn_under_all_conditions_together(predictions):
+    log_probs, labels = predictions
+    once = bootstrap.of_scores(log_probs, labels, 100, seed=0)
+    twice = bootstrap.of_scores(log_probs.repeat(2, 1), labels.repeat(2), 100, seed=0, conditions=2)
+    for name, ends in once.items():
+        assert ends == pytest.approx(twice[name])
+
+
+def test_the_mean_of_values(predictions):
+    values = -predictions[0].gather(1, predictions[1][:, None])[:, 0].double()
+    low, high = bootstrap.of_mean(values, 2000, seed=3)
+    expected = stats.norm.interval(0.95, values.mean().item(), values.std().item() / 600**0.5)
+    assert [low, high] == pytest.approx(expected, rel=0.03)
+
+
+def test_memory_is_bounded_and_every_resample_counted():
+    assert bootstrap.in_parts(120) == [50, 50, 20]
+    assert calibration.NUM_BINS == 15
