@@ -72,7 +72,7 @@ TOP_LEVEL: dict[str, object] = {
     "tolerance": Positive,
     "opset": Annotated[int, Interval(ge=11, le=23)],
     "resamples": Count,
-    "ood": str | Sequence[str],
+    "ood": str | Sequence[str] | None,
     "neighbours": Count,
     "by": Sequence[str] | None,
     "pivot": Sequence[str] | None,

@@ -66,7 +66,7 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
 def others(cfg: DictConfig) -> list[str]:
     """What `ood` names."""
     constraints.check_value(cfg, "ood", constraints.TOP_LEVEL["ood"])
-    return [cfg.ood] if isinstance(cfg.ood, str) else list(cfg.ood)
+    return [cfg.ood] if isinstance(cfg.ood, str) else list(cfg.ood or ())
 
 
 def check_others(names: Sequence[str], choices: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ cifar-report compare outputs/train/<run folder> outputs/train/<run folder>
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from cifar_resnet import runs, terminal
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import UsageError, one_line, refuse_if
-from cifar_resnet.results import found, overview, page, plots
+from cifar_resnet.results import found, ood, overview, page, plots
 from cifar_resnet.results.comparison import comparison
 from cifar_resnet.results.found import Groups, Run
 from cifar_resnet.results.intervals import Summary
@@ -30,7 +30,7 @@ NOTE = (
 )
 EVALUATION = "evaluation.json"  # what cifar-evaluate leaves
 PAGE, HTML, PICTURE, TITLE = "report.md", "report.html", "curves.png", "# Runs\n"
-TABLES = ("Pivot", "Groups", "Runs", "Ensembles")
+TABLES = ("Pivot", "Groups", "Runs", "Ensembles", "Holding up")
 
 
 @dataclass
@@ -70,15 +70,16 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     counted = [member for member in everything if not member.repeats]
     keys = found.on_one_data_set(counted, cfg.by) if cfg.by else found.differences(counted)
     groups = found.group(counted, keys)
-    ensembles, no_ensembles = ensemble_table(folders)
+    evaluated, no_evaluations = evaluations(folders)
     curves, no_curves = curves_of(groups, keys)
     tables = {
         "Pivot": pivot_table(counted, cfg),
         "Groups": group_table(groups, keys, everything),
         "Runs": run_table(everything, keys),
-        "Ensembles": ensembles,
+        "Ensembles": ensemble_table(evaluated),
+        "Holding up": shift_table(evaluated),
     }
-    notes = [f"skipped: {reason}" for reason in (*skipped, *no_ensembles, *no_curves)]
+    notes = [f"skipped: {reason}" for reason in (*skipped, *no_evaluations, *no_curves)]
     notes += parts_in(everything)
     if repeats := len(everything) - len(counted):
         notes.append(f"{repeats} of {len(everything)} runs repeat another's settings, seed and data, and count once")
@@ -167,39 +168,80 @@ def run_table(members: Sequence[Run], keys: Sequence[str]) -> Table:
     )
 
 
-def ensemble_table(folders: Sequence[Path]) -> tuple[Table | None, list[str]]:
-    """A row for each ensemble that cifar-evaluate has evaluated, None where there is none; and what was no evaluation,
-    and why."""
-    rows, plain, skipped = [], [], []
+def evaluations(folders: Sequence[Path]) -> tuple[list[tuple[Path, dict]], list[str]]:
+    """What cifar-evaluate has left in these folders, with the folder of each; and what was not that, and why."""
+    each, skipped = [], []
     for path in found.files_in(folders, EVALUATION):
         try:
             result = json.loads(path.read_text())
-            members, scores, calibrated = result["members"], result["scores"], result["calibrated"] or {}
-            best = max(member["acc"] for member in members)
-            values = [best, scores["acc"]]
-            values += [each.get(key) for key in ("loss", "calibration_error") for each in (scores, calibrated)]
-            forms = (".2%", ".2%", ".4f", ".4f", ".2%", ".2%")
-            cells = ["" if each is None else f"{each:{form}}" for each, form in zip(values, forms, strict=True)]
+            ensemble_values(result), list(shifts(result))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             skipped.append(f"not what cifar-evaluate leaves. Got {path} ({type(error).__name__}: {one_line(error)})")
         else:
-            about = [str(path.parent), str(result.get("data")), str(len(members))]
-            if len(members) > 1:
-                rows.append([*about, *cells])
-                plain.append([*about, *values])
+            each.append((path.parent, result))
+    return each, skipped
+
+
+def ensemble_values(result: dict) -> dict[str, float | None]:
+    scores, calibrated = result["scores"], result["calibrated"] or {}
+    return {
+        "best_member_acc": max(member["acc"] for member in result["members"]),
+        "test_acc": scores["acc"],
+        "loss": scores["loss"],
+        "calibrated_loss": calibrated.get("loss"),
+        "ece": scores["calibration_error"],
+        "calibrated_ece": calibrated.get("calibration_error"),
+    }
+
+
+def ensemble_table(evaluated: Sequence[tuple[Path, dict]]) -> Table | None:
+    """A row for each ensemble; None where there is none."""
+    rows, plain = [], []
+    for folder, result in evaluated:
+        if len(result["members"]) > 1:
+            values = ensemble_values(result)
+            forms = {name: ".4f" if name.endswith("loss") else ".2%" for name in values}
+            about = [str(folder), str(result.get("data")), str(len(result["members"]))]
+            rows.append([*about, *("" if of is None else f"{of:{forms[name]}}" for name, of in values.items())])
+            plain.append([*about, *values.values()])
+            names = ["ensemble", "data", "members", *values]
     head = ["ensemble", "data", "members", "best member", "test", "loss", "calibrated loss", "ECE", "calibrated ECE"]
-    names = [
-        "ensemble",
-        "data",
-        "members",
-        "best_member_acc",
-        "test_acc",
-        "loss",
-        "calibrated_loss",
-        "ece",
-        "calibrated_ece",
-    ]
-    return Table([head, *rows], [names, *plain]) if rows else None, skipped
+    return Table([head, *rows], [names, *plain]) if rows else None
+
+
+def shifts(result: dict) -> Iterator[tuple[str, float, Sequence[float], str]]:
+    """How it held up, where that was asked: what was measured, its value, the ends of its interval, their format."""
+    if corruptions := result.get("corruptions"):
+        yield "mean corruption accuracy", corruptions["mean_acc"], corruptions["mean_acc_interval"], ".2%"
+        if "benchmark_acc" in corruptions:
+            yield (
+                "of the benchmark's fifteen",
+                corruptions["benchmark_acc"],
+                corruptions["benchmark_acc_interval"],
+                ".2%",
+            )
+    if votes := result.get("votes"):
+        yield "cross-entropy to people's votes", votes["cross_entropy"], votes["cross_entropy_interval"], ".4f"
+    if result.get("own_test_images") is False and not corruptions:
+        yield "accuracy", result["scores"]["acc"], result["intervals"]["acc"], ".2%"
+    for name, each in (result.get("ood") or {}).items():
+        for key, score in ood.SCORES.items():
+            if of := each["scores"].get(key):
+                yield f"AUROC against {name}, {score}", of["auroc"], of["auroc_interval"], ".2%"
+                yield f"FPR at 95% against {name}, {score}", of["fpr_at_95"], of["fpr_at_95_interval"], ".2%"
+
+
+def shift_table(evaluated: Sequence[tuple[Path, dict]]) -> Table | None:
+    """A row for each measure of how networks hold up; None where that was never asked."""
+    rows, plain = [], []
+    for folder, result in evaluated:
+        for measure, value, (low, high), form in shifts(result):
+            about = [str(folder), str(result.get("data")), str(len(result["members"])), measure]
+            rows.append([*about, f"{value:{form}}", f"{low:{form}} … {high:{form}}"])
+            plain.append([*about, value, low, high])
+    head = ["evaluation", "data", "members", "measure", "value", "95% interval"]
+    names = ["evaluation", "data", "members", "measure", "value", "low", "high"]
+    return Table([head, *rows], [names, *plain]) if rows else None
 
 
 def pivot_table(members: Sequence[Run], cfg: DictConfig) -> Table | None:
@@ -266,7 +308,7 @@ def check_output(folder: Path) -> None:
 
 
 def csv_name(table: str) -> str:
-    return f"{table.lower()}.csv"
+    return f"{table.lower().replace(' ', '_')}.csv"
 
 
 def write(

@@ -1,8 +1,12 @@
 """What the tests share beside the fixtures: a tiny training, what runs leave, a hostile picture, an early end."""
 
 import csv
+import html
 import json
+import re
+import shutil
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -14,6 +18,8 @@ TINY = (
     "model=resnet_cifar", "model.depth=8", "model.widths=[4,8,8]", "trainer.max_epochs=1", "precision=32-true",
     "page=false",
 )  # fmt: skip
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
@@ -73,3 +79,28 @@ class Asks(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop |= trainer.current_epoch + 1 in self.epochs
+
+
+# what is wider than its screen or ends beyond it, and how wide the figures and how many pictures in the first row are
+PROBE = """<script>addEventListener("load", () => {
+    const frame = document.querySelector("iframe"), page = frame.contentDocument, right = frame.clientWidth;
+    const wide = [...page.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > right + 0.5)
+        .map(e => e.tagName + " " + e.textContent.slice(0, 40));
+    const widths = [...page.querySelectorAll("svg")].map(e => Math.round(e.getBoundingClientRect().width));
+    const tops = [...page.querySelectorAll(".pictures")].map(
+        e => [...e.children].filter(f => f.offsetTop == e.children[0].offsetTop).length);
+    document.title = JSON.stringify({wide, widths, tops, scrolls: page.documentElement.scrollWidth > right});
+})</script>"""
+
+
+def seen_in_a_browser(page_file: Path, width: int, folder: Path) -> dict:
+    """By `PROBE`, in a frame of so many pixels: a browser's own window is never as narrow as a phone's."""
+    text = html.escape(page_file.read_text())
+    frame = f'<iframe srcdoc="{text}" style="border: 0; width: {width}px; height: 900px"></iframe>'
+    (folder / "probe.html").write_text(f"<!doctype html><title></title><body>{frame}{PROBE}</body>")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+    done = subprocess.run(
+        [*command, "--dump-dom", "--virtual-time-budget=5000", f"file://{folder}/probe.html"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))

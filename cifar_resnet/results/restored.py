@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from cifar_resnet import checkpoints, constraints, preflight
@@ -87,6 +87,11 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
         arrays += [read_archive(path, image_size).images for path in paths if is_archive(path)]
         return torch.from_numpy(np.concatenate(arrays))
     (job,) = composer.jobs([f"data={name}"])
+    lacking = [key for key in job.cfg.data if OmegaConf.is_missing(job.cfg.data, key)]
+    refuse_if(
+        lacking,
+        f"ood={name} cannot say where its images are. Got no data.{lacking and lacking[0]}; give the place: ood=…",
+    )
     for key, value in (("root", cfg.data.get("root")), ("image_size", image_size)):
         if key in job.cfg.data and value is not None:
             job.cfg.data[key] = value

@@ -1,14 +1,18 @@
 """cifar-report: its statistics against NumPy and closed forms, its tables and files, and two runs compared."""
 
 import csv
+import html
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
+from helpers import BROWSER, seen_in_a_browser
 
 from cifar_resnet import cli
 from cifar_resnet.data import Synthetic
@@ -428,3 +432,53 @@ def test_runs_on_other_images_are_not_compared(capsys):
     assert cli.report(["compare", "a", "others"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the same test images. Got a and others" in line
+
+
+@pytest.fixture
+def grid() -> list[Path]:
+    """Three depths by three learning rates, two seeds each, with a page for every run but one."""
+    found = []
+    for depth in (20, 56, 110):
+        for lr in (0.05, 0.1, 0.2):
+            for seed in range(2):
+                overrides = [f"model.depth={depth}", f"optimizer.lr={lr}"]
+                acc = 0.85 + depth / 2000 + lr / 10 + seed / 100
+                cost = {"parameters": 1000 * depth, "training_flops": depth * 1e13, "train_seconds": 10.0 * depth}
+                found.append(a_run(f"grid/{depth} é-{lr}-{seed}", overrides, acc, seed, **cost))
+    for run_dir in found[1:]:
+        (run_dir / "page.html").write_text("a page")
+    return found
+
+
+def test_the_page_of_a_sweep_has_its_grid_and_a_link_to_each_runs_page(grid):
+    assert cli.report(["grid", "output=out/report"]) == 0
+    text = Path("out/report/report.html").read_text()
+    for heading in ("depth by lr", "Groups compared", "What it costs", "Curves", "Groups", "Runs"):
+        assert f"<h2>{heading}</h2>" in text
+    links = [html.unescape(link) for link in re.findall(r'<a xlink:href="([^"]+)"', text)]
+    assert len(links) == 3 * 17  # parameters, arithmetic, time
+    found = {Path("out/report", unquote(link)).resolve() for link in links}
+    assert found == {(run_dir / "page.html").resolve() for run_dir in grid[1:]}
+    cells = {each.strip() for each in re.findall("<text [^>]*>(.*?)</text>", text)}
+    for depth in (20, 56, 110):
+        for lr in (0.05, 0.1, 0.2):
+            assert f"{100 * (0.85 + depth / 2000 + lr / 10 + 0.005):.1f}" in cells
+
+
+def test_a_grid_with_a_gap_leaves_its_cell_empty(grid):
+    for run_dir in grid[:2]:
+        (run_dir / "result.json").unlink()
+    assert cli.report(["grid", "pivot=[model.depth,optimizer.lr]"]) == 0
+    assert "nan" not in Path("outputs/report/report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium to open the page in")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_of_it_is_wider_than_the_screen(grid, tmp_path, width):
+    assert cli.report(["grid"]) == 0
+    seen = seen_in_a_browser(tmp_path / "outputs" / "report" / "report.html", width, tmp_path)
+    assert seen["wide"] == []
+    assert not seen["scrolls"]
+    assert len(seen["widths"]) == 8
+    assert min(seen["widths"]) > 240

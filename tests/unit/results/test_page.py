@@ -2,23 +2,21 @@
 
 import html
 import io
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, record_of
+import torch
+from helpers import BROWSER, TINY, record_of, seen_in_a_browser
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_resnet import cli
-from cifar_resnet.results import page, plots
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from cifar_resnet.callbacks.pictures import captions_of
+from cifar_resnet.data import Synthetic
+from cifar_resnet.results import page, plots, tiles
 
 
 @pytest.fixture(scope="module")
@@ -49,31 +47,6 @@ def test_the_page_is_one_file_that_says_what_the_record_says(run_dir):
     assert "<script" not in text
     links = re.findall(r'(?:src|href)="([^"]+)"', text)
     assert all(link.startswith(("#", "data:")) for link in links)  # nothing outside the file
-
-
-# what is wider than its screen or ends beyond it, and how wide the figures and how many pictures in the first row are
-PROBE = """<script>addEventListener("load", () => {
-    const frame = document.querySelector("iframe"), page = frame.contentDocument, right = frame.clientWidth;
-    const wide = [...page.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > right + 0.5)
-        .map(e => e.tagName + " " + e.textContent.slice(0, 40));
-    const widths = [...page.querySelectorAll("svg")].map(e => Math.round(e.getBoundingClientRect().width));
-    const tops = [...page.querySelectorAll(".pictures")].map(
-        e => [...e.children].filter(f => f.offsetTop == e.children[0].offsetTop).length);
-    document.title = JSON.stringify({wide, widths, tops, scrolls: page.documentElement.scrollWidth > right});
-})</script>"""
-
-
-def seen_in_a_browser(page_file: Path, width: int, folder: Path) -> dict:
-    """By `PROBE`, in a frame of so many pixels: a browser's own window is never as narrow as a phone's."""
-    text = html.escape(page_file.read_text())
-    frame = f'<iframe srcdoc="{text}" style="border: 0; width: {width}px; height: 900px"></iframe>'
-    (folder / "probe.html").write_text(f"<!doctype html><title></title><body>{frame}{PROBE}</body>")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-    done = subprocess.run(
-        [*command, "--dump-dom", "--virtual-time-budget=5000", f"file://{folder}/probe.html"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
 
 
 @pytest.mark.slow
@@ -161,3 +134,46 @@ def test_a_run_whose_classes_have_such_names_has_its_page_and_tables(tmp_path, c
     assert cli.export(["checkpoint=$run", "formats=[safetensors]"]) == 0
     card = (tmp_path / "$run" / "export" / "README.md").read_text()
     assert "&#60;i&#62;&#38;amp;, [red]f, " in card
+
+
+def test_an_augmented_batch_is_enlarged_and_says_its_classes(run_dir, tmp_path):
+    with Image.open(run_dir / "augmented_batch.png") as whole:
+        assert min(whole.size) > 6 * 96
+    shown = tiles.read(run_dir / "augmented_batch.png")
+    assert len(shown) == 40
+    assert {each.title for each in shown} <= set(Synthetic.classes)
+    assert all(each.pixels.shape == (32, 32, 3) for each in shown)
+    assert shown[3].src in (run_dir / "page.html").read_text()
+    assert tiles.read(tmp_path / "none.png") == []
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    assert tiles.read(tmp_path / "other.png") == []
+
+
+@pytest.mark.parametrize("shape", [(5, 32, 32), (3, 40, 28), (2, 200, 200), (1, 8, 8)])
+def test_tiles_are_read_as_they_were_written(tmp_path, shape):
+    images = np.random.default_rng(0).integers(256, size=(*shape, 3), dtype=np.uint8)
+    captions = [["a", "b" * 300, "$c$", "飛行機", ""][place] for place in range(len(images))]
+    tiles.write(tmp_path / "tiles.png", images, captions)
+    found = tiles.read(tmp_path / "tiles.png")
+    assert [each.title for each in found] == captions
+    assert all(np.array_equal(each.pixels, image) for each, image in zip(found, images, strict=True))
+
+
+def test_mixed_images_say_the_shares_of_their_classes():
+    labels = torch.tensor([[1.0, 0, 0], [0.3, 0.7, 0], [0.001, 0.0, 0.999]])
+    assert captions_of(labels, ["cat", "dog", "owl"]) == ["cat", "dog 70%, cat 30%", "owl"]
+    assert captions_of(torch.tensor([2.0, 0.0]), ["cat", "dog", "owl"]) == ["owl", "cat"]
+
+
+def test_names_of_any_length_and_script_stay_text_and_are_cut(tmp_path, recwarn):
+    names = ["飛行機のとても長い名前なんですけれど", "x" * 200, "кошка", "a$b$"]
+    figure = plots.confusion_figure(np.eye(4, dtype=int), names)
+    section = page.Section("Confusion", figure=figure, table=[["class"], *([name] for name in names)], name="confusion")
+    page.write(tmp_path / "page.html", "run", {}, [section])
+    text = html.unescape((tmp_path / "page.html").read_text())
+    shown = [each.strip() for each in re.findall("<text [^>]*>(.*?)</text>", text)]
+    assert {"кошка", "a$b$"} <= set(shown)
+    assert any(each.startswith("飛行機") and each.endswith("れど") and "…" in each for each in shown)
+    assert max(map(len, shown)) <= 18
+    assert "x" * 61 not in text
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
