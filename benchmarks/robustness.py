@@ -1,0 +1,59 @@
+"""How networks hold up, each alone and as an ensemble: clean, calibrated, corrupted, and against other images.
+
+    python benchmarks/robustness.py outputs/speed94/<sweep folder> --root data
+
+Corruptions are our own (data=corrupted), not CIFAR-10-C; the far set is data=synthetic. What is written holds figures
+of cifar-evaluate alone.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from throughput import begin
+
+from cifar_resnet import cli, runs
+
+FIGURES = (
+    "num_images", "tta", "scores", "intervals", "resamples", "temperature", "temperature_from", "calibrated",
+    "selective", "corruptions", "ood", "neighbours_among",
+)  # fmt: skip
+
+
+def evaluated(checkpoint: Path, *overrides: str) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        if cli.evaluate([f"checkpoint={checkpoint}", f"output_dir={folder}", *overrides]):
+            raise SystemExit(1)
+        result = json.loads(Path(folder, "evaluation.json").read_text())
+    return {key: result[key] for key in FIGURES if result.get(key)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="folder of runs that differ in their seed")
+    parser.add_argument("--root", default="data", help="where CIFAR-10 is")
+    parser.add_argument("--num-test", type=int, help="images under each condition; all of them by default")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    about = begin()
+    members = sorted({path.parent for path in options.sweep.rglob(runs.RECORD)})
+    part = [f"data.num_test={options.num_test}"] if options.num_test else []
+    results = []
+    for checkpoint in (*members, options.sweep):
+        root = f"data.root={options.root}"
+        results.append(
+            {
+                "networks": checkpoint.name if checkpoint != options.sweep else f"all {len(members)}",
+                "clean": evaluated(checkpoint, root, "ood=synthetic"),
+                "corrupted": evaluated(checkpoint, "data=corrupted", root, *part),
+            }
+        )
+    if options.json:
+        trained = {runs.read_record(member)["commit"] for member in members}
+        found = about | {"n": len(members), "trained_at": sorted(trained), "results": results}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
