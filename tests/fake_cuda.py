@@ -28,7 +28,7 @@ from cifar_resnet import checkpoints, ensemble, evaluate, resume, train
 from cifar_resnet.callbacks import model_checkpoint
 from cifar_resnet.checkpoints import AtomicCheckpointIO
 from cifar_resnet.data import DataModule, augment, datamodule, pixels, samplers
-from cifar_resnet.results import evaluation, metrics
+from cifar_resnet.results import bootstrap, calibration, evaluation, metrics
 from cifar_resnet.results.predictions import Predictions
 
 OURS = str(Path(cifar_resnet.__file__).parent)
@@ -38,7 +38,9 @@ ON_THE_HOST = (
     (DataModule, ("load", "load_test")), (Predictions, ("load",)), (torch, ("load",)),
     (AtomicCheckpointIO, ("load_checkpoint",)), (checkpoints, ("contents", "load")), (model_checkpoint, ("contents",)),
     (resume, ("chosen_run", "keep_global_batch")), (evaluation, ("sections",)), (evaluate, ("places_of",)),
-    (metrics, ("scores", "fit_temperature", "at_temperature", "disagreement", "confusion")),
+    (metrics, ("scores", "disagreement", "confusion")),
+    (calibration, ("fit_temperature", "at_temperature", "reliability", "selective", "selective_scores")),
+    (bootstrap, ("of_scores",)),
 )  # fmt: skip
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "bincount"}
 NO_KERNEL = {
