@@ -219,6 +219,11 @@ def complaint_about(key: str, value: Any, hint: object) -> str | None:
         items = [item for one in (schema, *schema.get("anyOf", ())) if (item := item_of(one, place))]
         if items and place < len(value):
             return f"{key}[{place}] must be {in_words(items[0])}. Got {as_yaml(value[place])}"
+    if isinstance(value, dict):
+        for place in [part for problem in problems for part in problem["loc"][-1:] if part in value]:
+            items = [item for one in (schema, *schema.get("anyOf", ())) if (item := one.get("additionalProperties"))]
+            if items and isinstance(items[0], dict):
+                return f"{key}.{place} must be {in_words(items[0])}. Got {as_yaml(value[place])}"
     advice = "; leave out the quotes, or from the environment take it as ${oc.decode:${oc.env:…}}"
     return f"{key} must be {in_words(schema)}. Got {as_yaml(value)}{advice * is_number_in_quotes(value, hint)}"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -204,6 +205,12 @@ class Files(OwnImages):
     ):
         super().__init__(**shared)
         check(Files, locals())
+        usual = inspect.signature(DataModule).parameters["num_val"].default
+        refuse_if(
+            val is not None and self.num_val not in (0, usual),
+            f"data.val is what is held out; data.num_val=0 would train on it as well. Got data.num_val={self.num_val}; "
+            f"leave one of them out",
+        )
         self.is_mapped = memory_map
         labels = {"train": train_labels, "val": val_labels, "test": test_labels}
         labels = {half: path for half, path in labels.items() if path}

@@ -373,6 +373,7 @@ BEFORE_DATA_IS_READ = [
     ("train", "model.stem=patch", "model.stem must be conv or whitening.", "Got 'patch'"),
     ("train", "model.tta=twice", "model.tta must be none, flip or flip_shift.", "Got 'twice'"),
     ("train", "model.dropout=1.5", "model.dropout must be a number from 0 to below 1.", "Got 1.5"),
+    ("train", "model.lr_factors={fc:-1}", "model.lr_factors.fc must be a number above 0.", "Got -1"),
     ("train", "model.label_smoothing=1.0", "model.label_smoothing must be a number from 0 to below 1.", "Got 1.0"),
     ("train", "model.drop_block=-0.5", "model.drop_block must be a number from 0 to below 1.", "Got -0.5"),
     ("train", "model.stochastic_depth=2.0", "model.stochastic_depth must be a number from 0 to below 1.", "Got 2.0"),
