@@ -50,7 +50,7 @@ def main() -> None:
             }
         )
     if options.json:
-        trained = {runs.read_record(member)["commit"] for member in members}
+        trained = {runs.read_record(member).get("commit") for member in members}
         found = about | {"n": len(members), "trained_at": sorted(trained), "results": results}
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -10,6 +10,7 @@ Leaves evaluation.json, predictions.npz and page.html: in the run's folder for w
 import contextlib
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -79,14 +80,17 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     own_images = None if head.condition else are_of_own_tests(paths, images, labels)
     folder = output_folder(cfg, differences(paths, job.overrides, precision, own_images, images))
     runs.check_writable(folder)
-    each, labels = predictions_for(itertools.chain([head], sets), data, ensemble, cfg)
+    for name, others in strangers.items():
+        refuse_if(content_hash(others) == content_hash(images), f"ood is of other images. Got {name}, the test's own")
+    votes = votes_of(data, ensemble.classes)
+    each, labels, images_hash = predictions_for(itertools.chain([head], sets), data, ensemble, cfg)
     own, reason = None, ""
     if cfg.calibrate or strangers:
         own, reason = restored.training_data(paths, data, cfg.choices.data, ensemble.classes, job.composer)
     val, val_text = validation_predictions(cfg, ensemble, own, reason)
     result = {
         "checkpoints": [str(path) for path in paths],
-        **about(ensemble.networks[0]),
+        **about(ensemble.networks),
         "data": cfg.choices.data,
         "data_from": restored.places_of_images(cfg.data),
         "own_test_images": own_images,
@@ -98,21 +102,21 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
         **evaluation.evaluate_predictions(each, labels, val, cfg.resamples, cfg.seed, data.conditions),
         "temperature_from": val_text,
         "ood": against_others(strangers, ensemble, images, own, cfg) if strangers else {},
-        "neighbours_among": f"{len(own.train):,} training images" if own else reason,
+        "neighbours": min(cfg.neighbours, len(own.train)) if own else None,
+        "neighbours_among": f"{len(own.train):,} training images" if own else f"none: {reason}",
+        "seed": cfg.seed,
         "device": hardware.device_name(ensemble.device),
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     log_probs = inference.mean_probability(each)
-    if (votes := data.votes()) is not None:
-        seen = torch.zeros(len(votes), len(ensemble.classes), dtype=torch.float64)
-        seen[:, places_of(torch.arange(votes.shape[1]), data.classes, ensemble.classes)] = votes
-        result["votes"] = evaluation.against_votes(log_probs, seen, result["temperature"], cfg.resamples, cfg.seed)
+    if votes is not None:
+        result["votes"] = evaluation.against_votes(log_probs, votes, result["temperature"], cfg.resamples, cfg.seed)
     if data.conditions:  # too many images to keep
-        predictions, images = Predictions(log_probs, labels, images_hash=""), None
+        predictions, images = Predictions(log_probs, labels, images_hash, conditions=len(data.conditions)), None
     else:
-        predictions = Predictions.of(images, log_probs, labels, files=data.test_files())
+        predictions = Predictions.of(images, log_probs, labels, files=data.test_files)
         result["mistakes"] = evaluation.worst_mistakes(predictions, ensemble.classes)
     shown = [*curves, *evaluation.sections(result, predictions, images, ensemble.classes)]
     title = f"{paths[0].parent.parent.name if run_dir else folder.name} on {' '.join(places_shown(result))}"
@@ -120,6 +124,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     runs.write_json(folder / "evaluation.json", result)
     predictions.save(folder / FILE)
     is_of_run = run_dir is not None and folder.resolve() == run_dir
+    shown += page.augmented(run_dir) if is_of_run else []
     trained = terminal.summary_facts(records_of(paths)[0]) if is_of_run else {}
     first = {name: text for name, text in trained.items() if name in ("trained", "validation")} | facts(result)
     config = None if len(paths) > 1 else ensemble.networks[0].config
@@ -130,24 +135,39 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
 
 def predictions_for(
     sets: Iterable[TestSet], data: DataModule, ensemble: inference.Ensemble, cfg: DictConfig
-) -> tuple[Tensor, Tensor]:
-    """Of all sets, one behind the other: (members, N, num_classes) and, as the network numbers classes, (N,)."""
-    each, labels = [], []
-    with terminal.bar("conditions", len(data.conditions)) as advance:
+) -> tuple[Tensor, Tensor, str]:
+    """Of all sets, one behind the other: (members, N, num_classes), (N,) as the network numbers classes, and a hash of
+    the images."""
+    each, labels, hashes = [], [], []
+    bar = (
+        terminal.bar("conditions", len(data.conditions)) if data.conditions else contextlib.nullcontext(lambda _: None)
+    )
+    with bar as advance:
         for one in sets:  # one at a time, for there may be more of them than memory holds
             each.append(ensemble.log_probs(one.images, cfg.batch_size))
             labels.append(places_of(one.labels, data.classes, ensemble.classes))
+            hashes.append(content_hash(one.images))
             advance(1)
-    return torch.cat(each, dim=1), torch.cat(labels)
+    return torch.cat(each, dim=1), torch.cat(labels), runs.digest(hashes)
 
 
-def about(network: Classifier) -> dict:
-    """What a page's head says of it."""
-    shape = (3, *[network.data_state["image_size"]] * 2)
+def votes_of(data: DataModule, classes: list[str]) -> Tensor | None:
+    """People's votes, if any, as the network numbers the classes: (N, num_classes)."""
+    if (votes := data.votes()) is None:
+        return None
+    found = torch.zeros(len(votes), len(classes), dtype=torch.float64)
+    found[:, places_of(torch.arange(votes.shape[1]), data.classes, classes)] = votes
+    return found
+
+
+def about(networks: Sequence[Classifier]) -> dict:
+    """What a page's head says of one network, or of all members together."""
+    shape = (3, *[networks[0].data_state["image_size"]] * 2)
+    names = Counter((each.config or {}).get("choices", {}).get("model", type(each).__name__) for each in networks)
     return {
-        "network": (network.config or {}).get("choices", {}).get("model", type(network).__name__),
-        "parameters": num_parameters(network),
-        "macs": num_macs(network, shape),
+        "network": ", ".join(f"{count} x {name}" if len(networks) > 1 else name for name, count in names.items()),
+        "parameters": sum(map(num_parameters, networks)),
+        "macs": sum(num_macs(each, shape) for each in networks),
     }
 
 
@@ -272,10 +292,13 @@ def against_others(
 
     own: whose training images are the neighbours; None to leave that score out.
     """
-    known = ensemble.evidence(own.train.images, cfg.batch_size) if own else None
+    known = None
+    if own:
+        rows = torch.arange(len(own.train)).split(cfg.batch_size)
+        known = ensemble.evidence(own.train.take(each) for each in rows)
 
     def scores(of: Tensor) -> dict[str, Tensor]:
-        return ensemble.evidence(of, cfg.batch_size).scores(known, cfg.neighbours)
+        return ensemble.evidence(of.split(cfg.batch_size)).scores(known, cfg.neighbours)
 
     inside = scores(images)
     return {
@@ -345,8 +368,9 @@ def shifted(result: dict) -> dict[str, str]:
             + f"; people's own {votes['entropy_of_votes']:.4f}"
         )
     if result["ood"] and not any("neighbours" in each["scores"] for each in result["ood"].values()):
+        is_at_hand = result["neighbours"] is not None
         found["nearest neighbours"] = (
-            f"none: {result['neighbours_among'] or 'the network has no last layer of its own'}"
+            "none: no last layer with an output for each class was found" if is_at_hand else result["neighbours_among"]
         )
     return found
 

@@ -135,7 +135,7 @@ def all_or_none(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
 def sample(cfg: DictConfig, size: int) -> tuple[Tensor, str]:
     """Some images to check with, (64, 3, size, size) uint8, and what they are: test images where those are at hand."""
     try:
-        images, source = restored.local_data(cfg).read(train=False)[0][:NUM_IMAGES], "test images"
+        images, source = next(restored.local_data(cfg).test_sets()).images[:NUM_IMAGES], "test images"
     except (OSError, ValueError, InstantiationException):
         images, source = Synthetic(num_test=NUM_IMAGES).read(train=False)[0], "synthetic images"
     if images.shape[2:] != (size, size):

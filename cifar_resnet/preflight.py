@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+from annotated_types import Len
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import constraints, runs
 from cifar_resnet.archives import HALVES, is_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
-from cifar_resnet.files import BENCHMARK, PUBLISHED, UNPACKED, Halves, folders_of
+from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS, PUBLISHED, UNPACKED, Halves, folders_of
 from cifar_resnet.folders import Listing, as_text, files_in, named, natural
 
 FORMAT_OF = {".csv": "csv", ".json": "json"}
@@ -18,9 +19,7 @@ CHECKS: dict[str, Callable[[DictConfig], object]] = {
     "cifar_resnet.data.CIFAR10": lambda data: PUBLISHED["CIFAR10"].check(data.root),
     "cifar_resnet.data.CIFAR100": lambda data: PUBLISHED["CIFAR100"].check(data.root),
     "cifar_resnet.data.Corrupted": lambda data: PUBLISHED["CIFAR10"].check(data.root),
-    "cifar_resnet.data.CIFAR10C": lambda data: UNPACKED["CIFAR10C"].place_in(
-        Path(data.root).expanduser(), [f"{data.corruptions[0] if data.corruptions else BENCHMARK[0]}.npy", "labels.npy"]
-    ),
+    "cifar_resnet.data.CIFAR10C": lambda data: check_cifar10_c(data),
     "cifar_resnet.data.CIFAR101": lambda data: UNPACKED["CIFAR101"].place_in(
         Path(data.root).expanduser(), [f"cifar10.1_{data.version}_data.npy"]
     ),
@@ -57,6 +56,11 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
     is_new = len(jobs) == 1 and not cfg.get("resume") and not cfg.get("dry_run")
     if is_new and command not in ("design", "predict", "report"):
         check_data(cfg.get("data"))
+        num_val = next((text for text in cfg.overrides if text.startswith("data.num_val=")), "data.num_val=0")
+        refuse_if(
+            command == "train" and cfg.get("data", {}).get("val") is not None and num_val != "data.num_val=0",
+            f"data.val is what is held out; data.num_val=0 would train on it as well. Got {num_val}; leave it out",
+        )
         for teacher in teachers_of(cfg):
             runs.find_checkpoint(teacher)
         if cfg.get("init"):
@@ -89,6 +93,20 @@ def check_data(data: DictConfig | None) -> None:
         check_files_of(data)
 
 
+def check_cifar10_c(data: DictConfig) -> None:
+    constraints.check_value(
+        OmegaConf.create({"data": data}), "data.corruptions", Annotated[Sequence[str], Len(1)] | None
+    )
+    known = (*BENCHMARK, *MORE_CORRUPTIONS)
+    names = list(data.corruptions or known)
+    unknown = next((name for name in names if name not in known), None)
+    refuse_if(
+        unknown,
+        f"no such corruption. Got data.corruptions with {unknown}; there are {named(known, most=len(known))}",
+    )
+    UNPACKED["CIFAR10C"].place_in(Path(data.root).expanduser(), [*(f"{name}.npy" for name in names), "labels.npy"])
+
+
 def check_init(cfg: DictConfig) -> None:
     constraints.check_value(cfg, "init", constraints.TOP_LEVEL["init"])
     place = Path(cfg.init)
@@ -118,7 +136,7 @@ def plain(paths: Any) -> str | list[str]:
     return cast(list[str], OmegaConf.to_container(paths)) if OmegaConf.is_config(paths) else str(paths)
 
 
-def input_files(inputs: str | Sequence[str]) -> Listing:
+def input_files(inputs: str | Sequence[str], setting: str = "input") -> Listing:
     """Every file that is meant, those of a folder in the order of their names, 10 after 9.
 
     What is not there, or a folder without files, stands for itself: reading it will say so.
@@ -131,8 +149,8 @@ def input_files(inputs: str | Sequence[str]) -> Listing:
         found.circles += inside.circles
     refuse_if(
         not any(path.exists() and not path.is_dir() for path in found.files),
-        f"input must be pictures, folders of them, .npz archives or pickles. Got {named(found.files)}, where there is "
-        f"none",
+        f"{setting} must be pictures, folders of them, .npz archives or pickles. Got {named(found.files)}, where there "
+        f"is none",
     )
     return found
 

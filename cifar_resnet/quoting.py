@@ -13,8 +13,8 @@ OF_IMAGES = (
     "data.root", "data.test", "data.train", "data.val", "data.test_labels", "data.train_labels", "data.val_labels",
 )  # fmt: skip
 PATHS = (
-    *OF_IMAGES, "checkpoint", "distill.teacher", "init", "input", "name", "output", "output_dir", "resume", "run_dir",
-    "runs", "trainer.default_root_dir",
+    *OF_IMAGES, "checkpoint", "distill.teacher", "init", "input", "name", "ood", "output", "output_dir", "resume",
+    "run_dir", "runs", "trainer.default_root_dir",
 )  # fmt: skip
 OF_A_PART = re.compile(r"(callbacks|logger)\.\w+\.(dirpath|filename|path|save_dir)")
 SWEPT = (*OF_IMAGES, "distill.teacher", "init", "name")  # of which -m and a search try several

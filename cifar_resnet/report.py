@@ -19,7 +19,7 @@ from cifar_resnet.results import found, ood, overview, page, plots
 from cifar_resnet.results.comparison import comparison
 from cifar_resnet.results.found import Groups, Run
 from cifar_resnet.results.intervals import Summary
-from cifar_resnet.results.overview import name_of, pivoted, short, summary_of
+from cifar_resnet.results.overview import metric_of, name_of, pivoted, short, summary_of
 from cifar_resnet.results.page import Section
 
 NOTE = (
@@ -70,14 +70,14 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     counted = [member for member in everything if not member.repeats]
     keys = found.on_one_data_set(counted, cfg.by) if cfg.by else found.differences(counted)
     groups = found.group(counted, keys)
-    evaluated, no_evaluations = evaluations(folders)
+    ensembles, shifts, no_evaluations = evaluation_tables(folders)
     curves, no_curves = curves_of(groups, keys)
     tables = {
         "Pivot": pivot_table(counted, cfg),
         "Groups": group_table(groups, keys, everything),
         "Runs": run_table(everything, keys),
-        "Ensembles": ensemble_table(evaluated),
-        "Holding up": shift_table(evaluated),
+        "Ensembles": ensembles,
+        "Holding up": shifts,
     }
     notes = [f"skipped: {reason}" for reason in (*skipped, *no_evaluations, *no_curves)]
     notes += parts_in(everything)
@@ -168,80 +168,81 @@ def run_table(members: Sequence[Run], keys: Sequence[str]) -> Table:
     )
 
 
-def evaluations(folders: Sequence[Path]) -> tuple[list[tuple[Path, dict]], list[str]]:
-    """What cifar-evaluate has left in these folders, with the folder of each; and what was not that, and why."""
-    each, skipped = [], []
+Rows = list[list[str]]  # for people; beside it the same for programs
+ENSEMBLES = {
+    "best member": ("best_member_acc", ".2%"),
+    "test": ("test_acc", ".2%"),
+    "loss": ("loss", ".4f"),
+    "calibrated loss": ("calibrated_loss", ".4f"),
+    "ECE": ("ece", ".2%"),
+    "calibrated ECE": ("calibrated_ece", ".2%"),
+}
+
+
+def evaluation_tables(folders: Sequence[Path]) -> tuple[Table | None, Table | None, list[str]]:
+    """Of what cifar-evaluate has left a row for each ensemble, and one for each measure of how networks hold up, None
+    where there is none; and what was no evaluation, and why."""
+    ensembles: tuple[Rows, list] = [], []
+    shifts: tuple[Rows, list] = [], []
+    skipped = []
     for path in found.files_in(folders, EVALUATION):
         try:
             result = json.loads(path.read_text())
-            ensemble_values(result), list(shifts(result))
+            about = [str(path.parent), str(result.get("data")), str(len(result["members"]))]
+            own = [in_both(about, row) for row in ([ensemble_row(result)] if len(result["members"]) > 1 else [])]
+            others = [in_both([*about, measure], row) for measure, row in shift_rows(result)]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             skipped.append(f"not what cifar-evaluate leaves. Got {path} ({type(error).__name__}: {one_line(error)})")
         else:
-            each.append((path.parent, result))
-    return each, skipped
+            for (rows, plain), each in ((ensembles, own), (shifts, others)):
+                rows += [for_people for for_people, _ in each]
+                plain += [for_programs for _, for_programs in each]
+    head = ["ensemble", "data", "members"]
+    names = [name for name, _ in ENSEMBLES.values()]
+    of_ensembles = Table([[*head, *ENSEMBLES], *ensembles[0]], [[*head, *names], *ensembles[1]])
+    of_shifts = Table([[*SHIFTS, "value", "95% interval"], *shifts[0]], [[*SHIFTS, "value", "low", "high"], *shifts[1]])
+    return of_ensembles if ensembles[0] else None, of_shifts if shifts[0] else None, skipped
 
 
-def ensemble_values(result: dict) -> dict[str, float | None]:
+SHIFTS = ["evaluation", "data", "members", "measure"]
+
+
+def in_both(about: Sequence[str], row: tuple[list[str], list]) -> tuple[list[str], list]:
+    """A row for people, and for programs."""
+    return [*about, *row[0]], [*about, *row[1]]
+
+
+def ensemble_row(result: dict) -> tuple[list[str], list]:
     scores, calibrated = result["scores"], result["calibrated"] or {}
-    return {
-        "best_member_acc": max(member["acc"] for member in result["members"]),
-        "test_acc": scores["acc"],
-        "loss": scores["loss"],
-        "calibrated_loss": calibrated.get("loss"),
-        "ece": scores["calibration_error"],
-        "calibrated_ece": calibrated.get("calibration_error"),
-    }
+    values = [max(member["acc"] for member in result["members"]), scores["acc"]]
+    values += [each.get(key) for key in ("loss", "calibration_error") for each in (scores, calibrated)]
+    forms = [form for _, form in ENSEMBLES.values()]
+    return ["" if of is None else f"{of:{form}}" for of, form in zip(values, forms, strict=True)], values
 
 
-def ensemble_table(evaluated: Sequence[tuple[Path, dict]]) -> Table | None:
-    """A row for each ensemble; None where there is none."""
-    rows, plain = [], []
-    for folder, result in evaluated:
-        if len(result["members"]) > 1:
-            values = ensemble_values(result)
-            forms = {name: ".4f" if name.endswith("loss") else ".2%" for name in values}
-            about = [str(folder), str(result.get("data")), str(len(result["members"]))]
-            rows.append([*about, *("" if of is None else f"{of:{forms[name]}}" for name, of in values.items())])
-            plain.append([*about, *values.values()])
-            names = ["ensemble", "data", "members", *values]
-    head = ["ensemble", "data", "members", "best member", "test", "loss", "calibrated loss", "ECE", "calibrated ECE"]
-    return Table([head, *rows], [names, *plain]) if rows else None
-
-
-def shifts(result: dict) -> Iterator[tuple[str, float, Sequence[float], str]]:
-    """How it held up, where that was asked: what was measured, its value, the ends of its interval, their format."""
+def shift_rows(result: dict) -> Iterator[tuple[str, tuple[list[str], list]]]:
+    """How it held up, where that was asked: what was measured, with its value and interval for people and programs."""
+    num_images = f"{result.get('num_images', 0):,} images"
     if corruptions := result.get("corruptions"):
-        yield "mean corruption accuracy", corruptions["mean_acc"], corruptions["mean_acc_interval"], ".2%"
+        under = f", {len(corruptions['each'])} conditions, {num_images}"
+        yield f"mean corruption accuracy{under}", with_ends(corruptions, "mean_acc")
         if "benchmark_acc" in corruptions:
-            yield (
-                "of the benchmark's fifteen",
-                corruptions["benchmark_acc"],
-                corruptions["benchmark_acc_interval"],
-                ".2%",
-            )
+            yield f"of the benchmark's fifteen, {num_images}", with_ends(corruptions, "benchmark_acc")
     if votes := result.get("votes"):
-        yield "cross-entropy to people's votes", votes["cross_entropy"], votes["cross_entropy_interval"], ".4f"
-    if result.get("own_test_images") is False and not corruptions:
-        yield "accuracy", result["scores"]["acc"], result["intervals"]["acc"], ".2%"
+        yield "cross-entropy to people's votes", with_ends(votes, "cross_entropy", ".4f")
+    if result.get("own_test_images") is False and "intervals" in result:
+        own = {"acc": result["scores"]["acc"], "acc_interval": result["intervals"]["acc"]}
+        yield f"accuracy, {num_images}", with_ends(own, "acc")
     for name, each in (result.get("ood") or {}).items():
         for key, score in ood.SCORES.items():
             if of := each["scores"].get(key):
-                yield f"AUROC against {name}, {score}", of["auroc"], of["auroc_interval"], ".2%"
-                yield f"FPR at 95% against {name}, {score}", of["fpr_at_95"], of["fpr_at_95_interval"], ".2%"
+                yield f"AUROC against {name}, {score}", with_ends(of, "auroc")
+                yield f"FPR at 95% against {name}, {score}", with_ends(of, "fpr_at_95")
 
 
-def shift_table(evaluated: Sequence[tuple[Path, dict]]) -> Table | None:
-    """A row for each measure of how networks hold up; None where that was never asked."""
-    rows, plain = [], []
-    for folder, result in evaluated:
-        for measure, value, (low, high), form in shifts(result):
-            about = [str(folder), str(result.get("data")), str(len(result["members"])), measure]
-            rows.append([*about, f"{value:{form}}", f"{low:{form}} … {high:{form}}"])
-            plain.append([*about, value, low, high])
-    head = ["evaluation", "data", "members", "measure", "value", "95% interval"]
-    names = ["evaluation", "data", "members", "measure", "value", "low", "high"]
-    return Table([head, *rows], [names, *plain]) if rows else None
+def with_ends(of: dict, key: str, form: str = ".2%") -> tuple[list[str], list]:
+    low, high = of[f"{key}_interval"]
+    return [f"{of[key]:{form}}", f"{low:{form}} … {high:{form}}"], [of[key], low, high]
 
 
 def pivot_table(members: Sequence[Run], cfg: DictConfig) -> Table | None:
@@ -252,7 +253,7 @@ def pivot_table(members: Sequence[Run], cfg: DictConfig) -> Table | None:
     if not cfg.pivot:
         return None
     refuse_if(len(cfg.pivot) != 2, f"a pivot has rows and columns. Got pivot={list(cfg.pivot)}; give two settings")
-    pivot = pivoted(members, cfg.pivot, cfg)
+    pivot = pivoted(members, cfg.pivot, metric_of(members, cfg))
     form = ".2%" if pivot.metric.endswith("/acc") else ".4g"
     *of_rows, of_columns = pivot.names
     rows = [

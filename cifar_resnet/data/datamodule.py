@@ -102,6 +102,7 @@ class DataModule(LightningDataModule, ABC):
         self.train: LabelledImages | None = None  # until they are read, and what follows likewise
         self.val: LabelledImages | None = None
         self.test: LabelledImages | None = None
+        self.test_files: list[str] | None = None  # of each test image, once read, the name of its file, if it has one
         self.split_hash: str | None = None  # of which images are held out
         self.train_hash: str | None = None  # of all of them
 
@@ -136,10 +137,6 @@ class DataModule(LightningDataModule, ABC):
     def conditions(self) -> Sequence[Condition]:
         """Under which the test images come, all of them under each; none where they are as they were taken."""
         return ()
-
-    def test_files(self) -> list[str] | None:
-        """Of each test image the name of its file, within the folder of all; None where they have none."""
-        return None
 
     def votes(self) -> Tensor | None:
         """What people saw in each test image, as shares of the classes: (N, num_classes); None where nobody asked."""
@@ -231,7 +228,7 @@ class DataModule(LightningDataModule, ABC):
     def adopt(self, other: "DataModule") -> None:
         """Take over what another module of the same images and the same split has read."""
         self.check_batch_size(len(other.train))
-        for name in ("train", "val", "test", "mean", "std", "split_hash", "train_hash", "classes"):
+        for name in ("train", "val", "test", "mean", "std", "split_hash", "train_hash", "classes", "test_files"):
             setattr(self, name, getattr(other, name))
 
     def sample(self, num_images: int = 5000) -> Tensor:

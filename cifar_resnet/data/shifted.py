@@ -17,7 +17,7 @@ from cifar_resnet.data.corruptions import CORRUPTIONS, corrupted
 from cifar_resnet.data.datamodule import Condition, DataModule, TestSet
 from cifar_resnet.data.published import CIFAR10
 from cifar_resnet.data.samplers import stratified_split
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import first_sentence, refuse_if
 from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS, UNPACKED
 from cifar_resnet.folders import named
 
@@ -66,8 +66,9 @@ class OfFiles(TestOnly):
         path = self.place / name
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"not an array of NumPy's. Got {path} ({error}); fetch it anew") from error
+            refuse_if(not isinstance(found, np.ndarray), "an archive of several")
+        except Exception as error:  # a damaged file may raise anything
+            raise ValueError(f"not an array of NumPy's. Got {path} ({first_sentence(error)}); fetch it anew") from error
         fits = len(found.shape) == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
         refuse_if(
             not fits,
@@ -188,6 +189,9 @@ class OfCIFAR10(TestOnly):
 
     def prepare_data(self) -> None:
         CIFAR10(root=str(self.root)).prepare_data()
+
+    def is_complete(self) -> bool:
+        return CIFAR10(root=str(self.root)).is_complete()
 
     def clean(self) -> tuple[Tensor, Tensor]:
         """(N, 3, 32, 32) uint8 and (N,) int64."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import inspect
 import itertools
 import json
 import os
@@ -48,6 +47,7 @@ class OwnImages(DataModule):
         check(OwnImages, locals())
         self.image_size, self.max_megapixels = image_size, max_megapixels
         self.told: set[str] = set()
+        self.decoded: dict[Path, list[str]] = {}  # by folder the names of its pictures, in the order that they have
 
     def open(self, halves: Halves) -> None:
         self.halves = halves
@@ -68,13 +68,13 @@ class OwnImages(DataModule):
             train and "train" not in self.halves.parts,
             "no images to train on. Got data.train=null; give a folder or an archive",
         )
-        found = self.read_half("train" if train else "test")
-        return found if self.num_test is None else self.drawn(train, *found)
-
-    def drawn(self, train: bool, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One half of images that are to be divided."""
-        part = self.rows_of(train, labels)
-        return images[part], labels[part]
+        images, labels = self.read_half("train" if train else "test")
+        rows = None if self.num_test is None else self.rows_of(train, labels)
+        parts = self.halves.parts["test"]
+        if not train and not all(part.archive for part in parts):
+            names = [name for part in parts for name in self.names_in(part, len(parts))]
+            self.test_files = names if rows is None else [names[row] for row in rows.tolist()]
+        return (images, labels) if rows is None else (images[rows], labels[rows])
 
     def rows_of(self, train: bool, labels: Tensor) -> Tensor:
         """Which images are drawn for one half. labels: of all."""
@@ -85,28 +85,12 @@ class OwnImages(DataModule):
         )
         return stratified_split(labels, count, self.split_seed)[0 if train else 1]
 
-    def test_files(self) -> list[str] | None:
-        """As in their folder; of several folders with its name in front, and of an archive with the image's number."""
-        parts = self.halves.parts["test"]
-        if all(part.archive for part in parts):
-            return None
-        each = [
-            (name, self.classes.index(class_)) for part in parts for name, class_ in self.names_in(part, len(parts))
-        ]
-        if self.num_test is None:
-            return [name for name, _ in each]
-        return [each[row][0] for row in self.rows_of(False, torch.tensor([label for _, label in each])).tolist()]
-
-    def names_in(self, part: Part, num_parts: int) -> list[tuple[str, str]]:
-        """Of each image, as they are read, its name and its class."""
+    def names_in(self, part: Part, num_parts: int) -> list[str]:
+        """Of each image of a part that has been read."""
         front = f"{part.path.name}/" if num_parts > 1 else ""
         if part.archive is not None:
-            return [(f"{part.path.name}[{row}]", part.names[label]) for row, label in enumerate(part.archive.labels)]
-        files, _ = part.files()
-        return [
-            (front + as_text(files[row][0].relative_to(part.path)), files[row][1])
-            for row in self.by_class([name for _, name in files])
-        ]
+            return [f"{part.path.name}[{row}]" for row in range(len(part.archive.images))]
+        return [front + name for name in self.decoded[part.path]]
 
     def by_class(self, names: Sequence[str]) -> np.ndarray:
         """The order in which images of these classes are read."""
@@ -174,7 +158,10 @@ class OwnImages(DataModule):
                     cached = {"images": np.stack(images), "resized": np.array(resized)}
                     write_cache(cache, fingerprint, cached)
         labels = np.array([self.classes.index(name) for _, name in files])
-        order = slice(None) if (np.diff(labels) >= 0).all() else self.by_class([name for _, name in files])
+        order = self.by_class([name for _, name in files])
+        self.decoded[folder] = [as_text(files[row][0].relative_to(folder)) for row in order]
+        if (np.diff(labels) >= 0).all():
+            return cached["images"].transpose(0, 3, 1, 2), labels, int(cached["resized"])
         return cached["images"][order].transpose(0, 3, 1, 2), labels[order], int(cached["resized"])
 
     def decode_files(self, paths: list[Path]) -> tuple[list[np.ndarray], int]:
@@ -205,12 +192,6 @@ class Files(OwnImages):
     ):
         super().__init__(**shared)
         check(Files, locals())
-        usual = inspect.signature(DataModule).parameters["num_val"].default
-        refuse_if(
-            val is not None and self.num_val not in (0, usual),
-            f"data.val is what is held out; data.num_val=0 would train on it as well. Got data.num_val={self.num_val}; "
-            f"leave one of them out",
-        )
         self.is_mapped = memory_map
         labels = {"train": train_labels, "val": val_labels, "test": test_labels}
         labels = {half: path for half, path in labels.items() if path}

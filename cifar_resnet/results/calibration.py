@@ -63,6 +63,8 @@ def calibration_error(log_probs: Tensor, labels: Tensor) -> float:
 def calibration_error_equal_mass(log_probs: Tensor, labels: Tensor) -> float:
     """The same over 15 bins of as many images each, by confidence (Nguyen & O'Connor 2015, arXiv 1508.05154)."""
     confidence, right = sureness(log_probs, labels)
+    places = confidence.unique(return_inverse=True)[1]
+    right = mean_of_equals(places, right)[places]  # so that nothing depends on the order of equally sure ones
     order = confidence.argsort(stable=True)
     parts = order.tensor_split(min(NUM_BINS, len(order)))
     bins = torch.empty_like(order)
@@ -86,11 +88,15 @@ def selective(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     that each counts as their mean.
     """
     confidence, right = sureness(log_probs, labels)
-    values, places = (-confidence).unique(return_inverse=True)
-    sizes = torch.zeros(len(values), dtype=torch.float64).index_add(0, places, torch.ones_like(confidence))
-    means = torch.zeros_like(sizes).index_add(0, places, right.double()) / sizes
+    places = (-confidence).unique(return_inverse=True)[1]
     counts = torch.arange(1, len(right) + 1, dtype=torch.float64)
-    return counts / len(right), means[places.sort().values].cumsum(0) / counts
+    return counts / len(right), mean_of_equals(places, right)[places.sort().values].cumsum(0) / counts
+
+
+def mean_of_equals(places: Tensor, values: Tensor) -> Tensor:
+    """The mean of all values of one place, by place. places, values: (N,)."""
+    sizes = places.bincount().double()
+    return torch.zeros_like(sizes).index_add(0, places, values.double()) / sizes
 
 
 def selective_scores(log_probs: Tensor, labels: Tensor) -> dict[str, float | list[float]]:

@@ -19,6 +19,12 @@ def comparison(pair: Sequence[str], resamples: int, seed: int) -> dict[str, str]
     refuse_if(len(pair) != 2, f"compare needs two run folders. Got {len(pair)}; give cifar-report compare A B")
     first, second = map(Path, pair)
     a, b = predictions_of(first), predictions_of(second)
+    for path, each in ((first, a), (second, b)):
+        refuse_if(
+            each.conditions > 1,
+            f"a comparison is of test images that come once. Got {path}, of {each.conditions} conditions; compare what "
+            f"evaluation.json says of them",
+        )
     is_part = any(len(each.labels) < each.num_images for each in (a, b))
     got = f"Got {a.share} in {first} and {b.share} in {second}" if is_part else f"Got {first} and {second}"
     refuse_if(

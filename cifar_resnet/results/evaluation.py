@@ -10,10 +10,11 @@ from torch import Tensor
 
 from cifar_resnet.data.datamodule import Condition
 from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS
-from cifar_resnet.results import bootstrap, calibration, metrics, ood, plots
+from cifar_resnet.results import bootstrap, calibration, intervals, metrics, ood, plots
 from cifar_resnet.results.inference import mean_probability
-from cifar_resnet.results.page import Picture, Section
+from cifar_resnet.results.page import Section
 from cifar_resnet.results.predictions import Predictions
+from cifar_resnet.results.tiles import Picture
 
 NUM_MISTAKES = 24
 RESAMPLES = 1000
@@ -50,7 +51,8 @@ def evaluate_predictions(
     ]
     return {
         "scores": growth[-1],
-        "intervals": bootstrap.of_scores(grown[-1], labels, resamples, seed, max(1, len(conditions))),
+        "intervals": bootstrap.of_scores(grown[-1], labels, resamples, seed, max(1, len(conditions)))
+        | ({} if conditions else {"acc": of_a_share(growth[-1]["acc"], len(labels))}),
         "resamples": resamples,
         "selective": calibration.selective_scores(grown[-1], labels),
         "temperature": temperatures[-1] if temperatures else None,
@@ -64,6 +66,12 @@ def evaluate_predictions(
     }
 
 
+def of_a_share(acc: float, num_images: int) -> list[float]:
+    """Wilson's interval, as cifar-report has it of one run."""
+    found = intervals.summary([acc], num_images)
+    return [found.low, found.high]
+
+
 def growing(each: Tensor) -> list[Tensor]:
     """Log-probabilities of the ensembles of the first 1, 2, … members."""
     return [mean_probability(each[:count]) for count in range(1, len(each) + 1)]
@@ -73,14 +81,13 @@ def by_condition(log_probs: Tensor, labels: Tensor, conditions: Sequence[Conditi
     """Scores under each condition, and means over them, each corruption and each severity counting the same.
 
     mean_acc: over all of them; benchmark_acc: over the fifteen corruptions that CIFAR-10-C's authors compare by, where
-    those and the four others are all there. Intervals as in `bootstrap`.
+    all 95 conditions are there. Intervals as in `bootstrap`.
     """
     parts = zip(log_probs.chunk(len(conditions)), labels.chunk(len(conditions)), conditions, strict=True)
     each = [condition._asdict() | metrics.scores(*own) for *own, condition in parts]
     right = (log_probs.argmax(1) == labels).double().view(len(conditions), -1)
     found = {"mean_acc": right.mean().item(), "mean_acc_interval": bootstrap.of_mean(right.mean(0), resamples, seed)}
-    names = {condition.corruption for condition in conditions}
-    if names == {*BENCHMARK, *MORE_CORRUPTIONS}:
+    if {tuple(each) for each in conditions} == {*itertools.product((*BENCHMARK, *MORE_CORRUPTIONS), range(1, 6))}:
         rows = right[[condition.corruption in BENCHMARK for condition in conditions]]
         found["benchmark_acc"] = rows.mean().item()
         found["benchmark_acc_interval"] = bootstrap.of_mean(rows.mean(0), resamples, seed)
@@ -154,14 +161,15 @@ def sections(result: dict, predictions: Predictions, images: Tensor | None, clas
         Section("Class by class", table=metrics.class_rows(result["confusion"], classes)),
         Section("Reliability", text, plots.reliability_figure(lines), name="reliability"),
         Section("Calibration", table=calibration.rows(result["scores"], result["calibrated"], result["intervals"])),
-        Section(
-            "If it may decline to answer",
-            "Accuracy on the share of the images that it is surest of.",
-            plots.selective_figure(*calibration.selective(log_probs, labels)),
-            name="selective",
-        ),
+        *([selective_section(log_probs, labels)] if len(labels) > plots.FEW else []),
         *(mistakes(predictions, images, classes) if images is not None else []),
     ]
+
+
+def selective_section(log_probs: Tensor, labels: Tensor) -> Section:
+    text = "Accuracy on the share of the images that it is surest of."
+    figure = plots.selective_figure(*calibration.selective(log_probs, labels))
+    return Section("If it may decline to answer", text, figure, name="selective")
 
 
 OOD_TEXT = (

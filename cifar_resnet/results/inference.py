@@ -1,10 +1,12 @@
 """What trained networks predict for images, outside of any training."""
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -93,26 +95,59 @@ class Ensemble:
         return torch.cat(batches, dim=1)
 
     @torch.inference_mode()
-    def evidence(self, images: Tensor, batch_size: int = 500) -> "Evidence":
-        """What the networks say of each image as it is, without other views of it. images: see `log_probs`."""
+    def evidence(self, batches: Iterable[Tensor]) -> "Evidence":
+        """What the networks say of each image as it is, without other views of it.
+
+        batches: of images as `log_probs` takes them.
+        """
         heads = [head_module(network) for network in self.networks]
-        found: list[list[Tensor]] = []  # by batch: maximum probability, energy, and each member's features
-        for batch in images.split(batch_size):
+        found: list[tuple[Tensor, Tensor]] = []
+        features: list[list[Tensor]] = [[] for _ in self.networks]
+        for batch in batches:
             batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
-            logits, features = [], []
-            for network, normalise, head in zip(self.networks, self.normalise, heads, strict=True):
-                seen: list[Tensor] = []
-                hook = head and head.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
-                with self.fabric.autocast():
+            logits = []
+            for network, normalise, head, own in zip(self.networks, self.normalise, heads, features, strict=True):
+                with self.fabric.autocast(), watching(head) as calls:
                     logits.append(network(normalise(batch)).float())
-                if hook:
-                    hook.remove()
-                features += [each.flatten(1).float().cpu() for each in seen[-1:]]
+                own += calls.features_of(logits[-1])
             each = torch.stack(logits)
-            sure, energy = mean_probability(each.log_softmax(2)).amax(1).exp(), each.logsumexp(2).mean(0)
-            found.append([sure.cpu(), energy.cpu(), *features])
-        sure, energy, *known = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return Evidence(sure, energy, known if len(known) == len(self.networks) else [])
+            found.append((mean_probability(each.log_softmax(2)).amax(1).exp().cpu(), each.logsumexp(2).mean(0).cpu()))
+        sure, energy = (torch.cat(parts) for parts in zip(*found, strict=True))
+        is_whole = all(sum(map(len, own)) == len(sure) for own in features)
+        return Evidence(sure, energy, [torch.cat(own) for own in features] if is_whole else [])
+
+
+class Calls:
+    """What a layer was given, and what it gave, when it was last called."""
+
+    def __init__(self) -> None:
+        self.given: Tensor | None = None
+        self.gave: Tensor | None = None
+
+    def note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        self.given, self.gave = (tensors[0], output) if tensors and isinstance(output, Tensor) else (None, None)
+
+    def features_of(self, logits: Tensor) -> list[Tensor]:
+        """(N, D) float32, on the CPU: what it was given, if what it gave is the logits, but perhaps for a factor; of
+        positions the mean."""
+        if self.gave is None or self.gave.shape[:2] != logits.shape:
+            return []
+        gave = self.gave.float().flatten(2).mean(2) if self.gave.ndim > 2 else self.gave.float()
+        if not torch.equal(gave.argmax(1), logits.argmax(1)):
+            return []
+        return [(self.given.flatten(2).mean(2) if self.given.ndim > 2 else self.given).float().cpu()]
+
+
+@contextlib.contextmanager
+def watching(module: nn.Module | None) -> Iterator[Calls]:
+    calls = Calls()
+    hook = module.register_forward_hook(calls.note, with_kwargs=True) if module else None
+    try:
+        yield calls
+    finally:
+        if hook:
+            hook.remove()
 
 
 @dataclass
@@ -144,7 +179,7 @@ class Evidence:
 def head_module(network: Classifier) -> nn.Module | None:
     """The last layer, which has an output for each class; None where there is no such."""
     names = head_of(network.state_dict(), network.hparams["num_classes"])
-    part = names[0].rpartition(".")[0] if names else ""
+    part = names[0].rpartition(".")[0].partition(".parametrizations")[0] if names else ""
     return network.get_submodule(part) if part else None
 
 

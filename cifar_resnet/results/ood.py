@@ -9,19 +9,18 @@ from torch import Tensor
 
 from cifar_resnet.results.bootstrap import counts, in_parts, interval
 
-NEIGHBOURS = 50  # on CIFAR-10 with all of its training images (Sun et al. 2022, section 4.1)
 SCORES = {"probability": "maximum probability", "energy": "energy", "neighbours": "nearest neighbours"}
 RATE = 0.95
 
 
-def nearest_similarity(features: Tensor, known: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+def nearest_similarity(features: Tensor, known: Tensor, neighbours: int) -> Tensor:
     """Minus the distance to the k-th nearest of the known features, all of length 1 (Sun et al. 2022, arXiv 2204.06507,
     section 3). features: (N, D); known: (M, D), of training images; returns (N,)."""
     known = F.normalize(known, dim=1)
     found = []
     for batch in F.normalize(features, dim=1).split(1000):
-        closest = (batch @ known.T).topk(min(neighbours, len(known)), dim=1).values[:, -1]
-        found.append(-(2 - 2 * closest).clamp(min=0).sqrt())
+        place = (batch @ known.T).topk(min(neighbours, len(known)), dim=1).indices[:, -1]
+        found.append(-(batch - known[place]).norm(dim=1))  # of near ones more exact than by their product
     return torch.cat(found)
 
 
@@ -58,7 +57,7 @@ def compare(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor], resampl
         generator = torch.Generator().manual_seed(seed)
         drawn = [
             separation(own, other, counts(len(own), count, generator), counts(len(other), count, generator))
-            for count in in_parts(resamples)
+            for count in in_parts(resamples, max(len(own), len(other)))
         ]
         found[name] = {}
         for place, (key, value) in enumerate(zip(("auroc", "fpr_at_95"), separation(own, other, *whole), strict=True)):

@@ -66,8 +66,12 @@ class Pivot:
         return sorted({values[-1] for values in self.groups}, key=found.in_order)
 
 
-def pivoted(members: Sequence[Run], settings: Sequence[str], cfg: DictConfig) -> Pivot:
-    metric = cfg.metric or ("test/acc" if len(values_of("test/acc", members)) == len(members) else "val/acc")
+def metric_of(members: Sequence[Run], cfg: DictConfig) -> str:
+    """What was asked for, or what all have."""
+    return cfg.metric or ("test/acc" if len(values_of("test/acc", members)) == len(members) else "val/acc")
+
+
+def pivoted(members: Sequence[Run], settings: Sequence[str], metric: str) -> Pivot:
     known = ", ".join(sorted({name for member in members for name in member.record["metrics"]}))
     refuse_if(not values_of(metric, members), f"no run has the metric {metric}. Got metric={metric}; give {known}")
     keys = found.on_one_data_set(members, settings)  # the two, or the data set before them
@@ -82,8 +86,9 @@ def sections(
     metric = "test/acc" if values_of("test/acc", members) else "val/acc"
     name = f"{plots.LONG_NAMES[metric.partition('/')[0]]} accuracy, %"
     shown = []
-    if len(settings := list(cfg.pivot or keys)) == 2 and values_of(metric, members):
-        shown += heat_map(pivoted(members, settings, cfg))
+    of_grid = metric_of(members, cfg) if cfg.pivot or cfg.metric else metric
+    if len(settings := list(cfg.pivot or keys)) == 2 and values_of(of_grid, members):
+        shown += heat_map(pivoted(members, settings, of_grid))
     scored = {values: each for values, each in groups.items() if values_of(metric, each)}
     if not scored:
         return shown
@@ -93,7 +98,7 @@ def sections(
         ends = (100 * one.low, 100 * one.high) if one.interval else (None, None)
         points.append(plots.Point(0, 100 * one.mean, name_of(keys, values), "", *ends))
     if len(points) > 1:
-        text = "The mean of each group's runs, and its 95% interval."
+        text = f"The mean of each group's runs, and its 95% interval.{left_out(groups, scored, 'groups')}"
         shown.append(Section("Groups compared", text, plots.intervals_figure(points, name), name="groups"))
     costs = {
         "parameters": "parameters",
@@ -115,8 +120,13 @@ def sections(
             if values_of(metric, [run]) and isinstance(run.record.get(key), (int, float))
         ]
         panels += [plots.cost_figure(points, xlabel, name)] if points else []
-    text = "A dot for each run, which leads to its page."
+    text = f"A dot for each run, which leads to its page, if it has one.{left_out(groups, scored, 'groups')}"
     return [*shown, Section("What it costs", text, panels=panels, name="costs")]
+
+
+def left_out(groups: Groups, scored: Groups, what: str) -> str:
+    count = len(groups) - len(scored)
+    return f" {count} of {len(groups)} {what} have no such score." if count else ""
 
 
 def heat_map(pivot: Pivot) -> list[Section]:
@@ -133,7 +143,8 @@ def heat_map(pivot: Pivot) -> list[Section]:
     *of_rows, of_columns = pivot.names
     rows = [", ".join(row) for row in pivot.rows]
     what = f"{pivot.metric}{', %' * (scale == 100)}"
-    figure = plots.heat_map(table, rows, pivot.columns, (of_columns, what), ", ".join(of_rows))
+    form = ".1f" if scale == 100 else ".3g"
+    figure = plots.heat_map(table, rows, pivot.columns, (of_columns, what), ", ".join(of_rows), form)
     return [Section(f"{', '.join(of_rows)} by {of_columns}", figure=figure, name="grid")]
 
 

@@ -1,40 +1,26 @@
 """One self-contained HTML file about a run or an evaluation: no script, no other file, no network."""
 
-import base64
+import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import numpy as np
 import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from PIL import Image
 
 from cifar_resnet import runs
 from cifar_resnet.results.plots import curve_panels, curves_figure, quiet_about_glyphs
+from cifar_resnet.results.tiles import AUGMENTED, Picture
+from cifar_resnet.results.tiles import read as read_tiles
 from cifar_resnet.terminal import cut
 
+NUM_AUGMENTED = 24  # pictures
 LONGEST = 60  # of a name in a table or below a picture
 TEMPLATE = Path(__file__).with_name("page.html")
-
-
-@dataclass
-class Picture:
-    """Of a few pixels, with what is said below it. pixels: (H, W, 3) uint8."""
-
-    pixels: np.ndarray
-    title: str
-    text: str
-
-    @property
-    def src(self) -> str:
-        """For an <img>."""
-        file = io.BytesIO()
-        Image.fromarray(self.pixels).save(file, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 @dataclass
@@ -57,15 +43,23 @@ class Section:
     def svgs(self) -> list[str]:
         """Elements that can stand in the middle of a page."""
         shown = self.panels or ([self.figure] if self.figure and not self.pictures else [])
-        return [as_svg(figure, f"{self.name}-{place}-") for place, figure in enumerate(shown)]
+        return [
+            as_svg(
+                figure, ": ".join(filter(None, [self.heading, *(axes.get_ylabel() for axes in figure.axes[:1])])), place
+            )
+            for place, figure in enumerate(shown)
+        ]
 
 
-def as_svg(figure: Figure, salt: str) -> str:
-    """Text stays text, which any browser can show in any script, and find. salt: for ids that are the page's own."""
-    buffer = io.StringIO()
+def as_svg(figure: Figure, name: str, place: int) -> str:
+    """Text stays text, which any browser can show in any script, and find. name: for those who cannot see it."""
+    buffer, salt = io.StringIO(), f"{name}-{place}-"
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), quiet_about_glyphs():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "<svg" + buffer.getvalue().partition("<svg")[2]  # without the head of an XML file
+    text = buffer.getvalue().partition("<svg")[2]  # without the head of an XML file
+    text = re.sub("<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # figure_1 and its like, of which a page has several
+    return f'<svg role="img" aria-label="{html.escape(name)}"{text}'
 
 
 @dataclass
@@ -107,6 +101,13 @@ def about(facts: dict) -> dict[str, str]:
         "device": f"{facts['device']}, {facts['precision']}",
         "commit": facts["commit"] or "not known",
     }
+
+
+def augmented(run_dir: Path) -> list[Section]:
+    """The first images of a run's training, if it has left them."""
+    text = "The first images of the training, as the network sees them."
+    pictures = read_tiles(run_dir / AUGMENTED)[:NUM_AUGMENTED]
+    return [Section("Augmented images", text, pictures=pictures)] if pictures else []
 
 
 def curves(run_dir: Path) -> list[Section]:

@@ -217,11 +217,16 @@ def corruption_figure(each: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def heat_map(
-    table: np.ndarray, rows: Sequence[str], columns: Sequence[object], names: tuple[str, str], ylabel: str = ""
+    table: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[object],
+    names: tuple[str, str],
+    ylabel: str = "",
+    form: str = ".1f",
 ) -> Figure:
     """A coloured cell for each number, with the number in it; nothing where it is nan.
 
-    names: of the columns' setting, and of what the numbers are.
+    names: of the columns' setting, and of what the numbers are. form: of the numbers.
     """
     height, width = (min(14.0, 1.3 + size * count) for size, count in ((0.34, len(rows)), (0.62, len(columns))))
     figure, axes = new_figure(width + 2.2, height)
@@ -229,11 +234,11 @@ def heat_map(
     low, high = np.nanmin(table), np.nanmax(table)
     shown = axes.imshow(table, cmap="viridis", aspect="auto", vmin=low, vmax=high if high > low else low + 1)
     for row, column in np.argwhere(np.isfinite(table)):
-        is_dark = table[row, column] < (low + high) / 2
-        text = f"{table[row, column]:.1f}"
+        is_dark = np.dot(shown.to_rgba(table[row, column])[:3], (0.299, 0.587, 0.114)) < 0.5
+        text = f"{table[row, column]:{form}}"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
-    axes.set_xticks(range(len(columns)), [literal(str(value)) for value in columns])
-    axes.set_yticks(range(len(rows)), [literal(str(value)) for value in rows])
+    axes.set_xticks(range(len(columns)), [short(str(value)) for value in columns])
+    axes.set_yticks(range(len(rows)), [short(str(value), 30) for value in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(shown, label=literal(names[1]), shrink=0.8)
@@ -244,7 +249,7 @@ def heat_map(
 def selective_figure(coverage: Any, accuracy: Any) -> Figure:
     """Accuracy over the share of the images that are answered, the surest first."""
     figure, axes = new_figure(4.6, 3.2)
-    start = min(max(len(coverage) // 100, FEW), len(coverage) - 1)  # of fewer images it says nothing
+    start = max(len(coverage) // 100, FEW)  # of fewer images it says nothing
     axes.plot(100 * np.asarray(coverage)[start:], 100 * np.asarray(accuracy)[start:], color=BLUE)
     axes.set_xlim(0, 100)
     return label(figure, "answered, % of the images", "accuracy, %")
@@ -332,7 +337,7 @@ def draw_runs(axes: Axes, curves: Mapping[str, Sequence[Rows]], what: What) -> s
             split = "val" if any(row.get("val/acc") for row in rows) else "train"
             splits.add(LONG_NAMES[split])
             column, scale = (what, 1) if what == "lr" else (f"{split}/{what}", 100 if what == "acc" else 1)
-            plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else short(name, 40))
+            plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else short(name, 28))
     return " or ".join(sorted(splits))
 
 
@@ -340,6 +345,7 @@ def below(figure: Figure, axes: Axes, columns: int) -> None:
     """The names of the lines, if there is more than one and they can be told apart."""
     handles, names = axes.get_legend_handles_labels()
     if 1 < len(names) <= 24:
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
         figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
 
 
@@ -371,7 +377,7 @@ def cost_figure(points: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
             color=colour,
             s=36,
             alpha=0.85,
-            label=short(name, 40),
+            label=short(name, 28),
         )
         drawn.set_urls([point.url or None for point in own])
     xs = [point.x for point in points]

@@ -24,6 +24,7 @@ class Predictions:
     indices: (N,) int64, ascending: which images of the set these are, counted from 0; num_images: how many that has.
         None for all of it.
     files: of each of these images the name of its file; None where they have none.
+    conditions: how many times the same images come, one condition after the other.
     """
 
     log_probs: Tensor
@@ -32,6 +33,7 @@ class Predictions:
     indices: Tensor | None = None
     num_images: int | None = None
     files: list[str] | None = None
+    conditions: int = 1
 
     def __post_init__(self) -> None:
         self.log_probs, self.labels = self.log_probs.float().cpu(), self.labels.cpu()
@@ -72,6 +74,8 @@ class Predictions:
             found = cls(log_probs, labels, str(arrays["images_hash"]))
             if "indices" in arrays:  # earlier versions left none
                 found.indices, found.num_images = torch.from_numpy(arrays["indices"]), int(arrays["num_images"])
+            if "conditions" in arrays:
+                found.conditions = int(arrays["conditions"])
             if "files" in arrays:
                 found.files = arrays["files"].tolist()
             refuse_if(
@@ -87,6 +91,7 @@ class Predictions:
             "images_hash": self.images_hash,
             "indices": self.indices,
             "num_images": self.num_images,
+            "conditions": self.conditions,
         }
         if self.files:
             arrays["files"] = np.array(self.files)

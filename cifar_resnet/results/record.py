@@ -16,13 +16,11 @@ from cifar_resnet.images import content_hash
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import num_macs, num_parameters
 from cifar_resnet.quoting import command_line
-from cifar_resnet.results import evaluation, inference, metrics, page, tiles
+from cifar_resnet.results import evaluation, inference, metrics, page
 from cifar_resnet.results.plots import quiet_about_glyphs
 from cifar_resnet.results.predictions import FILE, Predictions
 from cifar_resnet.terminal import log, summary_facts
 from cifar_resnet.trust import targets_in
-
-NUM_AUGMENTED = 24  # shown on a page
 
 
 def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trainer: Trainer) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def predictions_of(model: Classifier, data: DataModule) -> Predictions:
     if loader.world_size > 1:
         log_probs = torch.cat(gather_all_tensors(log_probs))
     order = torch.cat([batch for rank in range(loader.world_size) for batch in loader.batches_of(rank)])
-    return Predictions.of(data.test.images, log_probs, data.test.labels, order, data.test_files())
+    return Predictions.of(data.test.images, log_probs, data.test.labels, order, data.test_files)
 
 
 def show(
@@ -122,9 +120,7 @@ def show(
         images = data.test.images.cpu()[predictions.indices]
         shown += evaluation.sections(result, predictions, images, data.classes)
         headline = page.headline_of(result | {"num_images": len(predictions.labels)})
-    if pictures := tiles.read(run_dir / "augmented_batch.png"):
-        text = "The first images of the training, as the network sees them."
-        shown.append(page.Section("Augmented images", text, pictures=pictures[:NUM_AUGMENTED]))
+    shown += page.augmented(run_dir)
     told = {name: text for name, text in summary_facts(record).items() if name != "look next"}
     facts = page.about(record) | told
     page.write(run_dir / "page.html", run_dir.name, facts, shown, record["config"], headline)

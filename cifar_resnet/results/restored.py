@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from cifar_resnet import checkpoints, constraints, preflight
 from cifar_resnet.archives import is_archive, read_archive
 from cifar_resnet.compose import Composer, Job
 from cifar_resnet.data import DataModule
+from cifar_resnet.data.published import Downloaded
+from cifar_resnet.data.shifted import TestOnly
 from cifar_resnet.errors import one_line, refuse_if
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.pictures import MAX_MEGAPIXELS, decode_all
@@ -61,7 +64,7 @@ def training_data(
             data.order_classes(classes)
             data.prepare_data()
         data.load()
-        own = {"split_hash": data.split_hash, "train_hash": data.train_hash}
+        own = {"split_hash": data.split_hash, "train_hash": data.train_hash, "num_train": len(data.train)}
         refuse_if(
             any(
                 each.get(key, own[key]) != own[key] for each in held_out for key in own
@@ -81,7 +84,7 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
     """
     if name not in composer.choices_of("data"):
         arrays = []
-        paths = preflight.input_files(name).files
+        paths = preflight.input_files(name, "ood").files
         if pictures := [path for path in paths if not is_archive(path)]:
             arrays.append(np.stack(decode_all(pictures, image_size, MAX_MEGAPIXELS)[0]).transpose(0, 3, 1, 2))
         arrays += [read_archive(path, image_size).images for path in paths if is_archive(path)]
@@ -89,10 +92,14 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
     (job,) = composer.jobs([f"data={name}"])
     lacking = [key for key in job.cfg.data if OmegaConf.is_missing(job.cfg.data, key)]
     refuse_if(
-        lacking,
-        f"ood={name} cannot say where its images are. Got no data.{lacking and lacking[0]}; give the place: ood=…",
+        lacking or job.cfg.data._target_ in OF_A_FOLDER,
+        f"ood={name} cannot say where its images are. Got no data.{lacking[0] if lacking else 'root'}; give the "
+        f"place: ood=…",
     )
-    for key, value in (("root", cfg.data.get("root")), ("image_size", image_size)):
+    is_published = all(
+        issubclass(get_class(each._target_), (Downloaded, TestOnly)) for each in (cfg.data, job.cfg.data)
+    )
+    for key, value in (("root", cfg.data.get("root") if is_published else None), ("image_size", image_size)):
         if key in job.cfg.data and value is not None:
             job.cfg.data[key] = value
     data = instantiate(job.cfg.data, _convert_="all")
@@ -100,8 +107,12 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
         data.image_size != image_size,
         f"the network looks at {image_size} pixels. Got ood={name} with images of {data.image_size}",
     )
+    refuse_if(data.conditions, f"ood is one set of images. Got {name}, of {len(data.conditions)} conditions")
     data.prepare_data()
     return data.read(train=False)[0]
+
+
+OF_A_FOLDER = ("cifar_resnet.data.ImageFolder", "cifar_resnet.data.KaggleCIFAR10", "cifar_resnet.data.TinyImageNet")
 
 
 def places_of_images(data: Mapping[str, Any]) -> list[str]:

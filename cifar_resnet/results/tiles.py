@@ -1,8 +1,10 @@
 """Small pictures side by side in one PNG, enlarged, with what each shows; the file says where each of them is."""
 
+import base64
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -10,13 +12,29 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from cifar_resnet.results.page import Picture
 from cifar_resnet.runs import replacing
 from cifar_resnet.terminal import cut
 
+AUGMENTED = "augmented_batch.png"  # in a run's folder
 KEY = "cifar_resnet tiles"
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 SIDE, GAP, TEXT_HEIGHT, TEXT_SIZE = 96, 6, 16, 11  # pixels
+
+
+@dataclass
+class Picture:
+    """Of a few pixels, with what is said below it. pixels: (H, W, 3) uint8."""
+
+    pixels: np.ndarray
+    title: str
+    text: str
+
+    @property
+    def src(self) -> str:
+        """For an <img>."""
+        file = io.BytesIO()
+        Image.fromarray(self.pixels).save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def write(path: Path, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:

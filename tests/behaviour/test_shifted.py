@@ -21,7 +21,8 @@ from cifar_resnet.data.corruptions import corrupted
 from cifar_resnet.data.shifted import CLASSES
 from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS, PUBLISHED, Published
 from cifar_resnet.instantiation import instantiate
-from cifar_resnet.results.inference import Ensemble
+from cifar_resnet.models import Classifier
+from cifar_resnet.results.inference import Ensemble, head_module, watching
 from cifar_resnet.results.predictions import Predictions
 
 NUM = 40  # test images
@@ -194,7 +195,10 @@ def test_a_report_says_how_they_held_up(sweep, tmp_path, images):
     with Path("outputs/report/holding_up.csv").open(newline="") as file:
         rows = {row["measure"]: row for row in csv.DictReader(file)}
     first, second = (json.loads(Path(f"evaluated/{place}/evaluation.json").read_text()) for place in (0, 1))
-    assert float(rows["mean corruption accuracy"]["value"]) == first["corruptions"]["mean_acc"]
+    assert (
+        float(rows[f"mean corruption accuracy, 95 conditions, {NUM} images"]["value"])
+        == first["corruptions"]["mean_acc"]
+    )
     energy = second["ood"]["some.npz"]["scores"]["energy"]
     row = rows["AUROC against some.npz, energy"]
     assert [float(row[key]) for key in ("value", "low", "high")] == [energy["auroc"], *energy["auroc_interval"]]
@@ -285,8 +289,11 @@ WRONG = [
     (["data=cifar10_1", "data.root=void"], "CIFAR-10.1 is not in void. Got no cifar10.1_v6_data.npy"),
     (["data=cifar10h", "data.root=void"], "CIFAR-10H is not in void. Got no cifar10h-probs.npy"),
     (["ood=nothing"], "ood names choices of data, or places with images. Got nothing, which is neither; there are"),
-    (["ood=[void]"], "input must be pictures"),
-    (["data=cifar10_c", "data.root=data", "data.corruptions=[rain]"], "Got no rain.npy"),
+    (["ood=[void]"], "ood must be pictures"),
+    (["data=cifar10_c", "data.root=data", "data.corruptions=[rain]"], "no such corruption. Got data.corruptions"),
+    (["ood=corrupted"], "ood is one set of images. Got corrupted, of 85 conditions"),
+    (["ood=image_folder"], "ood=image_folder cannot say where its images are. Got no data.root; give the place"),
+    (["ood=medmnist"], "ood=medmnist cannot say where its images are. Got no data.root; give the place"),
     (["data=cifar10_c", "data.root=data", "data.severities=[6]"], "data.severities"),
     (["data=cifar10_c", "data.root=data", "data.num_test=41"], "Got 41 of 40"),
     (["data=cifar10_c", "data.root=data", "ood=synthetic"], "ood tells other images from test images as they are"),
@@ -325,6 +332,16 @@ def no_array(folder: Path) -> None:
     (folder / "gaussian_noise.npy").write_bytes(b"<html>not found</html>")
 
 
+def archive(folder: Path) -> None:
+    with (folder / "gaussian_noise.npy").open("wb") as file:
+        np.savez(file, images=np.zeros(3))
+
+
+def cut_archive(folder: Path) -> None:
+    archive(folder)
+    (folder / "gaussian_noise.npy").write_bytes((folder / "gaussian_noise.npy").read_bytes()[:50])
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -333,6 +350,8 @@ def no_array(folder: Path) -> None:
         (other_shape, "with shape (40, 3, 32, 32), and not (N, 32, 32, 3)"),
         (floats, "images of whole numbers. Got float64"),
         (no_array, "not an array of NumPy's"),
+        (archive, "not an array of NumPy's"),
+        (cut_archive, "not an array of NumPy's"),
     ],
 )
 def test_damaged_files_are_told_in_a_line(run_dir, tmp_path, images, capsys, damage, said):
@@ -393,12 +412,110 @@ def test_files_are_named_where_the_test_images_are_drawn_from_all(of_pictures):
     data = instantiate(job.cfg.data, _convert_="all")
     data.prepare_data()
     images, labels = data.read(train=False)
-    for name, image, label in zip(data.test_files(), images, labels, strict=True):
+    for name, image, label in zip(data.test_files, images, labels, strict=True):
         assert np.array_equal(np.asarray(Image.open(of_pictures / "train" / name)), image.permute(1, 2, 0))
         assert name.split("/")[0] == data.classes[label]
 
 
 def test_an_ensemble_looks_at_features_of_each_of_its_members(sweep):
     ensemble = Ensemble(sorted(sweep.glob("seed-*")))
-    evidence = ensemble.evidence(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
-    assert [each.shape for each in evidence.features] == [(3, 8), (3, 8)]
+    evidence = ensemble.evidence([torch.zeros(3, 3, 32, 32, dtype=torch.uint8)] * 2)
+    assert [each.shape for each in evidence.features] == [(6, 8), (6, 8)]
+
+
+class Strange(torch.nn.Module):
+    """A network of one kind of head."""
+
+    def __init__(self, head: str):
+        super().__init__()
+        self.head = head
+        self.fc = torch.nn.Linear(12, 10)
+        if head == "parametrized":
+            self.fc = torch.nn.utils.parametrizations.weight_norm(self.fc)
+        if head == "auxiliary":
+            self.other = torch.nn.Linear(12, 10)
+        if head == "own":
+            self.weight = torch.nn.Parameter(torch.randn(10, 12))
+        if head == "convolution":
+            self.fc = torch.nn.Conv2d(3, 10, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        if self.head == "auxiliary":
+            self.other(features)
+        if self.head == "own":
+            return features @ self.weight.T
+        if self.head == "convolution":
+            return self.fc(images).mean((2, 3))
+        return self.fc(input=features) if self.head == "by name" else 3 * self.fc(features)
+
+
+@pytest.mark.parametrize(
+    ("head", "size"),
+    [("plain", 12), ("parametrized", 12), ("by name", 12), ("convolution", 3), ("own", None), ("auxiliary", None)],
+)
+def test_features_are_what_the_head_is_given_or_none(monkeypatch, head, size):
+    torch.manual_seed(0)
+    network = Classifier(num_classes=10)
+    network.net = Strange(head)
+    monkeypatch.setattr(network, "forward", network.net.forward)
+    images = torch.randn(7, 3, 16, 16)
+    with torch.inference_mode(), watching(head_module(network)) as calls:
+        logits = network(images)
+    found = calls.features_of(logits)
+    if size is None:
+        assert found == []
+    else:
+        expected = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1) if size == 12 else images.mean((2, 3))
+        assert torch.allclose(found[0], expected, atol=1e-6)
+
+
+def test_the_tests_own_images_are_no_others(run_dir, sweep, capsys):
+    assert cli.evaluate([f"checkpoint={run_dir}", f"ood={sweep.parents[2] / 'False.npz'}"]) == 2
+    assert "ood is of other images" in capsys.readouterr().err
+
+
+def test_a_place_is_passed_on_only_among_published_sets(of_pictures, tmp_path, capsys, monkeypatch):
+    tiny = [text for text in TINY if not text.startswith("data")]
+    data = ["data=image_folder", "data.root=photos", "data.num_val=6", "data.batch_size=6"]
+    assert cli.train([*tiny, *data, "run_dir=run"]) == 0
+    monkeypatch.setenv("CIFAR_RESNET_DATA", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("cifar_resnet.data.published.time.sleep", lambda seconds: None)
+    before = sorted(of_pictures.rglob("*"))
+    assert cli.evaluate(["checkpoint=run", "ood=svhn"]) == 2
+    assert f"{tmp_path / 'elsewhere'} and could not be downloaded" in capsys.readouterr().err
+    assert sorted(of_pictures.rglob("*")) == before
+
+
+def test_predictions_under_conditions_are_not_compared_image_by_image(run_dir, tmp_path, images, capsys):
+    write_cifar10_c(tmp_path / "data", images)
+    for name in ("fog", "snow"):
+        line = ["data=cifar10_c", "data.root=data", f"data.corruptions=[{name}]", f"output_dir={name}", "resamples=5"]
+        assert cli.evaluate([f"checkpoint={run_dir}", *line]) == 0
+    hashes = {Predictions.load(Path(name, "predictions.npz")).images_hash for name in ("fog", "snow")}
+    assert len(hashes) == 2
+    assert cli.report(["compare", "fog", "snow"]) == 2
+    assert "of test images that come once. Got fog, of 5 conditions" in capsys.readouterr().err
+
+
+def test_an_ensemble_is_said_to_be_one(sweep):
+    result = result_of(sweep)
+    alone = result_of(sweep / "seed-0")
+    assert result["network"] == "2 x resnet_cifar"
+    assert (result["parameters"], result["macs"]) == (2 * alone["parameters"], 2 * alone["macs"])
+
+
+def test_a_file_that_comes_while_a_training_runs_changes_no_name(of_pictures, monkeypatch):
+    tiny = [text for text in TINY if not text.startswith(("data", "trainer"))]
+    data = ["data=image_folder", "data.root=photos", "data.num_val=6", "data.batch_size=6", "trainer.max_epochs=1"]
+    tested = Classifier.on_test_epoch_end
+
+    def end(self):
+        Image.new("RGB", (32, 32)).save(of_pictures / "test" / "cat" / "00.png")
+        tested(self)
+
+    monkeypatch.setattr(Classifier, "on_test_epoch_end", end)
+    before = len(list((of_pictures / "test").rglob("*.png")))
+    assert cli.train([*tiny, *data, "run_dir=run"]) == 0
+    assert len(Predictions.load(Path("run/predictions.npz")).files) == before
+    assert "cat/00.png" not in Predictions.load(Path("run/predictions.npz")).files

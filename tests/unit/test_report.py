@@ -482,3 +482,41 @@ def test_nothing_of_it_is_wider_than_the_screen(grid, tmp_path, width):
     assert not seen["scrolls"]
     assert len(seen["widths"]) == 8
     assert min(seen["widths"]) > 240
+
+
+def test_an_evaluation_of_an_earlier_version_is_still_listed(sweep):
+    scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
+    earlier = {
+        "data": "files",
+        "own_test_images": False,
+        "members": [scores, scores],
+        "scores": scores,
+        "calibrated": None,
+    }
+    Path("sweep/evaluation.json").write_text(json.dumps(earlier))
+    assert cli.report(["sweep"]) == 0
+    assert [row["test_acc"] for row in table_in("outputs/report/ensembles.csv")] == ["0.923"]
+
+
+@pytest.mark.parametrize("damage", [{"scores": {"acc": "0.9"}}, {"corruptions": {"mean_acc": 0.5, "each": []}}, []])
+def test_a_damaged_evaluation_is_named_and_the_rest_reported(sweep, capsys, damage):
+    scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
+    whole = {"data": "files", "members": [scores, scores], "scores": scores, "calibrated": None, "num_images": 5}
+    Path("sweep/evaluation.json").write_text(json.dumps(whole | damage if damage else damage))
+    assert cli.report(["sweep"]) == 0
+    assert "not what cifar-evaluate leaves. Got sweep/evaluation.json" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_grid_of_what_nobody_was_asked_for_is_left_out(sweep):
+    """Two settings differ, and one run has neither a test nor validation images."""
+    for path in Path("sweep").rglob("result.json"):
+        record = json.loads(path.read_text())
+        del record["metrics"]["val/acc"]
+        path.write_text(json.dumps(record))
+    a_run("sweep/untested", ["model.depth=20", "optimizer.lr=0.3"], None, 9)
+    record = json.loads(Path("sweep/untested/result.json").read_text())
+    Path("sweep/untested/result.json").write_text(json.dumps(record | {"metrics": {}}))
+    assert cli.report(["sweep"]) == 0
+    text = Path("outputs/report/report.html").read_text()
+    assert "<h2>depth by lr</h2>" in text
+    assert "1 of 5 groups have no such score." in text

@@ -23,7 +23,7 @@ from torch import nn
 from torchvision import datasets
 
 from cifar_resnet.compose import Composer
-from cifar_resnet.data import CIFAR10, Files, ImageFolder, Synthetic
+from cifar_resnet.data import CIFAR10, ImageFolder, Synthetic
 from cifar_resnet.files import PUBLISHED, Published
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.preflight import check_data
@@ -364,19 +364,3 @@ def test_real_cifar10_is_split_45k_5k_with_its_own_constants(cifar10_root):
     everything.load()
     assert [round(value, 4) for value in everything.mean] == [0.4914, 0.4822, 0.4465]
     assert [round(value, 4) for value in everything.std] == [0.2470, 0.2435, 0.2616]
-
-
-@pytest.mark.parametrize(
-    ("num_val", "said"), [(0.1, ""), (0, ""), (7, "Got data.num_val=7"), (0.3, "Got data.num_val=0.3")]
-)
-def test_where_validation_images_are_given_their_number_is_no_choice(tmp_path, num_val, said):
-    for name in ("train", "val", "test"):
-        np.savez(tmp_path / f"{name}.npz", images=np.zeros((20, 32, 32, 3), np.uint8), labels=np.arange(20) % 2)
-    places = {name: str(tmp_path / f"{name}.npz") for name in ("train", "val", "test")}
-    if said:
-        with pytest.raises(ValueError, match=said):
-            Files(**places, num_val=num_val)
-    else:
-        data = Files(**places, num_val=num_val, batch_size=5)
-        data.load()
-        assert len(data.val) == (20 if num_val else 0)

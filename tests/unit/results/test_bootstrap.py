@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from cifar_resnet.results import bootstrap, calibration, metrics
+from cifar_resnet.results import bootstrap, metrics
 
 
 @pytest.fixture
@@ -21,14 +21,18 @@ def test_intervals_are_those_of_scores_computed_anew_for_each_draw(predictions):
     log_probs, labels = predictions
     found = bootstrap.of_scores(log_probs, labels, 400, seed=0)
     generator, each = torch.Generator().manual_seed(0), {name: [] for name in found}
-    for part in bootstrap.in_parts(400):
+    for part in bootstrap.in_parts(400, 600):
         for count in bootstrap.counts(600, part, generator):
             rows = torch.arange(600).repeat_interleave(count.long())
             scores = metrics.scores(log_probs[rows], labels[rows])
             for name in each:
                 each[name].append(scores[name])
+    error = metrics.scores(log_probs, labels)["calibration_error"]
     for name, ends in found.items():
-        assert ends == pytest.approx(np.quantile(each[name], [0.025, 0.975]).tolist(), abs=1e-5), name
+        low, high = np.quantile(each[name], [0.025, 0.975])
+        if name == "calibration_error":
+            low, high = max(0, 2 * error - high), 2 * error - low
+        assert ends == pytest.approx([low, high], abs=1e-5), name
 
 
 def test_an_accuracys_interval_is_as_wide_as_the_binomial_says(predictions):
@@ -55,5 +59,6 @@ def test_the_mean_of_values(predictions):
 
 
 def test_memory_is_bounded_and_every_resample_counted():
-    assert bootstrap.in_parts(120) == [50, 50, 20]
-    assert calibration.NUM_BINS == 15
+    assert bootstrap.in_parts(120, 10_000) == [50, 50, 20]
+    assert bootstrap.in_parts(3, 2_000_000) == [1, 1, 1]
+    assert bootstrap.in_parts(7, 1) == [7]

@@ -42,6 +42,16 @@ def test_equal_mass_of_fewer_images_than_bins():
     assert calibration.calibration_error_equal_mass(log_probs, torch.tensor([0, 1])) == pytest.approx((0.1 + 0.6) / 2)
 
 
+def test_the_order_of_equally_sure_predictions_changes_nothing():
+    log_probs = torch.tensor([[0.7, 0.3]] * 40).log()
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    errors = [
+        calibration.calibration_error_equal_mass(log_probs, labels[order])
+        for order in (torch.arange(40), torch.arange(40).flip(0), torch.randperm(40))
+    ]
+    assert errors == [pytest.approx(0.05, abs=1e-6)] * 3
+
+
 def test_classwise_is_the_mean_of_ten_plain_ones(predictions):
     log_probs, labels = predictions
     shares, errors = log_probs.double().exp().numpy(), []

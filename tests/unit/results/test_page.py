@@ -58,7 +58,7 @@ def test_nothing_is_wider_than_the_screen_and_curves_stack_on_a_phone(run_dir, t
     assert not seen["scrolls"]
     assert len(seen["widths"]) == 6
     assert min(seen["widths"]) > 240
-    assert seen["tops"] == ([3, 3] if width == 390 else [8, 8]) or width == 1280
+    assert seen["tops"] == [3, 3] if width == 390 else min(seen["tops"]) > 5
 
 
 def test_the_same_figures_stand_in_tensorboard(run_dir):
@@ -175,5 +175,5 @@ def test_names_of_any_length_and_script_stay_text_and_are_cut(tmp_path, recwarn)
     assert {"кошка", "a$b$"} <= set(shown)
     assert any(each.startswith("飛行機") and each.endswith("れど") and "…" in each for each in shown)
     assert max(map(len, shown)) <= 18
-    assert "x" * 61 not in text
+    assert "x" * 61 not in re.sub(' title="[^"]*"', "", text)
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
