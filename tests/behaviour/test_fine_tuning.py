@@ -174,7 +174,7 @@ def test_an_exported_file_and_one_of_torchvision_are_read_as_well(trained, tmp_p
         (["model.freeze=[stage]"], "model.freeze names parts of the network. Got 'stage'; the parts are conv1, "),
         (["model.freeze=[conv1,bn1,stages,fc]"], "nothing would be trained. Got model.freeze="),
         (["model.lr_factors={head: 0.1}"], "model.lr_factors names parts of the network. Got 'head'"),
-        (["model.lr_factors={fc: 0}"], "model.lr_factors must be"),
+        (["model.lr_factors={fc: 0}"], "model.lr_factors.fc must be a number above 0"),
         (["model.freeze=conv1"], "model.freeze must be a list"),
     ],
 )  # fmt: skip
