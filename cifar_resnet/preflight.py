@@ -55,12 +55,12 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
         check_replaces(cfg.output, [*files, *runs.find_checkpoints(plain(cfg.checkpoint))])
     is_new = len(jobs) == 1 and not cfg.get("resume") and not cfg.get("dry_run")
     if is_new and command not in ("design", "predict", "report"):
-        check_data(cfg.get("data"))
         num_val = next((text for text in cfg.overrides if text.startswith("data.num_val=")), "data.num_val=0")
         refuse_if(
-            command == "train" and cfg.get("data", {}).get("val") is not None and num_val != "data.num_val=0",
+            command == "train" and (cfg.get("data") or {}).get("val") is not None and num_val != "data.num_val=0",
             f"data.val is what is held out; data.num_val=0 would train on it as well. Got {num_val}; leave it out",
         )
+        check_data(cfg.get("data"))
         for teacher in teachers_of(cfg):
             runs.find_checkpoint(teacher)
         if cfg.get("init"):

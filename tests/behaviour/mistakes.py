@@ -299,7 +299,7 @@ WITHOUT_TORCH = [
         "no such corruption.",
         "with rain; there are",
     ),
-    ("evaluate", "checkpoint=run data=cifar10_c data.corruptions=fog", "data.corruptions must be a list", "Got fog"),
+    ("evaluate", "checkpoint=run data=cifar10_c data.corruptions=fog", "data.corruptions must be a list", "Got 'fog'"),
     ("evaluate", "checkpoint=run ood=nowhere", "ood names choices of data, or places", "Got nowhere, which is neither"),
     ("evaluate", "checkpoint=run data=files data.test=nowhere", "data.test must be a folder", "Got nowhere, which is"),
     ("evaluate", "checkpoint=run data=files data.test=twice.npz", "two classes of one name.", "Got 'disk', 'disk'"),

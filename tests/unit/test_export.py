@@ -145,7 +145,7 @@ def test_everything_that_is_left_has_the_mode_that_the_umask_gives(trained, tmp_
     finally:
         os.umask(before)
     files = [path for folder in ("exported", "evaluated", "reported") for path in Path(folder).iterdir()]
-    assert len(files) == 4 + 3 + 4
+    assert len(files) == 4 + 3 + 5
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
 
 
