@@ -5,7 +5,7 @@
 
 Loss and Brier score by scikit-learn, equal-width bins by torchmetrics and netcal, equal-mass bins by netcal, classwise
 by netcal's binary error of each class, the temperature by netcal's `TemperatureScaling`, whose minimiser stops
-elsewhere by a little.
+elsewhere by a little. It is fitted here on the predictions themselves, to compare the two, and used for nothing.
 """
 
 import argparse
