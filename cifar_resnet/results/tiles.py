@@ -52,7 +52,7 @@ def write(path: Path, images: np.ndarray, captions: Sequence[str]) -> np.ndarray
     about = PngInfo()
     about.add_itxt(KEY, json.dumps({"scale": scale, "size": [width, height], "corners": corners, "captions": captions}))
     with replacing(path) as file:
-        whole.save(file, "PNG", pnginfo=about)
+        whole.save(file, "PNG", pnginfo=about, compress_level=1)
     return np.asarray(whole)
 
 

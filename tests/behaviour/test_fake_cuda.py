@@ -49,7 +49,7 @@ def test_a_training_step_waits_for_nothing(cifar_train, watch, options):
     assert steady(watch) == set()
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "network",
     [
@@ -94,7 +94,7 @@ def test_networks_side_by_side(cifar_train, watch, precision):
     assert steady(watch) == set()
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -138,7 +138,7 @@ def test_each_size_of_images_is_recorded_once(cifar_train, watch):
     assert not watch.mistakes
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("options", "bf16", "expected"),
     [

@@ -105,6 +105,7 @@ def of_networks(sweep: Path, pixels: np.ndarray) -> np.ndarray:
     return np.mean([probabilities(path, pixels) for path in sorted(sweep.glob("seed-*"))], axis=0)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("members", [1, 2])
 def test_cifar10_c_is_the_mean_over_its_conditions(sweep, tmp_path, images, members, capsys):
     written = write_cifar10_c(tmp_path / "data" / "CIFAR-10-C", images)
@@ -131,6 +132,7 @@ def test_cifar10_c_is_the_mean_over_its_conditions(sweep, tmp_path, images, memb
     assert "<h2>Corruptions</h2>" in Path("evaluated/page.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_part_of_cifar10_c_is_the_same_images_under_each_condition(run_dir, tmp_path, images):
     write_cifar10_c(tmp_path / "data", images)  # without a folder of its own
     result = result_of(
@@ -173,6 +175,7 @@ def test_cifar10h_is_the_cross_entropy_to_the_votes(run_dir, cifar10, images, ca
     assert f"people's own {entropy:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_our_own_corruptions_are_of_cifar10s_test_images(run_dir, cifar10, images):
     conditions = ["data.corruptions=[contrast,gaussian_noise]", "data.severities=[1,5]"]
     result = result_of(run_dir, "data=corrupted", f"data.root={cifar10}", *conditions)
@@ -185,6 +188,7 @@ def test_our_own_corruptions_are_of_cifar10s_test_images(run_dir, cifar10, image
     assert other["corruptions"]["each"][2]["loss"] != result["corruptions"]["each"][2]["loss"]
 
 
+@pytest.mark.slow
 def test_a_report_says_how_they_held_up(sweep, tmp_path, images):
     write_cifar10_c(tmp_path / "data", images)
     np.savez(tmp_path / "some.npz", images=images[0][:15])
@@ -209,6 +213,7 @@ def by_pairs(inside, outside) -> float:
     return np.mean([[(a > b) + 0.5 * (a == b) for b in outside] for a in inside])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("members", [1, 2])
 def test_other_images_are_told_apart_as_a_plain_loop_does(sweep, tmp_path, images, members, capsys):
     """By maximum probability, energy and neighbours, of which the features are taken from the network's own layers."""
@@ -276,6 +281,7 @@ def by_hand(paths: list[Path], pixels: np.ndarray, train: torch.Tensor) -> dict[
     return found | {"probability": found["probability"].max(1)}
 
 
+@pytest.mark.slow
 def test_without_its_training_images_neighbours_are_left_out_and_that_is_said(run_dir, tmp_path, images, capsys):
     np.savez(tmp_path / "test.npz", images=images[0], labels=images[1], classes=np.array(CLASSES))
     np.savez(tmp_path / "some.npz", images=images[0][:15])
@@ -300,6 +306,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(("overrides", "said"), WRONG)
 def test_what_is_missing_or_cannot_be_is_told_in_a_line(run_dir, tmp_path, images, capsys, overrides, said):
     (tmp_path / "void").mkdir()
@@ -342,6 +349,7 @@ def cut_archive(folder: Path) -> None:
     (folder / "gaussian_noise.npy").write_bytes((folder / "gaussian_noise.npy").read_bytes()[:50])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -475,6 +483,7 @@ def test_the_tests_own_images_are_no_others(run_dir, sweep, capsys):
     assert "ood is of other images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_place_is_passed_on_only_among_published_sets(of_pictures, tmp_path, capsys, monkeypatch):
     tiny = [text for text in TINY if not text.startswith("data")]
     data = ["data=image_folder", "data.root=photos", "data.num_val=6", "data.batch_size=6"]
@@ -487,6 +496,7 @@ def test_a_place_is_passed_on_only_among_published_sets(of_pictures, tmp_path, c
     assert sorted(of_pictures.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_predictions_under_conditions_are_not_compared_image_by_image(run_dir, tmp_path, images, capsys):
     write_cifar10_c(tmp_path / "data", images)
     for name in ("fog", "snow"):
@@ -498,6 +508,7 @@ def test_predictions_under_conditions_are_not_compared_image_by_image(run_dir, t
     assert "of test images that come once. Got fog, of 5 conditions" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_said_to_be_one(sweep):
     result = result_of(sweep)
     alone = result_of(sweep / "seed-0")

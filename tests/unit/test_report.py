@@ -106,6 +106,7 @@ def test_ensembles_that_were_evaluated_are_listed_with_their_best_member(sweep, 
     assert "best member" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_report_leaves_nothing_of_the_one_before(sweep, capsys):
     assert cli.report(["sweep", "output=out", "pivot=[model.depth,optimizer.lr]"]) == 0
     assert {"pivot.csv", "curves.png"} <= {path.name for path in Path("out").iterdir()}
@@ -183,6 +184,7 @@ def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
     assert Path("outputs/report/curves.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_pivot_falls_back_to_validation_where_the_test_set_was_left_alone(sweep):
     a_run("sweep/untested", ["model.depth=20", "optimizer.lr=0.05"], None, seed=9)
     assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]", "output=out"]) == 0
@@ -198,6 +200,7 @@ def test_by_chooses_the_groups(sweep):
     ]
 
 
+@pytest.mark.slow
 def test_settings_that_others_imply_are_no_columns():
     for depth, epochs in ((20, 5), (32, 9)):
         a_run(f"runs/{depth}", [f"model.depth={depth}", f"trainer.max_epochs={epochs}"], 0.9)
@@ -205,6 +208,7 @@ def test_settings_that_others_imply_are_no_columns():
     assert rows_of("outputs/report/groups.csv")[0][:2] == ["depth", "n"]
 
 
+@pytest.mark.slow
 def test_several_folders_and_none_twice(sweep):
     a_run("other", ["model.depth=20"], 0.9)
     assert cli.report(["sweep", "other", "other"]) == 0
@@ -222,6 +226,7 @@ def groups_of(*arguments: str) -> list[dict[str, str]]:
     return table_in("outputs/report/groups.csv")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "other",
     [{"classes": FIVE}, {"split_hash": "other"}, {"train_hash": "other"}, {"test_hash": "other"}],
@@ -324,6 +329,7 @@ def test_files_that_no_report_left_are_kept(sweep, capsys):
     assert [path.read_text() for path in Path("mine").iterdir()] == ["my own"]
 
 
+@pytest.mark.slow
 def test_csvs_hold_plain_numbers(sweep):
     assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]"]) == 0
     texts = {"run", "device", "repeats", "tested_epoch", "val_acc_interval", "test_acc_interval", "interval"}
@@ -465,6 +471,7 @@ def test_the_page_of_a_sweep_has_its_grid_and_a_link_to_each_runs_page(grid):
             assert f"{100 * (0.85 + depth / 2000 + lr / 10 + 0.005):.1f}" in cells
 
 
+@pytest.mark.slow
 def test_a_grid_with_a_gap_leaves_its_cell_empty(grid):
     for run_dir in grid[:2]:
         (run_dir / "result.json").unlink()
@@ -484,6 +491,7 @@ def test_nothing_of_it_is_wider_than_the_screen(grid, tmp_path, width):
     assert min(seen["widths"]) > 240
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_an_earlier_version_is_still_listed(sweep):
     scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
     earlier = {
@@ -498,6 +506,7 @@ def test_an_evaluation_of_an_earlier_version_is_still_listed(sweep):
     assert [row["test_acc"] for row in table_in("outputs/report/ensembles.csv")] == ["0.923"]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("damage", [{"scores": {"acc": "0.9"}}, {"corruptions": {"mean_acc": 0.5, "each": []}}, []])
 def test_a_damaged_evaluation_is_named_and_the_rest_reported(sweep, capsys, damage):
     scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
@@ -507,6 +516,7 @@ def test_a_damaged_evaluation_is_named_and_the_rest_reported(sweep, capsys, dama
     assert "not what cifar-evaluate leaves. Got sweep/evaluation.json" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_grid_of_what_nobody_was_asked_for_is_left_out(sweep):
     """Two settings differ, and one run has neither a test nor validation images."""
     for path in Path("sweep").rglob("result.json"):

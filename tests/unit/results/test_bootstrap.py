@@ -19,9 +19,9 @@ def predictions() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_intervals_are_those_of_scores_computed_anew_for_each_draw(predictions):
     log_probs, labels = predictions
-    found = bootstrap.of_scores(log_probs, labels, 400, seed=0)
+    found = bootstrap.of_scores(log_probs, labels, 100, seed=0)
     generator, each = torch.Generator().manual_seed(0), {name: [] for name in found}
-    for part in bootstrap.in_parts(400, 600):
+    for part in bootstrap.in_parts(100, 600):
         for count in bootstrap.counts(600, part, generator):
             rows = torch.arange(600).repeat_interleave(count.long())
             scores = metrics.scores(log_probs[rows], labels[rows])

@@ -94,6 +94,7 @@ def test_accuracies_and_confusion_of_ties_equal_plain_loops():
     assert metrics.confusion(log_probs, labels).diag().sum() == sum(right)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
 def test_temperature_is_where_a_fine_grid_has_its_least_loss(predictions, true):
     log_probs, labels = predictions
