@@ -27,6 +27,7 @@ def steady(watch: Watch) -> set[str]:
 
 
 @pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -80,6 +81,7 @@ def test_from_a_training_that_was_stopped_to_its_page_an_evaluation_and_predicti
     assert not watch.mistakes
 
 
+@pytest.mark.slow
 def test_a_student_and_its_teacher(cifar_train, watch, run_dirs):
     assert cifar_train(*AT_WORK) == 0
     watch.waits.clear()
@@ -87,6 +89,7 @@ def test_a_student_and_its_teacher(cifar_train, watch, run_dirs):
     assert steady(watch) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("precision", ["auto", "32-true"])
 def test_networks_side_by_side(cifar_train, watch, precision):
@@ -159,6 +162,7 @@ def test_optimizers_that_a_loss_scale_slows_are_spared_it_where_the_chip_has_bf1
     assert not any(watch.waits[1])
 
 
+@pytest.mark.slow
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("command", ["model=resnet20", "model=resnet20 optimizer=muon", "model=resnet20 optimizer=sam"])
 def test_a_step_launches_no_more_kernels_than_the_record_says(command):
