@@ -39,6 +39,15 @@ ProbabilityBelowOne = FractionBelowOne
 FractionAboveZero = Annotated[float, Interval(gt=0, le=1)]
 WholeNumber = Annotated[float, Ge(1), MultipleOf(1)]  # also as 5e6
 PerStage = Annotated[Sequence[Count], Len(1)]
+BENCHMARK = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+MORE_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # which the benchmark keeps to tune on
+CORRUPTIONS = (*BENCHMARK, *MORE_CORRUPTIONS)
+Corruption = Annotated[
+    str, Predicate(lambda name: name in CORRUPTIONS), Field(description=f"one of {', '.join(CORRUPTIONS)}")
+]
 Severity = Annotated[int, Interval(ge=1, le=5)]
 ImageSize = Annotated[int, Ge(8)]
 Paths = str | Annotated[Sequence[str], Len(1)]

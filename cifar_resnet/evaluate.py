@@ -31,6 +31,7 @@ from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import num_macs, num_parameters
 from cifar_resnet.results import calibration, evaluation, inference, metrics, ood, page, restored
+from cifar_resnet.results.intervals import ends
 from cifar_resnet.results.predictions import FILE, Predictions
 
 
@@ -80,8 +81,9 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     own_images = None if head.condition else are_of_own_tests(paths, images, labels)
     folder = output_folder(cfg, differences(paths, job.overrides, precision, own_images, images))
     runs.check_writable(folder)
+    tested_on = content_hash(images) if strangers else ""
     for name, others in strangers.items():
-        refuse_if(content_hash(others) == content_hash(images), f"ood is of other images. Got {name}, the test's own")
+        refuse_if(content_hash(others) == tested_on, f"ood is of other images. Got {name}, the test's own")
     votes = votes_of(data, ensemble.classes)
     each, labels, images_hash = predictions_for(itertools.chain([head], sets), data, ensemble, cfg)
     own, reason = None, ""
@@ -137,7 +139,7 @@ def predictions_for(
     sets: Iterable[TestSet], data: DataModule, ensemble: inference.Ensemble, cfg: DictConfig
 ) -> tuple[Tensor, Tensor, str]:
     """Of all sets, one behind the other: (members, N, num_classes), (N,) as the network numbers classes, and a hash of
-    the images."""
+    the images where there are conditions."""
     each, labels, hashes = [], [], []
     bar = (
         terminal.bar("conditions", len(data.conditions)) if data.conditions else contextlib.nullcontext(lambda _: None)
@@ -146,7 +148,7 @@ def predictions_for(
         for one in sets:  # one at a time, for there may be more of them than memory holds
             each.append(ensemble.log_probs(one.images, cfg.batch_size))
             labels.append(places_of(one.labels, data.classes, ensemble.classes))
-            hashes.append(content_hash(one.images))
+            hashes += [content_hash(one.images)] if one.condition else []
             advance(1)
     return torch.cat(each, dim=1), torch.cat(labels), runs.digest(hashes)
 
@@ -320,7 +322,7 @@ def facts(result: dict) -> dict[str, str]:
             [*places_shown(result), *["not the images of the run's own test"] * (result["own_test_images"] is False)]
         ),
         "test accuracy": f"{scores['acc']:.2%} of {result['num_images']:,} images{under(result)}, "
-        + ends(result["intervals"]["acc"], ".2%"),
+        + f"95% interval {ends(result['intervals']['acc'])}",
         **(
             {"balanced accuracy": f"{scores['balanced_acc']:.2%}, macro F1 {scores['macro_f1']:.2%}"}
             if "balanced_acc" in scores
@@ -349,21 +351,17 @@ def under(result: dict) -> str:
     return f" under {len(corruptions['each'])} conditions" if corruptions else ""
 
 
-def ends(interval: Sequence[float], form: str) -> str:
-    return f"95% interval {' … '.join(f'{end:{form}}' for end in interval)}"
-
-
 def shifted(result: dict) -> dict[str, str]:
     """Of the test sets that are no ordinary ones."""
     found = {}
     if corruptions := result.get("corruptions"):
         for key, name in (("mean_acc", "mean corruption accuracy"), ("benchmark_acc", "of the benchmark's fifteen")):
             if key in corruptions:
-                found[name] = f"{corruptions[key]:.2%}, {ends(corruptions[f'{key}_interval'], '.2%')}"
+                found[name] = f"{corruptions[key]:.2%}, 95% interval {ends(corruptions[f'{key}_interval'])}"
     if votes := result.get("votes"):
         calibrated = votes.get("calibrated_cross_entropy")
         found["cross-entropy to people's votes"] = (
-            f"{votes['cross_entropy']:.4f}, {ends(votes['cross_entropy_interval'], '.4f')}"
+            f"{votes['cross_entropy']:.4f}, 95% interval {ends(votes['cross_entropy_interval'], '.4f')}"
             + (f", calibrated {calibrated:.4f}" if calibrated is not None else "")
             + f"; people's own {votes['entropy_of_votes']:.4f}"
         )

@@ -106,13 +106,6 @@ PUBLISHED = {
 }
 
 
-BENCHMARK = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-)  # fmt: skip
-MORE_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # which the benchmark keeps to tune on
-
-
 @dataclass(frozen=True)
 class Unpacked:
     """A set to test on, in files that nobody's program downloads.

@@ -11,7 +11,7 @@ from cifar_resnet import constraints, runs
 from cifar_resnet.archives import HALVES, is_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
-from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS, PUBLISHED, UNPACKED, Halves, folders_of
+from cifar_resnet.files import PUBLISHED, UNPACKED, Halves, folders_of
 from cifar_resnet.folders import Listing, as_text, files_in, named, natural
 
 FORMAT_OF = {".csv": "csv", ".json": "json"}
@@ -19,7 +19,10 @@ CHECKS: dict[str, Callable[[DictConfig], object]] = {
     "cifar_resnet.data.CIFAR10": lambda data: PUBLISHED["CIFAR10"].check(data.root),
     "cifar_resnet.data.CIFAR100": lambda data: PUBLISHED["CIFAR100"].check(data.root),
     "cifar_resnet.data.Corrupted": lambda data: PUBLISHED["CIFAR10"].check(data.root),
-    "cifar_resnet.data.CIFAR10C": lambda data: check_cifar10_c(data),
+    "cifar_resnet.data.CIFAR10C": lambda data: UNPACKED["CIFAR10C"].place_in(
+        Path(data.root).expanduser(),
+        [*(f"{name}.npy" for name in data.corruptions or constraints.CORRUPTIONS), "labels.npy"],
+    ),
     "cifar_resnet.data.CIFAR101": lambda data: UNPACKED["CIFAR101"].place_in(
         Path(data.root).expanduser(), [f"cifar10.1_{data.version}_data.npy"]
     ),
@@ -87,24 +90,11 @@ def check_data(data: DictConfig | None) -> None:
     if check_files_of and not any(OmegaConf.is_missing(data, key) for key in data):
         paths = dict.fromkeys(("train", "val"), constraints.Paths | None)
         labels = {f"{half}_labels": str | None for half in HALVES}
-        hints = {"image_size": constraints.ImageSize, "test": constraints.Paths, **paths, **labels}
+        corruptions = {"corruptions": Annotated[list[constraints.Corruption], Len(1)] | None}
+        hints = corruptions | {"image_size": constraints.ImageSize, "test": constraints.Paths, **paths, **labels}
         for key in [key for key in hints if key in data]:
             constraints.check_value(OmegaConf.create({"data": data}), f"data.{key}", hints[key])
         check_files_of(data)
-
-
-def check_cifar10_c(data: DictConfig) -> None:
-    constraints.check_value(
-        OmegaConf.create({"data": data}), "data.corruptions", Annotated[Sequence[str], Len(1)] | None
-    )
-    known = (*BENCHMARK, *MORE_CORRUPTIONS)
-    names = list(data.corruptions or known)
-    unknown = next((name for name in names if name not in known), None)
-    refuse_if(
-        unknown,
-        f"no such corruption. Got data.corruptions with {unknown}; there are {named(known, most=len(known))}",
-    )
-    UNPACKED["CIFAR10C"].place_in(Path(data.root).expanduser(), [*(f"{name}.npy" for name in names), "labels.npy"])
 
 
 def check_init(cfg: DictConfig) -> None:

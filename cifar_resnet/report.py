@@ -18,7 +18,7 @@ from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.results import found, ood, overview, page, plots
 from cifar_resnet.results.comparison import comparison
 from cifar_resnet.results.found import Groups, Run
-from cifar_resnet.results.intervals import Summary
+from cifar_resnet.results.intervals import Summary, ends
 from cifar_resnet.results.overview import metric_of, name_of, pivoted, short, summary_of
 from cifar_resnet.results.page import Section
 
@@ -242,7 +242,7 @@ def shift_rows(result: dict) -> Iterator[tuple[str, tuple[list[str], list]]]:
 
 def with_ends(of: dict, key: str, form: str = ".2%") -> tuple[list[str], list]:
     low, high = of[f"{key}_interval"]
-    return [f"{of[key]:{form}}", f"{low:{form}} … {high:{form}}"], [of[key], low, high]
+    return [f"{of[key]:{form}}", ends((low, high), form)], [of[key], low, high]
 
 
 def pivot_table(members: Sequence[Run], cfg: DictConfig) -> Table | None:

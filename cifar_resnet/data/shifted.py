@@ -6,19 +6,21 @@ None has images to train on; they are for cifar-evaluate.
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Len
 from torch import Tensor
 
-from cifar_resnet.constraints import Count, Seed, Severity, check
+from cifar_resnet import constraints
+from cifar_resnet.constraints import Corruption, Count, Seed, Severity, check
 from cifar_resnet.data.corruptions import CORRUPTIONS, corrupted
 from cifar_resnet.data.datamodule import Condition, DataModule, TestSet
 from cifar_resnet.data.published import CIFAR10
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import first_sentence, refuse_if
-from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS, UNPACKED
+from cifar_resnet.files import UNPACKED
 from cifar_resnet.folders import named
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -105,8 +107,8 @@ class Corruptions(TestOnly):
 
     def __init__(
         self,
-        corruptions: list[str] | None = None,
-        severities: list[Severity] = [1, 2, 3, 4, 5],  # noqa: B006 - only read
+        corruptions: Annotated[list[Corruption], Len(1)] | None = None,
+        severities: Annotated[list[Severity], Len(1)] = [1, 2, 3, 4, 5],  # noqa: B006 - only read
         num_test: Count | None = None,
         **shared: Any,
     ):
@@ -114,11 +116,7 @@ class Corruptions(TestOnly):
         check(Corruptions, locals())
         unknown = [name for name in corruptions or () if name not in self.known]
         refuse_if(
-            unknown, f"no such corruption. Got data.corruptions={unknown[:3]}; there are {named(self.known, most=20)}"
-        )
-        refuse_if(
-            corruptions == [] or not severities,
-            f"no condition to test under. Got data.corruptions={corruptions} and data.severities={severities}",
+            unknown, f"made here are {named(self.known, most=20)}. Got data.corruptions={unknown}; leave that out"
         )
         self.corruptions = list(dict.fromkeys(self.known if corruptions is None else corruptions))
         self.severities = sorted(set(severities))
@@ -143,7 +141,7 @@ class CIFAR10C(Corruptions, OfFiles):
     """CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv 1903.12261): CIFAR-10's test images under 19 corruptions of five
     severities."""
 
-    known = (*BENCHMARK, *MORE_CORRUPTIONS)
+    known = constraints.CORRUPTIONS
 
     def file_names(self) -> list[str]:
         return [*(f"{name}.npy" for name in self.corruptions), "labels.npy"]

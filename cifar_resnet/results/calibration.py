@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from cifar_resnet.results.intervals import ends
+
 NUM_BINS = 15
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 Bins = Iterator[tuple[float, float, int]]  # of each that is not empty: mean confidence, accuracy, number of images
@@ -135,6 +137,12 @@ def rows(scores: dict, calibrated: dict | None, intervals: dict[str, Sequence[fl
     """For people: a head, and a row for each measure. scores, calibrated, intervals: of `evaluation`."""
     found = [["calibration", "as trained", "95% interval", *["with temperature"] * bool(calibrated)]]
     for key, (name, form) in ROWS.items():
-        ends = " … ".join(f"{end:{form}}" for end in intervals.get(key, ()))
-        found.append([name, f"{scores[key]:{form}}", ends, *([f"{calibrated[key]:{form}}"] if calibrated else [])])
+        found.append(
+            [
+                name,
+                f"{scores[key]:{form}}",
+                ends(intervals.get(key, ()), form),
+                *([f"{calibrated[key]:{form}}"] if calibrated else []),
+            ]
+        )
     return found

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cifar_resnet.constraints import BENCHMARK, CORRUPTIONS
 from cifar_resnet.data.datamodule import Condition
-from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS
 from cifar_resnet.results import bootstrap, calibration, intervals, metrics, ood, plots
 from cifar_resnet.results.inference import mean_probability
 from cifar_resnet.results.page import Section
@@ -87,7 +87,7 @@ def by_condition(log_probs: Tensor, labels: Tensor, conditions: Sequence[Conditi
     each = [condition._asdict() | metrics.scores(*own) for *own, condition in parts]
     right = (log_probs.argmax(1) == labels).double().view(len(conditions), -1)
     found = {"mean_acc": right.mean().item(), "mean_acc_interval": bootstrap.of_mean(right.mean(0), resamples, seed)}
-    if {tuple(each) for each in conditions} == {*itertools.product((*BENCHMARK, *MORE_CORRUPTIONS), range(1, 6))}:
+    if {tuple(each) for each in conditions} == {*itertools.product(CORRUPTIONS, range(1, 6))}:
         rows = right[[condition.corruption in BENCHMARK for condition in conditions]]
         found["benchmark_acc"] = rows.mean().item()
         found["benchmark_acc_interval"] = bootstrap.of_mean(rows.mean(0), resamples, seed)
@@ -181,8 +181,8 @@ OOD_TEXT = (
 
 def corruption_text(result: dict) -> str:
     found = result["corruptions"]
-    low, high = found["mean_acc_interval"]
-    text = f"Mean accuracy over all conditions {found['mean_acc']:.2%}, 95% interval {low:.2%} … {high:.2%}."
+    ends = intervals.ends(found["mean_acc_interval"])
+    text = f"Mean accuracy over all conditions {found['mean_acc']:.2%}, 95% interval {ends}."
     if "benchmark_acc" in found:
         text += f" Over the benchmark's fifteen corruptions: {found['benchmark_acc']:.2%}."
     return text

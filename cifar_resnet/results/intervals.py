@@ -10,6 +10,11 @@ from scipy import stats
 LEVEL = 0.95
 
 
+def ends(interval: Sequence[float], form: str = ".2%") -> str:
+    """Of an interval, for people."""
+    return " … ".join(f"{end:{form}}" for end in interval)
+
+
 @dataclass
 class Summary:
     """Of the values that several runs have of one metric.
@@ -38,7 +43,7 @@ class Summary:
 
     def ends(self, form: str = ".2%") -> str:
         """Of the interval, for people."""
-        return f"{self.low:{form}} … {self.high:{form}}" if self.interval else ""
+        return ends((self.low, self.high), form) if self.interval else ""
 
 
 def summary(values: Sequence[float], num_images: int | None = None, is_share: bool = True) -> Summary:

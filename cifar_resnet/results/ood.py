@@ -1,13 +1,14 @@
 """How well a network tells images of other things from those it was trained for, by a score that ought to be higher for
 the latter: inside and outside, below."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cifar_resnet.results.bootstrap import counts, in_parts, interval
+from cifar_resnet.results.intervals import ends
 
 SCORES = {"probability": "maximum probability", "energy": "energy", "neighbours": "nearest neighbours"}
 RATE = 0.95
@@ -71,10 +72,10 @@ def rows(result: Mapping[str, dict]) -> list[list[str]]:
     for name, each in result.items():
         for key, score in SCORES.items():
             if of := each["scores"].get(key):
-                cells = [text for what in ("auroc", "fpr_at_95") for text in (f"{of[what]:.2%}", ends(of, what))]
+                cells = [
+                    text
+                    for what in ("auroc", "fpr_at_95")
+                    for text in (f"{of[what]:.2%}", ends(of[f"{what}_interval"]))
+                ]
                 found.append([name, f"{each['num_images']:,}", score, *cells])
     return found
-
-
-def ends(scores: Mapping[str, Sequence[float]], key: str) -> str:
-    return " … ".join(f"{end:.2%}" for end in scores[f"{key}_interval"])

@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from cifar_resnet import runs
+from cifar_resnet.results.intervals import ends
 from cifar_resnet.results.plots import curve_panels, curves_figure, quiet_about_glyphs
 from cifar_resnet.results.tiles import AUGMENTED, Picture
 from cifar_resnet.results.tiles import read as read_tiles
@@ -89,8 +90,7 @@ def write(
 
 def headline_of(result: dict, how: str = "") -> Headline:
     """Of a test: its accuracy, and how sure that is. result: of `evaluation.evaluate_predictions`, with num_images."""
-    low, high = result["intervals"]["acc"]
-    text = f"of {result['num_images']:,} test images{how}; 95% interval {low:.2%} … {high:.2%}"
+    text = f"of {result['num_images']:,} test images{how}; 95% interval {ends(result['intervals']['acc'])}"
     return Headline(f"{result['scores']['acc']:.2%}", text)
 
 

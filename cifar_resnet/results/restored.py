@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from cifar_resnet import checkpoints, constraints, preflight
 from cifar_resnet.archives import is_archive, read_archive
 from cifar_resnet.compose import Composer, Job
-from cifar_resnet.data import DataModule
+from cifar_resnet.data import DataModule, OwnImages
 from cifar_resnet.data.published import Downloaded
 from cifar_resnet.data.shifted import TestOnly
 from cifar_resnet.errors import one_line, refuse_if
@@ -90,11 +90,9 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
         arrays += [read_archive(path, image_size).images for path in paths if is_archive(path)]
         return torch.from_numpy(np.concatenate(arrays))
     (job,) = composer.jobs([f"data={name}"])
-    lacking = [key for key in job.cfg.data if OmegaConf.is_missing(job.cfg.data, key)]
     refuse_if(
-        lacking or job.cfg.data._target_ in OF_A_FOLDER,
-        f"ood={name} cannot say where its images are. Got no data.{lacking[0] if lacking else 'root'}; give the "
-        f"place: ood=…",
+        issubclass(get_class(job.cfg.data._target_), OwnImages),
+        f"ood={name} does not say where its images are. Give the folder or the archive itself: ood=…",
     )
     is_published = all(
         issubclass(get_class(each._target_), (Downloaded, TestOnly)) for each in (cfg.data, job.cfg.data)
@@ -110,9 +108,6 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
     refuse_if(data.conditions, f"ood is one set of images. Got {name}, of {len(data.conditions)} conditions")
     data.prepare_data()
     return data.read(train=False)[0]
-
-
-OF_A_FOLDER = ("cifar_resnet.data.ImageFolder", "cifar_resnet.data.KaggleCIFAR10", "cifar_resnet.data.TinyImageNet")
 
 
 def places_of_images(data: Mapping[str, Any]) -> list[str]:

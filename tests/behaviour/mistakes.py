@@ -296,8 +296,8 @@ WITHOUT_TORCH = [
     (
         "evaluate",
         "checkpoint=run data=cifar10_c data.corruptions=[rain]",
-        "no such corruption.",
-        "with rain; there are",
+        "data.corruptions[0] must be one of",
+        "Got 'rain'",
     ),
     ("evaluate", "checkpoint=run data=cifar10_c data.corruptions=fog", "data.corruptions must be a list", "Got 'fog'"),
     ("evaluate", "checkpoint=run ood=nowhere", "ood names choices of data, or places", "Got nowhere, which is neither"),

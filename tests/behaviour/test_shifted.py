@@ -16,10 +16,11 @@ from torchvision import datasets
 
 from cifar_resnet import cli, load
 from cifar_resnet.compose import Composer
+from cifar_resnet.constraints import BENCHMARK, CORRUPTIONS
 from cifar_resnet.data import CIFAR10, DataModule, Synthetic
 from cifar_resnet.data.corruptions import corrupted
 from cifar_resnet.data.shifted import CLASSES
-from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS, PUBLISHED, Published
+from cifar_resnet.files import PUBLISHED, Published
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.results.inference import Ensemble, head_module, watching
@@ -83,7 +84,7 @@ def write_cifar10_c(folder: Path, images: tuple[np.ndarray, np.ndarray]) -> dict
     folder.mkdir(parents=True)
     pixels, labels = images
     written = {}
-    for place, name in enumerate([*BENCHMARK, *MORE_CORRUPTIONS]):
+    for place, name in enumerate(CORRUPTIONS):
         each = [(pixels * (1 - severity * (place + 1) / 120)).astype(np.uint8) for severity in range(1, 6)]
         written[name] = np.concatenate(each)
         np.save(folder / f"{name}.npy", written[name])
@@ -296,10 +297,15 @@ WRONG = [
     (["data=cifar10h", "data.root=void"], "CIFAR-10H is not in void. Got no cifar10h-probs.npy"),
     (["ood=nothing"], "ood names choices of data, or places with images. Got nothing, which is neither; there are"),
     (["ood=[void]"], "ood must be pictures"),
-    (["data=cifar10_c", "data.root=data", "data.corruptions=[rain]"], "no such corruption. Got data.corruptions"),
+    (
+        ["data=cifar10_c", "data.root=data", "data.corruptions=[rain]"],
+        "data.corruptions[0] must be one of gaussian_noise, ",
+    ),
+    (["data=corrupted", "data.root=data", "data.corruptions=[frost]"], "CIFAR10 is not in data"),
+    (["data=cifar10_c", "data.root=data", "data.severities=[]"], "data.severities must be a list of 1 or more"),
     (["ood=corrupted"], "ood is one set of images. Got corrupted, of 85 conditions"),
-    (["ood=image_folder"], "ood=image_folder cannot say where its images are. Got no data.root; give the place"),
-    (["ood=medmnist"], "ood=medmnist cannot say where its images are. Got no data.root; give the place"),
+    (["ood=image_folder"], "ood=image_folder does not say where its images are. Give the folder"),
+    (["ood=medmnist"], "ood=medmnist does not say where its images are. Give the folder"),
     (["data=cifar10_c", "data.root=data", "data.severities=[6]"], "data.severities"),
     (["data=cifar10_c", "data.root=data", "data.num_test=41"], "Got 41 of 40"),
     (["data=cifar10_c", "data.root=data", "ood=synthetic"], "ood tells other images from test images as they are"),

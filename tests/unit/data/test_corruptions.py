@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from cifar_resnet import constraints
 from cifar_resnet.data import Synthetic, corruptions
 from cifar_resnet.data.corruptions import CORRUPTIONS, corrupted
-from cifar_resnet.files import BENCHMARK, MORE_CORRUPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def by_plane(images: torch.Tensor, change) -> torch.Tensor:
 
 
 def test_names_are_those_of_the_benchmark_but_for_two():
-    assert {*BENCHMARK, *MORE_CORRUPTIONS} - CORRUPTIONS.keys() == {"frost", "spatter"}
-    assert CORRUPTIONS.keys() < {*BENCHMARK, *MORE_CORRUPTIONS}
+    assert {*constraints.CORRUPTIONS} - CORRUPTIONS.keys() == {"frost", "spatter"}
+    assert CORRUPTIONS.keys() < {*constraints.CORRUPTIONS}
     assert all(len(by_severity) == 5 for _, by_severity in CORRUPTIONS.values())
 
 

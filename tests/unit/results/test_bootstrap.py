@@ -8,17 +8,8 @@ from scipy import stats
 from cifar_resnet.results import bootstrap, metrics
 
 
-@pytest.fixture
-def predictions() -> tuple[torch.Tensor, torch.Tensor]:
-    random = np.random.default_rng(0)
-    labels = random.integers(10, size=600)
-    logits = random.normal(size=(600, 10)) * 2
-    logits[np.arange(600), labels] += 4
-    return torch.from_numpy(logits).float().log_softmax(1), torch.from_numpy(labels)
-
-
 def test_intervals_are_those_of_scores_computed_anew_for_each_draw(predictions):
-    log_probs, labels = predictions
+    log_probs, labels = (part[:600] for part in predictions)
     found = bootstrap.of_scores(log_probs, labels, 100, seed=0)
     generator, each = torch.Generator().manual_seed(0), {name: [] for name in found}
     for part in bootstrap.in_parts(100, 600):
@@ -36,7 +27,7 @@ def test_intervals_are_those_of_scores_computed_anew_for_each_draw(predictions):
 
 
 def test_an_accuracys_interval_is_as_wide_as_the_binomial_says(predictions):
-    log_probs, labels = predictions
+    log_probs, labels = (part[:600] for part in predictions)
     low, high = bootstrap.of_scores(log_probs, labels, 2000, seed=0)["acc"]
     acc = metrics.accuracy(log_probs, labels)
     expected = np.array(stats.binom.interval(0.95, 600, acc)) / 600
@@ -44,7 +35,7 @@ def test_an_accuracys_interval_is_as_wide_as_the_binomial_says(predictions):
 
 
 def test_an_image_is_drawn_under_all_conditions_together(predictions):
-    log_probs, labels = predictions
+    log_probs, labels = (part[:600] for part in predictions)
     once = bootstrap.of_scores(log_probs, labels, 100, seed=0)
     twice = bootstrap.of_scores(log_probs.repeat(2, 1), labels.repeat(2), 100, seed=0, conditions=2)
     for name, ends in once.items():
@@ -52,7 +43,8 @@ def test_an_image_is_drawn_under_all_conditions_together(predictions):
 
 
 def test_the_mean_of_values(predictions):
-    values = -predictions[0].gather(1, predictions[1][:, None])[:, 0].double()
+    log_probs, labels = (part[:600] for part in predictions)
+    values = -log_probs.gather(1, labels[:, None])[:, 0].double()
     low, high = bootstrap.of_mean(values, 2000, seed=3)
     expected = stats.norm.interval(0.95, values.mean().item(), values.std().item() / 600**0.5)
     assert [low, high] == pytest.approx(expected, rel=0.03)
