@@ -19,8 +19,8 @@ from cifar_resnet.results import found, ood, overview, page, plots
 from cifar_resnet.results.comparison import comparison
 from cifar_resnet.results.found import Groups, Run
 from cifar_resnet.results.intervals import Summary, ends
-from cifar_resnet.results.overview import metric_of, name_of, pivoted, short, summary_of
-from cifar_resnet.results.page import Section
+from cifar_resnet.results.overview import metric_of, name_of, page_of, pivoted, short, summary_of
+from cifar_resnet.results.page import Link, Section
 
 NOTE = (
     "Accuracies: mean ± standard deviation over n runs. 95% interval: of their mean, by Student's t; where there is "
@@ -75,7 +75,7 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     tables = {
         "Pivot": pivot_table(counted, cfg),
         "Groups": group_table(groups, keys, everything),
-        "Runs": run_table(everything, keys),
+        "Runs": run_table(everything, keys, folder),
         "Ensembles": ensembles,
         "Holding up": shifts,
     }
@@ -103,7 +103,7 @@ def check_settings(cfg: DictConfig, members: Sequence[Run]) -> None:
 
 def same(title: str, cells: Sequence[object]) -> Column:
     """For people and programs alike."""
-    return Column(title, list(map(str, cells)), {title: cells})
+    return Column(title, [cell if isinstance(cell, str) else str(cell) for cell in cells], {title: cells})
 
 
 def accuracy(title: str, metric: str, groups: Sequence[Sequence[Run]]) -> Column:
@@ -143,15 +143,15 @@ def group_table(groups: Groups, keys: Sequence[str], everything: Sequence[Run]) 
     )
 
 
-def run_table(members: Sequence[Run], keys: Sequence[str]) -> Table:
-    """A row for each run, those as well that do not count."""
+def run_table(members: Sequence[Run], keys: Sequence[str], folder: Path) -> Table:
+    """A row for each run, those as well that do not count. folder: that the report will lie in."""
     records = [member.record for member in members]
     validation, test = ([summary_of(name, [member]) for member in members] for name in ("val/acc", "test/acc"))
     ends = {"test_acc_low": [one.low for one in test], "test_acc_high": [one.high for one in test]}
     epochs, seconds = [record["epoch"] for record in records], [record["train_seconds"] for record in records]
     originals = [str(member.repeats.folder) if member.repeats else "" for member in members]
     return as_table(
-        same("run", [str(member.folder) for member in members]),
+        same("run", [Link(str(member.folder), page_of(member, folder)) for member in members]),
         *(same(name, [member.setting(key) for member in members]) for key, name in zip(keys, short(keys), strict=True)),
         same("seed", [member.setting("seed") for member in members]),
         Column("validation", [one.spread() for one in validation], {"val_acc": [one.mean for one in validation]}),

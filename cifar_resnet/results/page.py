@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import jinja2
 import yaml
@@ -22,6 +23,17 @@ from cifar_resnet.terminal import cut
 NUM_AUGMENTED = 24  # pictures
 LONGEST = 60  # of a name in a table or below a picture
 TEMPLATE = Path(__file__).with_name("page.html")
+
+
+class Link(str):
+    """A table's cell that leads to another page; without a url just its text."""
+
+    url: str
+
+    def __new__(cls, text: str, url: str) -> "Link":
+        link = super().__new__(cls, text)
+        link.url = url
+        return link
 
 
 @dataclass
@@ -60,7 +72,15 @@ def as_svg(figure: Figure, name: str, place: int) -> str:
     text = buffer.getvalue().partition("<svg")[2]  # without the head of an XML file
     text = re.sub("<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[\w.]+_\d+"', "", text)  # figure_1 and its like, of which a page has several
-    return f'<svg role="img" aria-label="{html.escape(name)}"{text}'
+    text = re.sub(r'<a xlink:href="([^"]+)"[^>]*>', titled, text)
+    role = "group" if "<a " in text else "img"  # whose parts nobody who has it read out can come to
+    return f'<svg role="{role}" aria-label="{html.escape(name)}"{text}'
+
+
+def titled(link: re.Match) -> str:
+    """An SVG's link to a run's page with that run's folder, which is shown where the pointer rests, and read out."""
+    folder = unquote(html.unescape(link[1])).rpartition("/")[0]
+    return f"{link[0]}<title>{html.escape(folder.lstrip('./'))}</title>"
 
 
 @dataclass

@@ -465,6 +465,12 @@ def test_the_page_of_a_sweep_has_its_grid_and_a_link_to_each_runs_page(grid):
     assert len(links) == 3 * 17  # parameters, arithmetic, time
     found = {Path("out/report", unquote(link)).resolve() for link in links}
     assert found == {(run_dir / "page.html").resolve() for run_dir in grid[1:]}
+    assert text.count("<title>grid/20 é-0.2-1</title>") == 3  # what is shown at a dot
+    assert text.count('<svg role="group"') == 3
+    in_table = re.findall(r'<td[^>]*><a href="([^"]+)">([^<]+)</a></td>', text)
+    assert {name: Path("out/report", unquote(html.unescape(link))).resolve() for link, name in in_table} == {
+        str(run_dir): (run_dir / "page.html").resolve() for run_dir in grid[1:]
+    }
     cells = {each.strip() for each in re.findall("<text [^>]*>(.*?)</text>", text)}
     for depth in (20, 56, 110):
         for lr in (0.05, 0.1, 0.2):
