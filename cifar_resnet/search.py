@@ -11,29 +11,29 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import optuna
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cifar_resnet import claims, resume, runs, seeds, train
+from cifar_resnet import claims, objective, resume, runs, seeds, train
+from cifar_resnet.budget import Budget, time_budget
 from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, sketch
 from cifar_resnet.compose import Job
-from cifar_resnet.constraints import Count, Duration, FractionAboveZero, Seed, check, plain
+from cifar_resnet.constraints import Count, Duration, FractionAboveZero, Positive, Seed, check, plain
 from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import Diverged, UsageError, as_usage_error, refuse_if
 from cifar_resnet.gpus import claim_gpu
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.launch import launch
+from cifar_resnet.objective import COURSE, FLOPS, HOPELESS, REACHED, UNREACHED, BestAccuracy, CheapestTo, Objective
 from cifar_resnet.overrides import Interval
 from cifar_resnet.quoting import command_line
 from cifar_resnet.recipe import differences
@@ -41,7 +41,6 @@ from cifar_resnet.results import plots
 from cifar_resnet.search_space import distribution, shorten
 from cifar_resnet.sweep import SECONDS_BETWEEN_LOOKS, run_in
 from cifar_resnet.terminal import log, look_next, part, print_table
-from cifar_resnet.time_budget import TimeBudget
 
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
@@ -50,7 +49,8 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 }
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
 FINISHED = [TrialState.COMPLETE, TrialState.PRUNED]
-ROUND, DIVERGED, HOPELESS, PART, SECONDS = "round", "diverged", "hopeless", "part", "seconds"  # attributes of a trial
+# attributes of a trial
+ROUND, DIVERGED, PART, SECONDS, ACC = "round", "diverged", "part", "seconds", "acc"
 IN_WORDS = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}
 # left out of the line that is printed
 NOT_FOR_TRAINING = (
@@ -101,8 +101,12 @@ class Search:
         that learn from all trials before (Bergstra et al. 2011), where a trial worse than the median ends early.
     rounds, trials: of random search, so many trials in each round; TPE has one round.
     narrow: a round's range / that of the round before.
+    target: a validation accuracy. Then what is looked for is the training that comes to it with the least arithmetic,
+        which ends as soon as it is there, or has become dearer than another that was; None for the best accuracy.
     max_time: no trial is begun that would not end within it, as "DD:HH:MM:SS"; None for no limit. It begins with the
         command.
+    max_flops: of all trials together, those that ended early included; no trial is begun for which too few are left,
+        if it takes as many as the dearest before. None for no limit.
     storage: the URL of a database for the trials; None keeps them in the search's folder.
 
     The same command in another process, here or on another host that sees the folder, takes its share of the trials.
@@ -115,12 +119,14 @@ class Search:
         trials: Count = 10,
         narrow: FractionAboveZero = 0.4,
         seed: Seed = 0,
+        target: FractionAboveZero | None = None,
         max_time: Duration | None = None,
+        max_flops: Positive | None = None,
         storage: str | None = None,
     ):
         check(Search, locals())
         self.method, self.trials, self.narrow, self.seed, self.storage = method, trials, narrow, seed, storage
-        self.max_time = max_time
+        self.target, self.max_time, self.max_flops = target, max_time, max_flops
         self.rounds = rounds if method == "random" else 1
 
     def open(self, jobs: list[Job]) -> None:
@@ -129,7 +135,7 @@ class Search:
         job = self.job = jobs[0]
         self.space = job.space
         # a search may go on with more rounds or trials, but not with another method: that would be another search
-        may_change = ("search.rounds=", "search.trials=", "search.max_time=")
+        may_change = ("search.rounds=", "search.trials=", "search.max_time=", "search.max_flops=")
         lasting = [text for text in job.overrides if not text.startswith(may_change)]
         searched = [f"{key}={domain}" for key, domain in self.space.items()]
         digest = runs.digest([*job.composer.arguments, *lasting, *searched])
@@ -139,7 +145,7 @@ class Search:
             self.check_recipe([job.cfg for job in jobs])
         self.began = datetime.now()
         clock = functools.partial(runs.time_in, self.folder)
-        self.budget = TimeBudget("search.max_time", self.max_time, clock(), clock)
+        self.time = time_budget("search.max_time", self.max_time, clock(), clock)
         self.connect()
 
     def connect(self) -> None:
@@ -148,7 +154,7 @@ class Search:
         self.study = optuna.create_study(
             storage=self.storage or JournalStorage(journal),
             study_name=self.folder.name,
-            direction="maximize",
+            direction=self.objective.direction,
             load_if_exists=True,
             pruner=PRUNERS[self.method],
         )
@@ -216,8 +222,15 @@ class Search:
             return trial
 
     def lack(self) -> str | None:
-        """Why there is no time for another trial; None where there is."""
-        return self.budget.lack(trial.user_attrs.get(SECONDS, 0.0) for trial in self.finished())
+        """Why another trial would be too long or too dear; None where there is enough for it."""
+        limit = self.max_flops or math.inf
+        arithmetic = Budget("search.max_flops", limit, self.flops, petaflop)
+        finished = self.finished()
+        return self.time.lack(of(finished, SECONDS)) or arithmetic.lack(of(finished, FLOPS))
+
+    def flops(self) -> float:
+        """Of all trials so far, however they ended."""
+        return sum(of(self.study.get_trials(), FLOPS))
 
     def claim_of(self, trial: Trial | FrozenTrial) -> claims.Claim:
         run_dir = self.folder / f"{trial.number:03d}-{runs.slug(self.varying(trial))}"
@@ -235,11 +248,19 @@ class Search:
     def best(self, rounds: float = math.inf) -> FrozenTrial | None:
         """Of the first `rounds`."""
         complete = self.study.get_trials(states=[TrialState.COMPLETE])
-        return max(
-            (trial for trial in complete if trial.user_attrs[ROUND] < rounds),
-            key=lambda trial: trial.value,
-            default=None,
-        )
+        return min((trial for trial in complete if trial.user_attrs[ROUND] < rounds), key=self.rank, default=None)
+
+    def rank(self, trial: FrozenTrial) -> float:
+        """The less the better."""
+        return trial.value if self.objective.direction == "minimize" else -trial.value
+
+    @property
+    def objective(self) -> Objective:
+        return BestAccuracy() if self.target is None else CheapestTo(self.target, self.cheapest)
+
+    def cheapest(self) -> float:
+        """FLOPs of the cheapest trial so far that came to the target; math.inf where none did."""
+        return min(of(self.study.get_trials(states=[TrialState.COMPLETE]), REACHED), default=math.inf)
 
     def distributions(self, round_: int) -> dict[str, BaseDistribution]:
         """Where this round may look."""
@@ -264,8 +285,7 @@ class Search:
         except UsageError:
             self.study.tell(trial, state=TrialState.FAIL)
             raise
-        pruning = LambdaCallback(on_validation_end=functools.partial(prune, trial))
-        run = functools.partial(train.train_run, extra_callbacks=[pruning])
+        run = functools.partial(train.train_run, extra_callbacks=[objective.Watch(trial, self.objective)])
         try:
             record = runs.read_record(run_dir) or run_in(run_dir, job.cfg, run)
         except Diverged:  # which says something about its values: there is nothing to try again
@@ -274,14 +294,17 @@ class Search:
         except Exception:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
-            is_pruned = HOPELESS in trial.user_attrs and record["epochs"] < job.cfg.trainer.max_epochs
-            outcome = {"state": TrialState.PRUNED} if is_pruned else {"values": record["metrics"]["val/acc"]}
-            trial.set_user_attr(PART, part(record, "val"))
-            trial.set_user_attr(SECONDS, record["seconds"])
-            self.study.tell(trial, **outcome)
+            acc = record["metrics"]["val/acc"]
+            found = {PART: part(record, "val"), SECONDS: record["seconds"], FLOPS: record["training_flops"], ACC: acc}
+            for name, value in found.items():
+                trial.set_user_attr(name, value)
+            if HOPELESS in trial.user_attrs and record["epochs"] < job.cfg.trainer.max_epochs:
+                self.study.tell(trial, state=TrialState.PRUNED)
+            else:
+                self.study.tell(trial, self.objective.value(acc, trial.user_attrs))
 
     def report(self) -> int:
-        """Print the trials, the best first, leave table and picture, and say how to train with the best."""
+        """Print the trials, the best first, leave table and pictures, and say how to train with the best."""
         trials, best = self.study.get_trials(), self.best()
         if best is None:
             log.error(f"error: no trial was finished; see {self.folder}")
@@ -291,35 +314,55 @@ class Search:
         if missing > 0 and (lack := self.lack()):
             log.warning(
                 f"  {missing} of {self.rounds * self.trials} trials were not begun: {lack}; the same command again "
-                f"goes on with them, and has as much time anew"
+                f"goes on with them, {'and has as much time anew' if self.time.lack([]) else 'if given more'}"
             )
         if seen := sorted({trial.user_attrs[PART] for trial in trials if trial.user_attrs.get(PART)}):
             log.info(f"  validation  on {' or '.join(seen)}")
+        log.info(f"  cost        {petaflop(self.flops())}, all trials together")
         with claims.held(self.folder, wait=True):
             self.save(trials, best)
         if command := look_next(self.folder, self.folder):
             log.info(f"  look next   {command}")
+        if self.rank(best) >= UNREACHED:
+            log.error(
+                f"error: no trial came to a validation accuracy of search.target={self.target}. The best came to "
+                f"{best.user_attrs[ACC]:.2%}; search through longer trainings, or give a lower target"
+            )
+            return 1
         log.info("\nto train with the best:\n")
-        kept = [override for override in self.job.overrides if not override.startswith(NOT_FOR_TRAINING)]
+        left_out = tuple(text for text in NOT_FOR_TRAINING if self.target is None or not text.startswith("trainer."))
+        kept = [override for override in self.job.overrides if not override.startswith(left_out)]
         found = [f"{key}={value}" for key, value in zip(self.space, self.values(best), strict=True)]
         log.info(command_line("cifar-train", *self.job.composer.arguments, *kept, *found))
         return 0
 
     def save(self, trials: list[FrozenTrial], best: FrozenTrial) -> None:
-        """The table, and a picture for each interval."""
+        """The table, a picture of what it cost, and one for each interval."""
         rows = [
-            [trial.number, trial.user_attrs.get(ROUND), *self.values(trial), trial.value, trial.state.name]
+            [
+                trial.number,
+                trial.user_attrs.get(ROUND),
+                *self.values(trial),
+                trial.user_attrs.get(ACC),
+                trial.user_attrs.get(FLOPS),
+                trial.state.name,
+            ]
             for trial in trials
         ]
-        runs.write_table(self.folder / "trials.csv", [["trial", "round", *self.space, "val/acc", "state"], *rows])
-        scored = [trial for trial in self.finished() if trial.value is not None]
+        head = ["trial", "round", *self.space, "val/acc", "training_flops", "state"]
+        runs.write_table(self.folder / "trials.csv", [head, *rows])
+        scored = [trial for trial in self.finished() if ACC in trial.user_attrs]
+        courses = {trial.number: trial.user_attrs[COURSE] for trial in trials if trial.user_attrs.get(COURSE)}
+        pictures = {"cost": plots.search_cost_figure(courses, best.number, self.target)} if courses else {}
         for key, domain in self.space.items():
             if isinstance(domain, Interval):
-                picture = self.folder / f"{key}.png"
-                points = [(trial.user_attrs[ROUND], trial.params[key], trial.value) for trial in scored]
-                figure = plots.search_figure(points, (best.params[key], best.value), key, domain.log)
-                plots.save_figure(picture, figure)
-                log.info(f"  picture     {picture}")
+                points = [(trial.user_attrs[ROUND], trial.params[key], trial.user_attrs[ACC]) for trial in scored]
+                around = best.params[key], best.user_attrs[ACC]
+                pictures[key] = plots.search_figure(points, around, key, domain.log)
+        for name, figure in pictures.items():
+            picture = self.folder / f"{name}.png"
+            plots.save_figure(picture, figure)
+            log.info(f"  picture     {picture}")
 
     def values(self, trial: FrozenTrial) -> list[object]:
         """Of what is searched, in its order; four digits are enough of a number. None for what was not drawn."""
@@ -328,13 +371,26 @@ class Search:
     def table(self, trials: list[FrozenTrial]) -> list[list[str]]:
         """A head, and a row for each trial, the best first; numbers from 1."""
         has_rounds = self.rounds > 1
-        rows = [["trial", *["round"] * has_rounds, *self.space, "validation", ""]]
-        for trial in sorted(trials, key=lambda t: (t.state.name == "COMPLETE", t.value or 0.0), reverse=True):
-            round_ = str(trial.user_attrs[ROUND] + 1) if ROUND in trial.user_attrs else ""
-            accuracy = "" if trial.value is None else f"{trial.value:.2%}"
-            state = "diverged" if DIVERGED in trial.user_attrs else IN_WORDS[trial.state.name]
-            rows.append([str(trial.number + 1), *[round_] * has_rounds, *map(str, self.values(trial)), accuracy, state])
+        rows = [["trial", *["round"] * has_rounds, *self.space, "validation", "PFLOP", ""]]
+        for trial in sorted(trials, key=self.order):
+            attributes = trial.user_attrs
+            round_ = str(attributes[ROUND] + 1) if ROUND in attributes else ""
+            accuracy = f"{attributes[ACC]:.2%}" if ACC in attributes else ""
+            cost = f"{1e-15 * attributes[FLOPS]:.3g}" if FLOPS in attributes else ""
+            is_complete = trial.state == TrialState.COMPLETE
+            state = (
+                "diverged" if DIVERGED in attributes
+                else "not reached" if is_complete and self.rank(trial) >= UNREACHED
+                else IN_WORDS[trial.state.name]
+            )  # fmt: skip
+            values = map(str, self.values(trial))
+            rows.append([str(trial.number + 1), *[round_] * has_rounds, *values, accuracy, cost, state])
         return rows
+
+    def order(self, trial: FrozenTrial) -> tuple[bool, float]:
+        """Of the rows: those that ended by themselves, the best first, then the others by their accuracy."""
+        is_complete = trial.state == TrialState.COMPLETE
+        return not is_complete, self.rank(trial) if is_complete else -trial.user_attrs.get(ACC, 0.0)
 
 
 def one_trial(search: Search, round_: int, _: int) -> None:
@@ -350,9 +406,10 @@ def one_trial(search: Search, round_: int, _: int) -> None:
         print(f"  trial {trial.number + 1} has ended", flush=True)
 
 
-def prune(trial: Trial, trainer: Trainer, model: LightningModule) -> None:
-    """End a training that the pruner gives up; called after each validation."""
-    trial.report(trainer.callback_metrics["val/acc"].item(), trainer.current_epoch)
-    if trial.should_prune():
-        trial.set_user_attr(HOPELESS, True)  # the trial itself may ask for an end as well, and is none the worse for it
-        trainer.should_stop = True
+def of(trials: Iterable[FrozenTrial], attribute: str) -> list[float]:
+    """Of those that have it."""
+    return [trial.user_attrs[attribute] for trial in trials if attribute in trial.user_attrs]
+
+
+def petaflop(flops: float) -> str:
+    return f"{1e-15 * flops:.3g} PFLOP"

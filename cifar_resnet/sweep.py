@@ -13,13 +13,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cifar_resnet import claims, resume, runs
+from cifar_resnet.budget import Budget, time_budget
 from cifar_resnet.compose import Job
 from cifar_resnet.constraints import plain
 from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import RunError, UsageError, as_usage_error, refuse_if
 from cifar_resnet.launch import launch
 from cifar_resnet.terminal import duration, log, look_next, part, print_table
-from cifar_resnet.time_budget import TimeBudget
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at jobs that other processes are at
 
@@ -60,7 +60,7 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     with as_usage_error():
         folder.mkdir(parents=True, exist_ok=True)
         began = runs.time_in(folder)
-    budget = TimeBudget(
+    budget = time_budget(
         "sweep.max_time", plain(jobs[0].cfg.sweep)["max_time"], began, functools.partial(runs.time_in, folder)
     )
     tasks = [
@@ -117,7 +117,7 @@ class Task:
     title: such as "job 2 of 3: seed=1". run_dirs: of all jobs. budget: of all of them together.
     """
 
-    def __init__(self, title: str, cfg: DictConfig, run_dir: Path, run_dirs: Sequence[Path], budget: TimeBudget):
+    def __init__(self, title: str, cfg: DictConfig, run_dir: Path, run_dirs: Sequence[Path], budget: Budget):
         self.title, self.cfg, self.run_dir, self.run_dirs, self.budget = title, cfg, run_dir, run_dirs, budget
 
     @functools.cached_property

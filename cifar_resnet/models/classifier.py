@@ -32,7 +32,7 @@ from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.metrics import Mean
 from cifar_resnet.models.parallel import exchanged, keep_gradients, share_statistics
 from cifar_resnet.models.regularisers import DropBlock
-from cifar_resnet.models.summary import num_parameters, parts_of, run_in_training, run_once
+from cifar_resnet.models.summary import num_macs, num_parameters, parts_of, run_in_training, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
 from cifar_resnet.monitored import Monitor
@@ -100,6 +100,7 @@ class Classifier(LightningModule):
         self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = (Mean() for _ in range(3))
         self.seed = 0  # of dropout and its like
+        self.sam: SAM | None = None  # while it is trained with one
         self.monitor: Monitor = "val/loss"  # of schedules that go by a metric
         self.config: dict | None = None  # of the run, kept in its checkpoints
         self.data_state: dict | None = None  # what its images and classes are (`DataModule.state`), kept likewise
@@ -313,6 +314,19 @@ class Classifier(LightningModule):
             loss = exchanged(self, "loss", *batch, exchange=exchange)[0] / self.batches_in_step
         scaler = getattr(plugin, "scaler", None)
         return scaler.scale(loss) if scaler else loss
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward through the network for each batch; known from the beginning of a training on."""
+        return 2 if self.sam else 1
+
+    def training_macs(self, image_shape: tuple[int, int, int]) -> int:
+        """Multiply-adds of one pass for one image of shape (C, H, W), the backward one taken for two forward ones.
+
+        Teachers are only asked.
+        """
+        teachers = self.distillation.networks if self.distillation else ()
+        return 3 * num_macs(self, image_shape) + sum(num_macs(teacher, image_shape) for teacher in teachers)
 
     @property
     def schedule(self) -> Schedule | None:

@@ -140,6 +140,41 @@ def search_figure(points: Sequence[tuple[int, float, float]], best: tuple[float,
     return label(figure, key, "validation accuracy, %")
 
 
+def search_cost_figure(
+    courses: Mapping[int, Sequence[tuple[float, float]]], best: int, target: float | None = None
+) -> Figure:
+    """Validation accuracy over arithmetic, of each trial by itself, and over that of all trials the best so far.
+
+    courses: by the trial's number, in their order, FLOPs and accuracy of each of its validations. best: the number of
+        the best. target: an accuracy; the best is then the cheapest that came to it, and ended there.
+    """
+    figure, alone, together = new_figure(11.0, 4.0, 2)
+    spent, scores = 0.0, []
+    for number, course in courses.items():
+        flops, accs = 1e-15 * np.array(course)[:, 0], 100 * np.array(course)[:, 1]
+        style = {"color": ORANGE, "zorder": 3, "label": f"trial {number + 1}, the best"} if number == best else {}
+        alone.plot(flops, accs, "o-", markersize=3, linewidth=1, **{"color": GREY, "alpha": 0.8} | style)
+        spent += flops[-1]
+        if target is None or accs.max() >= 100 * target:
+            scores.append((spent, accs.max() if target is None else flops[-1]))
+            together.scatter(*scores[-1], s=24, color=ORANGE if number == best else GREY, zorder=3)
+    if scores:
+        ends, values = zip(*scores, strict=True)
+        so_far = (np.maximum if target is None else np.minimum).accumulate(values)
+        name = "best so far" if target is None else "cheapest so far"
+        together.step([*ends, spent], [*so_far, so_far[-1]], where="post", color=BLUE, label=name)
+    if target is not None:
+        alone.axhline(100 * target, color=GREEN, linestyle="--", linewidth=1, label=f"target {target:.2%}")
+    bests = [100 * max(acc for _, acc in course) for course in courses.values()]
+    margin = 0.05 * (max(bests) - min(bests)) or 1.0
+    alone.set_ylim(min(bests) - margin, max(*bests, 100 * (target or 0)) + margin)  # how each began tells nothing
+    accuracy = "validation accuracy, %"
+    label(figure, "", accuracy, accuracy if target is None else "PFLOP to the target")
+    alone.set_xlabel("PFLOP of each trial")
+    together.set_xlabel("PFLOP of all trials so far")
+    return figure
+
+
 def curves_figure(rows: Rows) -> Figure:
     """Loss, accuracy and learning rate of one run over its epochs."""
     figure, *panels = new_figure(10.0, 3.2, 3)

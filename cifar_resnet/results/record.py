@@ -1,6 +1,7 @@
 """What a run leaves: its test, its record, and everything that shows how it went."""
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def test_and_record(
         "selected": "best on validation" if chosen.stem == "best" else "last",
         "epoch": min(checkpoint["epoch"] + 1, record["epochs"]),  # the last may have been cut short
         "step": checkpoint["global_step"],
-        "training_flops": training_flops(model, data, record["images_by_size"]),
+        "training_flops": training_flops(model, macs_by_size(model, data), record["images_by_size"]),
         "seconds": record["seconds"] + time.perf_counter() - start,
         "metrics": checkpoint["metrics"] | test,
         "commit": provenance.commit(),
@@ -84,13 +85,15 @@ def test_and_record(
             log.warning(f"warning: no page was made ({reason}); {command} makes one")
 
 
-def training_flops(model: LightningModule, data: DataModule, images_by_size: dict[str, int]) -> int:
-    """Of all images: two for each multiply-add, the backward pass taken for two forward ones.
-
-    images_by_size: how many of each side, in pixels.
-    """
+def macs_by_size(model: Classifier, data: DataModule) -> dict[int, int]:
+    """`Classifier.training_macs` for each side that images of the training have, in pixels."""
     channels = data.image_shape[0]
-    return sum(6 * num_macs(model, (channels, int(size), int(size))) * n for size, n in images_by_size.items())
+    return {size: model.training_macs((channels, size, size)) for size in data.image_sizes}
+
+
+def training_flops(model: Classifier, macs: Mapping[int, int], images_by_size: Mapping[Any, int]) -> int:
+    """Of so many images of each side: two for each multiply-add. macs: for one image."""
+    return 2 * model.passes * sum(macs[int(size)] * count for size, count in images_by_size.items())
 
 
 def predictions_of(model: Classifier, data: DataModule) -> Predictions:

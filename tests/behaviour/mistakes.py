@@ -588,6 +588,8 @@ BEFORE_DATA_IS_READ = [
     ("find_lr", "output_dir=/dev/null", "Not a directory.", "Got /dev/null", "give another place"),
     ("search", "search.method=grid", "search.method must be random or tpe.", "Got 'grid'"),
     ("search", "search.trials=0", "search.trials must be a whole number, 1 or more.", "Got 0"),
+    ("search", "search.target=80", "search.target must be a number above 0, up to 1 or null.", "Got 80"),
+    ("search", "search.max_flops=0", "search.max_flops must be a number above 0 or null.", "Got 0"),
     ("search", "search.narrow=0", "search.narrow must be a number above 0, up to 1.", "Got 0"),
     ("search", "search.narrow=1.5", "search.narrow must be a number above 0, up to 1.", "Got 1.5"),
     ("search", "data.num_val=0", "a search needs validation images.", "Got data.num_val=0;", "give some"),

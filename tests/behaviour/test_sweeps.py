@@ -178,7 +178,7 @@ def test_no_job_is_begun_that_would_not_end_in_the_time_of_the_sweep(cifar_train
     assert cifar_train(*command, "sweep.max_time=00:00:04:10") == 0
     assert seen == ["seed-3", "seed-4"]
     out = capsys.readouterr()
-    told = "2 of 4 jobs were not begun: 0:50 of sweep.max_time=4:10 were left, and the longest before took 1:40"
+    told = "2 of 4 jobs were not begun: 0:50 of sweep.max_time=4:10 were left, and one before took 1:40"
     assert told in out.out + out.err
     assert out.out.count(" left ") >= 2
     folder = run_dirs()[-1].parent

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 from helpers import TINY
 
 from cifar_resnet import cli, search
+from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import UsageError
 from cifar_resnet.overrides import Interval
@@ -34,7 +37,8 @@ def scored(monkeypatch):
         lr = cfg.optimizer.lr
         seen.append(lr)
         run_dir.mkdir(parents=True, exist_ok=True)
-        record = {"epochs": 5, "seconds": 100.0, "metrics": {"val/acc": 1 - 0.1 * abs(math.log10(lr / 0.02))}}
+        acc = 1 - 0.1 * abs(math.log10(lr / 0.02))
+        record = {"epochs": 5, "seconds": 100.0, "training_flops": 2e12, "metrics": {"val/acc": acc}}
         (run_dir / "result.json").write_text(json.dumps(record))
         return record
 
@@ -152,6 +156,9 @@ def test_a_trial_that_diverged_is_finished_and_never_the_best(capsys):
     assert cli.search([*SMALL, *space]) == 0
     states = {trial["optimizer.lr"]: trial["state"] for trial in trials_of()}
     assert states == {"0.05": "COMPLETE", "1e+38": "PRUNED"}
+    macs = {json.loads(path.read_text())["macs"] for path in Path("outputs/search").glob("*/*/result.json")}.pop()
+    # two steps of 40 images by the time that its loss was looked at
+    assert {float(trial["training_flops"]) for trial in trials_of() if trial["state"] == "PRUNED"} == {6 * macs * 80}
     assert "diverged" in capsys.readouterr().out
     number = len(trials_of())
     assert cli.search([*SMALL, *space]) == 0
@@ -236,3 +243,114 @@ def test_a_trial_that_was_begun_is_left_too_where_there_is_no_time(scored, monke
     assert cli.search([*command, "search.max_time=00:00:01:20"]) == 0
     assert len(scored) == 1
     assert [trial["state"] for trial in trials_of()] == ["COMPLETE", "RUNNING"]
+
+
+def test_no_trial_is_begun_that_would_be_too_dear_for_what_is_left(scored, capsys):
+    command = [*SMALL, "search.trials=4", "search.rounds=1"]
+    assert cli.search([*command, "search.max_flops=5e12"]) == 0
+    assert len(scored) == 2
+    out = capsys.readouterr()
+    told = (
+        "2 of 4 trials were not begun: 0.001 PFLOP of search.max_flops=0.005 PFLOP were left, and one before took 0.002"
+    )
+    assert told in out.out + out.err
+    assert "0.004 PFLOP, all trials together" in out.out
+    assert cli.search([*command, "search.max_flops=1e15"]) == 0  # another limit is no other search
+    assert len(scored) == 4
+
+
+COSTS = {"model.depth": [8, 14, 20, 26], "trainer.max_epochs": [2, 4, 6, 8]}
+
+
+def accuracy_after(depth: int, epoch: int, epochs: int) -> float:
+    """Of a training with a schedule: deeper is better, later is better, and the last epoch counts for more."""
+    return 1 - 0.3 / math.sqrt(epoch) - 1 / depth + 0.1 * (epoch == epochs)
+
+
+def cheapest_by_hand(target: float) -> tuple[int, int, int]:
+    """FLOPs, and what takes them: depth, and epochs of the whole training."""
+    found = [
+        (epoch * 100 * 6 * depth, depth, epochs)
+        for depth in COSTS["model.depth"]
+        for epochs in COSTS["trainer.max_epochs"]
+        for epoch in range(1, epochs + 1)
+        if accuracy_after(depth, epoch, epochs) >= target
+    ]
+    return min(found)
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Trainings of 100 images an epoch, for each of which a network takes as many multiply-adds as it is deep."""
+    ended = []
+
+    def train_run(cfg, extra_callbacks):
+        (watch,) = extra_callbacks
+        counted = Throughput()
+        model = SimpleNamespace(passes=1, training_macs=lambda shape: 3 * cfg.model.depth)
+        data = SimpleNamespace(image_shape=(3, 32, 32), image_sizes=[32])
+        trainer = SimpleNamespace(datamodule=data, callbacks=[counted], should_stop=False, callback_metrics={})
+        watch.setup(trainer, model, "fit")
+        for epoch in range(1, cfg.trainer.max_epochs + 1):
+            counted.images_by_size[32], counted.latest, trainer.current_epoch = 100 * epoch, 1.0, epoch - 1
+            acc = accuracy_after(cfg.model.depth, epoch, cfg.trainer.max_epochs)
+            trainer.callback_metrics["val/acc"] = torch.tensor(acc, dtype=torch.float64)
+            watch.on_validation_end(trainer, model)
+            if trainer.should_stop:
+                break
+        ended.append((cfg.model.depth, cfg.trainer.max_epochs, epoch))
+        flops = 6 * cfg.model.depth * 100 * epoch
+        record = {"epochs": epoch, "seconds": 1.0, "training_flops": flops, "metrics": {"val/acc": acc}}
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+        (Path(cfg.run_dir) / "result.json").write_text(json.dumps(record))
+        return record
+
+    monkeypatch.setattr(search.train, "train_run", train_run)
+    return ended
+
+
+SPACE = [f"{key}=choice({','.join(map(str, values))})" for key, values in COSTS.items()]
+COSTLY = [text for text in SMALL if not text.startswith(("model.depth", "trainer.max_epochs"))]
+
+
+@pytest.mark.parametrize("method", ["random", pytest.param("tpe", marks=pytest.mark.slow)])
+def test_the_cheapest_training_that_comes_to_a_target_is_found(played, capsys, method):
+    trials = ["search.rounds=1", "search.trials=60", f"search.method={method}"]
+    assert cli.search([*COSTLY, *SPACE, "search.target=0.84", *trials]) == 0
+    flops, depth, epochs = cheapest_by_hand(0.84)
+    *_, line = capsys.readouterr().out.splitlines()
+    assert {f"model.depth={depth}", f"trainer.max_epochs={epochs}"} <= set(shlex.split(line))
+    rows = trials_of()
+    reached = [row for row in rows if row["state"] == "COMPLETE" and float(row["val/acc"]) >= 0.84]
+    assert min(float(row["training_flops"]) for row in reached) == flops
+    best = math.inf
+    for row, (depth, epochs, epoch) in zip(rows, played, strict=True):
+        cost, is_there = 600 * depth * epoch, accuracy_after(depth, epoch, epochs) >= 0.84
+        assert float(row["training_flops"]) == cost
+        # it ended there, or once it had become as dear as the cheapest, or else trained to its end
+        assert is_there or cost >= best or epoch == epochs
+        assert 600 * depth * (epoch - 1) < best
+        assert (row["state"] == "PRUNED") == (not is_there and cost >= best and epoch < epochs)
+        best = min(best, cost) if is_there else best
+    assert (Path("outputs/search").glob("*/cost.png")).__next__().stat().st_size > 10_000
+
+
+def test_a_target_that_no_trial_comes_to_is_told(played, capsys):
+    assert cli.search([*COSTLY, *SPACE, "search.target=0.99", "search.rounds=1", "search.trials=30"]) == 1
+    out = capsys.readouterr()
+    highest = max(accuracy_after(depth, epochs, epochs) for depth, epochs, _ in played)
+    assert f"search.target=0.99. The best came to {highest:.2%}; search through longer" in out.out + out.err
+    assert "to train with the best" not in out.out
+    assert "not reached" in out.out
+
+
+@pytest.mark.slow
+def test_a_training_ends_as_soon_as_it_is_there():
+    command = [*SMALL, "trainer.max_epochs=4", "search.target=0.02", "search.rounds=1", "search.trials=1"]
+    assert cli.search(command) == 0
+    (row,) = trials_of()
+    (path,) = Path("outputs/search").glob("*/*/result.json")
+    record = json.loads(path.read_text())
+    assert record["epochs"] < 4
+    assert record["metrics"]["val/acc"] >= 0.02
+    assert float(row["training_flops"]) == record["training_flops"] == 6 * record["macs"] * record["images"]

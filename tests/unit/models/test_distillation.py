@@ -1,5 +1,7 @@
 """Distillation: its loss against a closed form, and a teacher that stays out of the student."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import TINY, last_of, record_of
@@ -59,6 +61,8 @@ def test_a_student_is_trained_and_its_teachers_are_not(cifar_train, run_dirs, te
     assert cifar_train(f"distill.teacher=[{','.join(teachers)}]", "distill.weight=0.5") == 0
     plain, student = run_dirs()
     assert record_of(plain)["parameters"] == record_of(student)["parameters"]
+    teaching = sum(2 * record_of(Path(path))["macs"] * record_of(student)["images"] for path in teachers)
+    assert record_of(student)["training_flops"] == record_of(plain)["training_flops"] + teaching
     assert last_of(plain)["state_dict"].keys() == last_of(student)["state_dict"].keys()
     assert not torch.equal(last_of(plain)["state_dict"]["fc.weight"], last_of(student)["state_dict"]["fc.weight"])
     for network, state in zip(made[-1].networks, before, strict=True):

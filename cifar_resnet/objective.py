@@ -1,0 +1,93 @@
+"""What a search looks for: the best validation accuracy, or the cheapest training that comes to one."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from lightning.pytorch import Callback, Trainer
+from optuna.trial import Trial
+
+from cifar_resnet.callbacks import Throughput, of
+from cifar_resnet.models import Classifier
+from cifar_resnet.results.record import macs_by_size, training_flops
+
+# attributes of a trial. COURSE: [FLOPs, accuracy] of each validation; REACHED: FLOPs at which it came to the target
+FLOPS, COURSE, REACHED, HOPELESS = "flops", "course", "reached", "hopeless"
+UNREACHED = 1e30  # FLOPs, more than any training's
+
+
+class Objective(Protocol):
+    """direction: in which `value` gets better, as optuna has it."""
+
+    direction: Literal["minimize", "maximize"]
+
+    def judge(self, trial: Trial, acc: float, flops: float, epoch: int) -> bool:
+        """Whether a training should end, after a validation."""
+
+    def value(self, acc: float, attributes: Mapping[str, Any]) -> float:
+        """Of a trial that has ended by itself."""
+
+
+class BestAccuracy:
+    direction: Literal["minimize", "maximize"] = "maximize"
+
+    def judge(self, trial: Trial, acc: float, flops: float, epoch: int) -> bool:
+        """Where the pruner gives it up."""
+        trial.report(acc, epoch)
+        if trial.should_prune():
+            trial.set_user_attr(HOPELESS, True)  # it may be asked to end for another reason, and is none the worse then
+        return HOPELESS in trial.user_attrs
+
+    def value(self, acc: float, attributes: Mapping[str, Any]) -> float:
+        return acc
+
+
+class CheapestTo:
+    """target: the validation accuracy. cheapest: FLOPs of the cheapest so far that came to it, math.inf for none."""
+
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+    def __init__(self, target: float, cheapest: Callable[[], float]):
+        self.target, self.cheapest = target, cheapest
+
+    def judge(self, trial: Trial, acc: float, flops: float, epoch: int) -> bool:
+        """Where it is there, or has become dearer than another that was."""
+        if acc >= self.target and REACHED not in trial.user_attrs:
+            trial.set_user_attr(REACHED, flops)
+        elif flops >= self.cheapest():
+            trial.set_user_attr(HOPELESS, True)
+        return not trial.user_attrs.keys().isdisjoint({REACHED, HOPELESS})
+
+    def value(self, acc: float, attributes: Mapping[str, Any]) -> float:
+        """FLOPs; where it never came there the more the less accurate, which tells a search where to look."""
+        return attributes.get(REACHED, UNREACHED * (2 - acc))
+
+
+class Watch(Callback):
+    """Notes in a trial what its training costs and how good it is, and ends it where the objective says so."""
+
+    def __init__(self, trial: Trial, objective: Objective):
+        self.trial, self.objective = trial, objective
+        self.macs: dict[int, int] = {}
+
+    def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:  # type: ignore[override]
+        """Count before the network is shared out to devices, for only the first process has this callback."""
+        if stage == "fit":
+            self.macs = macs_by_size(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+        acc, flops = trainer.callback_metrics["val/acc"].item(), self.note_flops(trainer, pl_module)
+        self.trial.set_user_attr(COURSE, [*self.trial.user_attrs.get(COURSE, []), [flops, acc]])
+        trainer.should_stop |= self.objective.judge(self.trial, acc, flops, trainer.current_epoch)
+
+    def on_exception(self, trainer: Trainer, pl_module: Classifier, exception: BaseException) -> None:  # type: ignore[override]
+        """What diverged has cost something, too."""
+        self.note_flops(trainer, pl_module)
+
+    def note_flops(self, trainer: Trainer, pl_module: Classifier) -> int:
+        counted = of(trainer, Throughput)
+        begun = {} if counted.latest is not None else counted.epoch_images
+        images = counted.images_by_size + Counter(begun)
+        flops = training_flops(pl_module, self.macs, images)
+        self.trial.set_user_attr(FLOPS, flops)
+        return flops
