@@ -243,17 +243,18 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def matmul_flops(dtype: torch.dtype | None, size: int = 8192, seconds: float = 2.0) -> float:
-    """FLOP/s of a large product of matrices: about the most that this GPU does in this precision."""
-    left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+def matmul_flops(dtype: torch.dtype | None, seconds: float = 2.0) -> float:
+    """FLOP/s of a large product of matrices: about the most that this device does in this precision."""
+    device, size, at_once = ("cuda", 8192, 20) if torch.cuda.is_available() else ("cpu", 2048, 1)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     left @ right
     synchronize()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        for _ in range(20):
+        for _ in range(at_once):
             left @ right
         synchronize()
-        count += 20
+        count += at_once
     return 2 * size**3 * count / (time.perf_counter() - start)
 
 
