@@ -137,17 +137,24 @@ RESERVED = {
     **dict.fromkeys(("enable_checkpointing", "barebones"), "a run keeps checkpoints, to go on from"),
     "plugins": "precision, strategy and processes have settings of their own",
 }
-# names of settings elsewhere, and what to use here
-INSTEAD = RESERVED | {
-    **dict.fromkeys(
-        ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor"),
-        "images lie on the device and are augmented there, without workers",
-    ),
-    "num_classes": "the data says how many classes there are",
-    **dict.fromkeys(("gpus", "num_gpus"), "trainer.accelerator=gpu trainer.devices=… says what it trains on"),
+# settings that have another name here, which the text begins with
+RENAMED = {
     **dict.fromkeys(("epochs", "num_epochs"), "trainer.max_epochs says how long it takes"),
     "learning_rate": "optimizer.lr is the learning rate",
 }
+# names of settings elsewhere, and what to use here
+INSTEAD = (
+    RESERVED
+    | RENAMED
+    | {
+        **dict.fromkeys(
+            ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor"),
+            "images lie on the device and are augmented there, without workers",
+        ),
+        "num_classes": "the data says how many classes there are",
+        **dict.fromkeys(("gpus", "num_gpus"), "trainer.accelerator=gpu trainer.devices=… says what it trains on"),
+    }
+)
 RECEIVERS = {"lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter"}  # of **kwargs
 BESIDE = {"scheduler": "cifar_resnet.optim.Schedule"}  # what takes settings of a group that its target does not take
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -318,7 +325,8 @@ def imported(target: str) -> Callable:
         logging.disable()  # Hydra says it as well, in three lines
         return get_object(str(target))
     except Exception as error:  # whatever an import may raise
-        raise UsageError(f"_target_ names nothing. Got {target} ({one_line(error)})") from error
+        reason = one_line(error.__cause__ or error)
+        raise UsageError(f"_target_ names nothing. Got {target} ({reason})") from error
     finally:
         logging.disable(logging.NOTSET)
 

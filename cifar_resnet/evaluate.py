@@ -92,6 +92,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     val, val_text = validation_predictions(cfg, ensemble, own, reason)
     result = {
         "checkpoints": [str(path) for path in paths],
+        "unfinished": sum(1 for path in paths if (of := runs.run_dir_of(path)) and not runs.is_finished(of)),
         **about(ensemble.networks),
         "data": cfg.choices.data,
         "data_from": restored.places_of_images(cfg.data),
@@ -337,10 +338,12 @@ def facts(result: dict) -> dict[str, str]:
         + (f", of images below a probability of {result['tta_below']}" if result["tta_below"] < 1 else ""),
     }
     return found | (
-        {"checkpoint": result["checkpoints"][0]}
+        {"checkpoint": result["checkpoints"][0] + ", of a run that has not finished" * result["unfinished"]}
         if len(own) == 1
         else {
-            "members": f"{len(own)}, alone {statistics.mean(own):.2%} ± {statistics.stdev(own):.2%}",
+            "members": f"{len(own)}, "
+            + (f"{result['unfinished']} of them not finished, " if result["unfinished"] else "")
+            + f"alone {statistics.mean(own):.2%} ± {statistics.stdev(own):.2%}",
             "disagreement": f"{result['disagreement']:.2%} of the images, between two members",
         }
     )

@@ -196,10 +196,11 @@ class Part:
         """Of a folder: every file with its class, class by class, and in words what was passed over."""
         found, passed_over = [], Listing(hidden=self.beside.hidden, circles=[*self.beside.circles])
         for name in self.names:
-            inside = files_in(self.path / self.folders[name])
+            inside = files_in(self.path / self.folders[name]).without_documents()
             found += [(path, name) for path in sorted(inside.files, key=lambda path: path.parts)]
             passed_over.hidden += inside.hidden
             passed_over.circles += inside.circles
+            passed_over.documents += inside.documents
         outside = f"files in no class's folder ({len(self.beside.files):,})" if self.beside.files else ""
         return found, ", ".join(filter(None, [passed_over.in_words(), outside]))
 

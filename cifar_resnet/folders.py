@@ -5,7 +5,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cifar_resnet.errors import refuse_if
@@ -14,6 +14,12 @@ from cifar_resnet.errors import refuse_if
 SYSTEM_ENTRIES = {
     "__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "#recycle",
     "system volume information", "lost+found", "@eadir", "__pycache__",
+}  # fmt: skip
+# of files that nobody takes for pictures
+DOCUMENTS = {
+    ".csv", ".doc", ".docx", ".gz", ".htm", ".html", ".ini", ".ipynb", ".json", ".log", ".m4v", ".mat", ".md", ".mov",
+    ".mp3", ".mp4", ".pdf", ".py", ".sh", ".tar", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml", ".yaml", ".yml",
+    ".zip",
 }  # fmt: skip
 Chain = frozenset[tuple[int, int]]  # device and inode of a folder, and of all that it lies in
 
@@ -25,17 +31,27 @@ class Listing:
     files: also links that lead nowhere, and folders that cannot be listed: whoever reads them will say so.
     hidden: how many hidden and system entries were passed over, at any depth; whatever is in them is not counted.
     circles: links to a folder that they lie in themselves, which were passed over too.
+    documents: files that were passed over for what their names end in.
     """
 
     files: list[Path] = field(default_factory=list)
     hidden: int = 0
     circles: list[Path] = field(default_factory=list)
+    documents: list[Path] = field(default_factory=list)
 
     def in_words(self) -> str:
         """What was passed over; empty where nothing was."""
         hidden = f"hidden or system entries ({self.hidden:,})" if self.hidden else ""
         circles = f"links back to where they lie ({named(self.circles)})" if self.circles else ""
-        return ", ".join(filter(None, [hidden, circles]))
+        documents = f"files that are no pictures ({named(self.documents)})" if self.documents else ""
+        return ", ".join(filter(None, [hidden, circles, documents]))
+
+    def without_documents(self) -> "Listing":
+        """The same, with what is no picture by its name passed over."""
+        known = {path: path.suffix.lower() in DOCUMENTS and not path.is_dir() for path in self.files}
+        pictures = [path for path, is_document in known.items() if not is_document]
+        documents = [path for path, is_document in known.items() if is_document]
+        return replace(self, files=pictures, documents=[*self.documents, *documents])
 
 
 def natural(name: object) -> tuple[list, str]:

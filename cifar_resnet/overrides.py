@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
-from cifar_resnet.constraints import INSTEAD
+from cifar_resnet.constraints import INSTEAD, RENAMED
 from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.quoting import in_quotes, in_shell
 
@@ -36,13 +36,15 @@ class Interval:
 def parse(overrides: list[str]) -> list[Override]:
     refuse_if(
         nameless := next((text for text in overrides if text.startswith("=")), None),
-        f"a setting is key=value. Got {nameless}",
+        f"a setting is key=value, without blanks around the =. Got {nameless}",
     )
     try:
         return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(overrides)
     except OverrideParseException as error:
         key, equals, value = error.override.partition("=")
-        refuse_if(not equals, f"a setting is key=value. Got {error.override}")
+        is_path = "/" in error.override or Path(error.override).exists()
+        advice = "; name what the path is for, such as checkpoint=… or resume=…" * is_path
+        refuse_if(not equals, f"a setting is key=value. Got {error.override}{advice}")
         is_key = re.fullmatch(r"[+~]*[\w$./@:-]+", key, re.ASCII)
         refuse_if(not is_key, f"a setting is key=value, with a key of letters, digits and dots. Got {error.override}")
         text = value.strip(value[0]) if value.startswith(("'", '"')) else value
@@ -55,7 +57,11 @@ def parse(overrides: list[str]) -> list[Override]:
 def instead_of(key: str, given: str) -> str | None:
     """What to use here, for the name of a setting elsewhere."""
     name = key.rpartition(".")[2]
-    return f"there is no {key} here: {INSTEAD[name]}. Got {given}; leave it out" if name in INSTEAD else None
+    if name not in INSTEAD:
+        return None
+    value, ours = given.partition("=")[2], INSTEAD[name].partition(" ")[0]
+    remedy = f"give {ours}={value}" if value and name in RENAMED else "leave it out"
+    return f"there is no {key} here: {INSTEAD[name]}. Got {given}; {remedy}"
 
 
 def refuse_unclear_sweeps(swept: Sequence[Override], parsed: Sequence[Override]) -> None:

@@ -80,8 +80,8 @@ def check_others(names: Sequence[str], choices: Sequence[str]) -> None:
     for name in names:
         if name not in choices and not Path(name).exists():
             raise FileNotFoundError(
-                f"ood names choices of data, or places with images. Got {name}, which is neither; there are "
-                f"{', '.join(choices)}"
+                f"ood names choices of data, or places with images. Got {name}, which is no choice, nor is it there; "
+                f"the choices are {', '.join(choices)}"
             )
 
 

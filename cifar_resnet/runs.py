@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet import claims
 from cifar_resnet.constraints import value_at
 from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
-from cifar_resnet.folders import natural
+from cifar_resnet.folders import named, natural
 from cifar_resnet.quoting import in_shell
 from cifar_resnet.terminal import log
 
@@ -49,7 +49,7 @@ def slug(overrides: list[str], max_length: int = 80) -> str:
             "",
             "-".join([key.rpartition(".")[2], *re.findall(r"[A-Za-z0-9.]+", value)]),
         )
-        for key, _, value in pairs
+        for key, value in {key: value for key, _, value in pairs}.items()  # of one given twice the last holds
     ]
     # whole parts: half a number would be another number
     shorter = ["_".join([*parts[:count], digest(overrides)]) for count in reversed(range(len(parts)))]
@@ -72,7 +72,7 @@ def parent_dir(cfg: DictConfig) -> Path:
     name = Path(cfg.name)
     refuse_if(
         not name.parts or name.is_absolute() or ".." in name.parts,
-        f"name is that of a folder in output_dir. Got {cfg.name!r}; give letters, digits, - and _",
+        f"name is that of a folder in output_dir. Got {cfg.name!r}; give one without .. that does not begin with /",
     )
     longest = max(name.parts, key=lambda part: len(os.fsencode(part)))
     refuse_if(
@@ -220,7 +220,12 @@ def save_config(run_dir: Path, cfg: DictConfig) -> None:
 
 def load_config(run_dir: Path) -> DictConfig:
     path = run_dir / CONFIG
-    refuse_if(not path.is_file(), f"resume needs a run folder. Got {run_dir}, which holds no {CONFIG}")
+    inside = sorted(file.parent for file in run_dir.glob(f"*/{CONFIG}"))
+    what = f"holds {named(inside, most=2)}" if inside else f"holds no {CONFIG}"
+    refuse_if(
+        not path.is_file(),
+        f"resume needs a run folder. Got {run_dir}, which {what if run_dir.exists() else 'is not there'}",
+    )
     try:
         cfg: Any = OmegaConf.load(path)
     except Exception as error:  # whatever YAML may hold
@@ -252,7 +257,9 @@ def read_record(run_dir: Path) -> dict | None:
 def finished(cfg: DictConfig) -> dict | None:
     """The record of the run that `cfg` goes on with, if that has finished before and nothing more is asked for."""
     record = read_record(Path(cfg.resume)) if cfg.resume else None
-    return None if record and asks_for_more(cfg, record) else record
+    if not record or asks_for_more(cfg, record):
+        return None
+    return record | {"run_dir": str(cfg.resume)}  # it may have been moved, or be seen from elsewhere
 
 
 def asks_for_more(cfg: DictConfig, record: dict) -> bool:

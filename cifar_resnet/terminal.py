@@ -145,7 +145,7 @@ def summary_facts(record: dict) -> dict[str, str]:
     run_dir = Path(record["run_dir"])
     command = look_next(run_dir.parent, run_dir)
     return {
-        "trained": f"{record['network']} on {record['data']}, {record['epochs']} epochs"
+        "trained": f"{record['network']} on {record['data']}, {record['epochs']} epoch{'s' * (record['epochs'] != 1)}"
         + (f" of {seen}" if (seen := part(record, "train")) else "")
         + f" in {time}, {record['images_per_second']:,.0f} images/s",
         "validation": scores.get("val", "none"),
@@ -235,9 +235,7 @@ def fitted(column: Sequence[str], width: int) -> tuple[list[str], int]:
     elif widest(word for cell in cells for word in words_of(cell)) > width:
         folder = os.path.commonpath(map(os.path.dirname, cells)) if all("/" in cell for cell in cells) else ""
         shorter = [f"…{cell.removeprefix(folder)}" if folder.strip("/") else cell for cell in cells]
-        shares = (1 / 3, 1 / 2, 2 / 3, 0)  # of what is kept, before the cut
-        tries = ([cut(text, size, share) for text in shorter] for size in itertools.count(width) for share in shares)
-        cells = next(each for each in tries if len(set(each)) == len(set(cells)))
+        cells = cut_apart(shorter, width)
     else:
         return list(column), width
     return [title, *cells], max(widest(cells), widest(title.split()))
@@ -247,6 +245,13 @@ def cut(text: str, width: int, share: float) -> str:
     """With its middle left out, or rather what is at this share of its length, where it is too wide."""
     head, tail = int((width - 1) * share), width - 1 - int((width - 1) * share)
     return text if cell_len(text) <= width else f"{set_cell_size(text, head)}…{set_cell_size(text[::-1], tail)[::-1]}"
+
+
+def cut_apart(texts: Sequence[str], width: int) -> list[str]:
+    """Cut where they are wider than this, but no more than they can still be told apart."""
+    shares = (1 / 3, 1 / 2, 2 / 3, 0)  # of what is kept, before the cut
+    tries = ([cut(text, size, share) for text in texts] for size in itertools.count(width) for share in shares)
+    return next(each for each in tries if len(set(each)) == len(set(texts)))
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -64,7 +64,10 @@ class Progress(Callback):
         seconds_per_epoch = (time.perf_counter() - self.start) / (epoch - self.first_epoch)
 
         def cell(name: str, form: str, width: int) -> str:
-            return f"{metrics[name].item():{form}}".rjust(width) if name in metrics else " " * width
+            value = metrics[name].item() if name in metrics else None
+            if value is None:
+                return " " * width
+            return f"{value:{form if abs(value) < 1000 or ',' in form else '.3g'}}".rjust(width)
 
         log.info(
             f"{epoch:4d}/{trainer.max_epochs:<4d} {cell('train/loss', '.4f', 11)} {cell('train/acc', '.2%', 7)}"

@@ -207,6 +207,10 @@ class DataModule(LightningDataModule, ABC):
 
     def check_batch_size(self, num_train: int) -> None:
         refuse_if(
+            num_train <= 0,
+            f"no images are left to train on. Got data.num_val={getattr(self, 'num_val', None)}; hold out fewer",
+        )
+        refuse_if(
             num_train < self.batch_size,
             f"too few training images for one batch. Got {num_train}, without those held out for validation, and "
             f"data.batch_size={self.batch_size}; lower data.batch_size, or hold out fewer",

@@ -106,7 +106,7 @@ class OwnImages(DataModule):
         if resized := sum(count for _, _, count in each):
             self.tell(
                 f"{resized} of {len(images)} images in {self.halves.place(half)} were not {self.image_size}x"
-                f"{self.image_size} and have been resized; data.image_size chooses the size"
+                f"{self.image_size} and have been squeezed to that, whatever their shape (data.image_size)"
             )
         return torch.from_numpy(images), torch.from_numpy(labels)
 

@@ -5,8 +5,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifar_resnet import runs
 from cifar_resnet.models import Classifier, summary
-from cifar_resnet.terminal import in_markdown
+from cifar_resnet.terminal import in_markdown, part
 
 FILES = {"safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
 USES = {
@@ -35,8 +36,8 @@ def card(
             f"# {name}" if count == 1 else f"# {count} networks as one, the first {name}",
             "",
             f"{' and '.join(dict.fromkeys(type(network).__name__ for network in networks))} with {parameters:,} "
-            f"parameters and {macs:,} multiply-adds an image, trained by cifar_resnet on {data['num_train']:,} images; "
-            f"{data['num_val']:,} more were held out to choose with.",
+            f"parameters and {macs:,} multiply-adds an image, trained by cifar_resnet on {data['num_train']:,} images"
+            f"{seen_by(paths)}; {data['num_val']:,} more were held out to choose with.",
             "",
             f"* **Takes** images of (N, 3, {size}, {size}), red, green, blue, float32 in [0, 1].",
             f"* **Gives** {gives}, (N, {len(classes)}), of {', '.join(classes[:20])}"
@@ -54,6 +55,13 @@ def card(
             "",
         ]
     )
+
+
+def seen_by(paths: Sequence[Path]) -> str:
+    """What an epoch of their trainings saw, where that was a part of the images; empty where all, or nobody knows."""
+    records = (runs.read_record(run_dir) for path in paths if (run_dir := runs.run_dir_of(path)))
+    parts = dict.fromkeys(filter(None, (part(record, "train") for record in records if record)))
+    return f", of which an epoch saw no more than {' or '.join(parts)}" if parts else ""
 
 
 def normalisation(networks: Sequence[Classifier]) -> list[str]:

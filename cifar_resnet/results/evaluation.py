@@ -144,7 +144,7 @@ def sections(result: dict, predictions: Predictions, images: Tensor | None, clas
     lines = {"as trained": list(calibration.reliability(log_probs, labels))}
     text = (
         f"A dot's area grows with the number of images that were predicted with this confidence. The dots' mean "
-        f"distance from the dashed line, by these numbers, is the expected calibration error: "
+        f"distance from the dashed line, each counted with its images, is the expected calibration error: "
         f"{result['scores']['calibration_error']:.2%}."
     )
     if temperature := result["temperature"]:

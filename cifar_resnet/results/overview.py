@@ -100,14 +100,16 @@ def sections(
     if len(points) > 1:
         text = f"The mean of each group's runs, and its 95% interval.{left_out(groups, scored, 'groups')}"
         shown.append(Section("Groups compared", text, plots.intervals_figure(points, name), name="groups"))
+    most = max((run.record.get("training_flops") or 0 for each in scored.values() for run in each), default=0)
+    unit, scale_of_flops = ("PFLOP", 1e-15) if most >= 1e13 else ("TFLOP", 1e-12)
     costs = {
         "parameters": "parameters",
-        "training, PFLOP": "training_flops",
+        f"training, {unit}": "training_flops",
         "training, seconds": "train_seconds",
     }
     panels = []
     for xlabel, key in costs.items():
-        scale = 1e-15 if key == "training_flops" else 1
+        scale = scale_of_flops if key == "training_flops" else 1
         points = [
             plots.Point(
                 scale * run.record[key],

@@ -11,15 +11,17 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from cifar_resnet.runs import replacing
-from cifar_resnet.terminal import cut
+from cifar_resnet.terminal import cut, cut_apart
 
 BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d97706", "#3f8f4f", "#9aa3ad"
 
+LEGEND = 40  # characters of a name in one
 FEW = 20  # images, whose accuracy is chance's
 
 Scores = Mapping[str, float]  # as metrics.scores gives them
@@ -37,6 +39,11 @@ def literal(text: str) -> str:
 def short(text: str, width: int = 18) -> str:
     """A name cut so that a figure has room for it; a character of the far East counts as two."""
     return literal(cut(text, width, 2 / 3))
+
+
+def apart(names: Sequence[str], width: int) -> list[str]:
+    """The same of several, which can still be told apart."""
+    return list(map(literal, cut_apart(names, width)))
 
 
 @contextlib.contextmanager
@@ -79,14 +86,18 @@ def label(
     return figure
 
 
-def by_ratio(axes: Axes) -> None:
-    """A logarithmic y axis, labelled in plain numbers: 0.5, 1, 2."""
-    axes.set_yscale("log")
-    axes.yaxis.set(
-        major_locator=LogLocator(subs=(1, 1.5, 2, 3, 5, 7)),
-        major_formatter=StrMethodFormatter("{x:g}"),
+def by_ratio(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
+    """Make it logarithmic, labelled in plain numbers: 0.5, 1, 2. subs: which of each power of ten."""
+    set_scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+    set_scale("log")
+    axis.set(
+        major_locator=LogLocator(subs=subs),
+        major_formatter=StrMethodFormatter("{x:,g}"),
         minor_formatter=NullFormatter(),
     )
+
+
+LOSSES = (1, 1.5, 2, 3, 5, 7)  # which lie close together
 
 
 def plot_column(axes: Axes, rows: Rows, column: str, scale: float = 1, **style: Any) -> None:
@@ -200,7 +211,7 @@ SPLITS = (("train", GREY), ("val", BLUE))
 def draw_loss(axes: Axes, rows: Rows) -> None:
     for split, colour in SPLITS:
         plot_column(axes, rows, f"{split}/loss", color=colour, label=LONG_NAMES[split])
-    by_ratio(axes)  # one bad epoch would flatten the rest
+    by_ratio(axes.yaxis, LOSSES)  # one bad epoch would flatten the rest
 
 
 def draw_accuracy(axes: Axes, rows: Rows) -> None:
@@ -305,7 +316,8 @@ def reliability_figure(lines: Mapping[str, Sequence[tuple[float, float, int]]]) 
         axes.scatter(100 * confidence, 100 * right, s=areas, color=colour, alpha=alphas)
         axes.plot([], [], "o", color=colour, alpha=0.7, label=literal(name))
     axes.set(xlim=(0, 102), ylim=(0, 102))
-    return label(figure, "confidence, %", "accuracy, %", legend="upper left")
+    below(figure, axes)
+    return label(figure, "confidence, %", "accuracy, %", legend=None)
 
 
 def mistakes_figure(images: Sequence[np.ndarray], captions: Sequence[str]) -> Figure:
@@ -343,8 +355,8 @@ def runs_figure(curves: Mapping[str, Sequence[Rows]]) -> Figure:
     figure, *panels = new_figure(13.0, 4.4, 3)
     columns: tuple[What, ...] = ("loss", "acc", "lr")
     splits = {draw_runs(axes, curves, what) for axes, what in zip(panels, columns, strict=True)}
-    by_ratio(panels[0])
-    below(figure, panels[1], 6)
+    by_ratio(panels[0].yaxis, LOSSES)
+    below(figure, panels[1])
     (split,) = splits
     return label(figure, "epoch", f"{split} loss", f"{split} accuracy, %", "learning rate", legend=None, whole=True)
 
@@ -357,8 +369,8 @@ def runs_panels(curves: Mapping[str, Sequence[Rows]]) -> list[Figure]:
         figure, axes = new_figure(4.6, 3.8)
         split = draw_runs(axes, curves, what)
         if what == "loss":
-            by_ratio(axes)
-        below(figure, axes, 2)
+            by_ratio(axes.yaxis, LOSSES)
+        below(figure, axes)
         found.append(label(figure, "epoch", name.format(split), legend=None, whole=True))
     return found
 
@@ -367,21 +379,24 @@ def draw_runs(axes: Axes, curves: Mapping[str, Sequence[Rows]], what: What) -> s
     """Returns of which images the losses and accuracies are."""
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     splits = set()
-    for colour, (name, members) in zip(colours, curves.items(), strict=True):
+    names = apart(list(curves), LEGEND)
+    for colour, name, members in zip(colours, names, curves.values(), strict=True):
         for index, rows in enumerate(members):
             split = "val" if any(row.get("val/acc") for row in rows) else "train"
             splits.add(LONG_NAMES[split])
             column, scale = (what, 1) if what == "lr" else (f"{split}/{what}", 100 if what == "acc" else 1)
-            plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else short(name, 28))
+            plot_column(axes, rows, column, scale, color=colour, alpha=0.8, label=None if index else name)
     return " or ".join(sorted(splits))
 
 
-def below(figure: Figure, axes: Axes, columns: int) -> None:
-    """The names of the lines, if there is more than one and they can be told apart."""
+def below(figure: Figure, axes: Axes) -> None:
+    """The names of the lines, if there is more than one and they can be told apart, in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     if 1 < len(names) <= 24:
-        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
-        figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
+        inches = 0.55 + 0.085 * max(map(len, names))  # of one, in the font below
+        columns = max(1, min(len(names), int(figure.get_figwidth() / inches)))
+        figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(names) // columns))
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 @dataclass
@@ -404,21 +419,23 @@ def cost_figure(points: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
     figure, axes = new_figure(4.6, 3.6)
     groups = list(dict.fromkeys(point.group for point in points))
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(groups)))
-    for name, colour in zip(groups, colours, strict=True):
-        own = [point for point in points if point.group == name]
+    for group, name, colour in zip(groups, apart(groups, LEGEND), colours, strict=True):
+        own = [point for point in points if point.group == group]
         drawn = axes.scatter(
             [point.x for point in own],
             [point.y for point in own],
             color=colour,
             s=36,
             alpha=0.85,
-            label=short(name, 28),
+            label=name,
         )
         drawn.set_urls([point.url or None for point in own])
     xs = [point.x for point in points]
     if min(xs) > 0 and max(xs) > 5 * min(xs):
-        axes.set_xscale("log")
-    below(figure, axes, 2)
+        by_ratio(axes.xaxis)
+    else:
+        axes.xaxis.set(major_locator=MaxNLocator(5), major_formatter=StrMethodFormatter("{x:,g}"))
+    below(figure, axes)
     return label(figure, xlabel, ylabel, legend=None)
 
 
@@ -429,6 +446,6 @@ def intervals_figure(points: Sequence[Point], xlabel: str) -> Figure:
         if point.low is not None:
             axes.plot([point.low, point.high], [row, row], color=BLUE, linewidth=2, alpha=0.6)
         axes.plot(point.y, row, "o", color=BLUE)
-    axes.set_yticks(range(len(points)), [short(point.group, 40) for point in points])
+    axes.set_yticks(range(len(points)), apart([point.group for point in points], 40))
     axes.set_ylim(len(points) - 0.5, -0.5)
     return label(figure, xlabel, "", legend=None)

@@ -84,7 +84,7 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
     """
     if name not in composer.choices_of("data"):
         arrays = []
-        paths = preflight.input_files(name, "ood").files
+        paths = preflight.input_files(name, "ood").without_documents().files
         if pictures := [path for path in paths if not is_archive(path)]:
             arrays.append(np.stack(decode_all(pictures, image_size, MAX_MEGAPIXELS)[0]).transpose(0, 3, 1, 2))
         arrays += [read_archive(path, image_size).images for path in paths if is_archive(path)]

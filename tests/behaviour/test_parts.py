@@ -86,7 +86,7 @@ def test_record_page_and_terminal_say_of_how_many_images_a_score_is(cifar_train,
         for text in (
             "on 20 of 50 test images",
             "on 10 of 40 validation images",
-            "1 epochs of 80 of 200 training images",
+            "1 epoch of 80 of 200 training images",
         ):
             assert text in page
             assert text in out or more

@@ -295,7 +295,10 @@ WRONG = [
     (["data=cifar10_c", "data.root=void"], "CIFAR-10-C is not in void. Got no gaussian_noise.npy"),
     (["data=cifar10_1", "data.root=void"], "CIFAR-10.1 is not in void. Got no cifar10.1_v6_data.npy"),
     (["data=cifar10h", "data.root=void"], "CIFAR-10H is not in void. Got no cifar10h-probs.npy"),
-    (["ood=nothing"], "ood names choices of data, or places with images. Got nothing, which is neither; there are"),
+    (
+        ["ood=nothing"],
+        "ood names choices of data, or places with images. Got nothing, which is no choice, nor is it there",
+    ),
     (["ood=[void]"], "ood must be pictures"),
     (
         ["data=cifar10_c", "data.root=data", "data.corruptions=[rain]"],

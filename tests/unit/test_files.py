@@ -124,12 +124,14 @@ def test_what_is_passed_over_and_classes_without_images_are_told_once_and_nothin
         Path(place).mkdir()
     for place in ("train", "test/cat"):
         Path(place, "Thumbs.db").write_bytes(b"no picture")
+    Path("train/dog/notes.TXT").write_text("no picture")
     data = Files("test", "train")
     data.prepare_data()
     assert [name for name, _ in levels_by_class(data, train=True)] == ["cat", "cat", "dog"]
     assert [name for name, _ in levels_by_class(data, train=False)] == ["cat", "cat", "dog"]
     assert told() == [
-        "warning: passed over in train: hidden or system entries (3), files in no class's folder (1)",
+        "warning: passed over in train: hidden or system entries (3), files that are no pictures "
+        "(train/dog/notes.TXT), files in no class's folder (1)",
         "warning: passed over in test: hidden or system entries (3), files in no class's folder (1)",
         "warning: no images of fox in train",
         "warning: no images of fox in test",

@@ -167,3 +167,19 @@ def test_tens_come_after_nines():
 def test_a_folders_name_keeps_the_sign_of_an_exponent():
     assert runs.slug(["optimizer.lr=1e+25"]) == "lr-1e25"
     assert runs.slug(["optimizer.lr=1e-05"]) == "lr-1e-05"
+
+
+def test_of_a_setting_given_twice_a_folder_has_the_one_that_holds():
+    assert runs.slug(["model.depth=20", "optimizer.lr=0.1", "model.depth=8"]) == "depth-8_lr-0.1"
+
+
+def test_what_is_no_run_folder_is_told_apart(tmp_path):
+    with pytest.raises(UsageError, match="Got nowhere, which is not there"):
+        runs.load_config(Path("nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty, which holds no config\.yaml"):
+        runs.load_config(tmp_path / "empty")
+    (tmp_path / "above" / "run").mkdir(parents=True)
+    (tmp_path / "above" / "run" / "config.yaml").write_text("")
+    with pytest.raises(UsageError, match=r"above, which holds .*above/run"):
+        runs.load_config(tmp_path / "above")

@@ -92,3 +92,20 @@ def test_a_training_in_half_precision_logs_how_many_steps_it_skipped():
     halvings = 30 - math.log2(scaler.get_scale())
     assert 3 < halvings < 40
     assert trainer.callback_metrics["train/skipped_steps"] == halvings
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "the validation loss is not finite. Got nan by step 1 (epoch 1)"),
+        (["data.num_val=0"], "the test loss is not finite. Got nan after the training; give a lower"),
+    ],
+)
+def test_a_network_that_its_last_step_led_astray_is_no_result(cifar_train, run_dirs, capsys, options, message):
+    """Its training's loss was that of the weights before."""
+    assert cifar_train("optimizer.lr=1e30", "trainer.limit_train_batches=1", *options) == 1
+    out = capsys.readouterr()
+    assert message in out.err
+    assert "to continue" not in out.out
+    (run_dir,) = run_dirs()
+    assert not (run_dir / "result.json").exists()
