@@ -22,6 +22,8 @@ from cifar_resnet.models import Classifier
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.results.ood import nearest_similarity
 
+ROUNDING = 0.02  # of logits in 16 bits, by their norms; what is another layer's lies far above
+
 
 def mean_probability(each: Tensor) -> Tensor:
     """An ensemble's log-probabilities from those of its members. each: (members, N, num_classes)."""
@@ -129,12 +131,14 @@ class Calls:
         self.given, self.gave = (tensors[0], output) if tensors and isinstance(output, Tensor) else (None, None)
 
     def features_of(self, logits: Tensor) -> list[Tensor]:
-        """(N, D) float32, on the CPU: what it was given, if what it gave is the logits, but perhaps for a factor; of
-        positions the mean."""
+        """(N, D) float32, on the CPU: what it was given, if what it gave is the logits, but perhaps for a positive
+        factor; of positions the mean."""
         if self.gave is None or self.gave.shape[:2] != logits.shape:
             return []
         gave = self.gave.float().flatten(2).mean(2) if self.gave.ndim > 2 else self.gave.float()
-        if not torch.equal(gave.argmax(1), logits.argmax(1)):
+        factor = (gave * logits).sum() / gave.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+        # in 16 bits rounding makes ties, and with them other largest ones
+        if factor <= 0 or (gave * factor - logits).norm() > ROUNDING * logits.norm():
             return []
         return [(self.given.flatten(2).mean(2) if self.given.ndim > 2 else self.given).float().cpu()]
 

@@ -487,6 +487,16 @@ def test_features_are_what_the_head_is_given_or_none(monkeypatch, head, size):
         assert torch.allclose(found[0], expected, atol=1e-6)
 
 
+def test_ties_that_16_bits_make_hide_no_features():
+    torch.manual_seed(0)
+    head, features = torch.nn.Linear(16, 10).bfloat16(), torch.randn(5000, 16).bfloat16()
+    with torch.inference_mode(), watching(head) as calls:
+        logits = (head(features) * 0.111).float()
+    assert not torch.equal(calls.gave.argmax(1), logits.argmax(1))
+    assert torch.equal(calls.features_of(logits)[0], features.float())
+    assert calls.features_of(-logits) == []
+
+
 def test_the_tests_own_images_are_no_others(run_dir, sweep, capsys):
     assert cli.evaluate([f"checkpoint={run_dir}", f"ood={sweep.parents[2] / 'False.npz'}"]) == 2
     assert "ood is of other images" in capsys.readouterr().err
