@@ -4,7 +4,8 @@
         --command "cifar-train -m experiment=speed94 seed=0,1,2" \
         --chosen "on 5,000 validation images" --json benchmarks/results/speed94-cpu.json
 
-Refuses runs of different or uncommitted code.
+--ensemble adds what cifar-evaluate found of them together, by its evaluation.json. Refuses runs of different or
+uncommitted code.
 """
 
 import argparse
@@ -17,6 +18,10 @@ OF_A_RUN = (
     "epochs", "images", "images_by_size", "train_seconds", "seconds", "images_per_second", "training_flops", "selected",
     "epoch", "metrics",
 )  # fmt: skip
+OF_AN_ENSEMBLE = (
+    "num_images", "tta", "scores", "intervals", "calibrated", "temperature", "temperature_from", "members", "growth",
+    "commit",
+)  # fmt: skip
 SHARED = ("device", "precision", "threads", "versions", "commit")
 
 
@@ -25,6 +30,13 @@ def shared(records: list[dict], key: str) -> object:
     if any(value != values[0] for value in values):
         sys.exit(f"error: runs of one record share their {key}. Got {values}; give those of one machine and commit")
     return values[0]
+
+
+def of_ensemble(path: Path, num_runs: int) -> dict[str, object]:
+    result = json.loads(path.read_text())
+    if len(result["members"]) != num_runs:
+        sys.exit(f"error: an ensemble is of all these runs. Got {len(result['members'])} members of {num_runs} runs")
+    return {key: result[key] for key in OF_AN_ENSEMBLE}
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -36,6 +48,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of them")
     parser.add_argument("--command", required=True, help="that trained them")
     parser.add_argument("--chosen", required=True, help="on what the recipe was chosen")
+    parser.add_argument("--ensemble", type=Path, help="an evaluation.json of these runs as an ensemble")
     parser.add_argument("--json", required=True, type=Path, help="where to write")
     arguments = parser.parse_args()
     paths = sorted({path for folder in arguments.folders for path in folder.rglob("result.json")})
@@ -53,6 +66,8 @@ def main() -> None:
         "network": shared(records, "network"),
         "parameters": shared(records, "parameters"),
         "test_acc": summary([record["metrics"]["test/acc"] for record in records]),
+        "training_flops": sum(record["training_flops"] for record in records),
+        **({"ensemble": of_ensemble(arguments.ensemble, len(records))} if arguments.ensemble else {}),
         "runs": [
             {"seed": record["config"]["seed"], **{key: record[key] for key in OF_A_RUN if key in record}}
             for record in records

@@ -38,8 +38,8 @@ def finished_run(folder: Path, seed: int, **changes: object) -> None:
     (folder / "result.json").write_text(json.dumps(record | changes))
 
 
-def record(folder: str) -> subprocess.CompletedProcess:
-    given = ["--command", "cifar-train -m seed=0,1", "--chosen", "on validation images", "--json", "out.json"]
+def record(folder: str, *more: str) -> subprocess.CompletedProcess:
+    given = ["--command", "cifar-train -m seed=0,1", "--chosen", "on validation images", "--json", "out.json", *more]
     return subprocess.run([sys.executable, RECORD, folder, *given], capture_output=True, text=True)
 
 
@@ -52,6 +52,30 @@ def test_finished_runs_become_one_record(tmp_path):
     assert found["test_acc"] == {"mean": pytest.approx(0.95), "sd": pytest.approx(0.1 / 2**0.5)}
     expected = {"command": "cifar-train -m seed=0,1", "commit": "0123456789ab", "date": "2026-11-21", "threads": 2}
     assert expected.items() <= found.items()
+
+
+def test_what_they_are_together_stands_beside_them(tmp_path):
+    for seed in (0, 1):
+        finished_run(tmp_path / "sweep" / f"seed-{seed}", seed)
+    keys = (
+        "num_images",
+        "tta",
+        "scores",
+        "intervals",
+        "calibrated",
+        "temperature",
+        "temperature_from",
+        "growth",
+        "commit",
+    )
+    evaluation = {key: key for key in keys} | {"members": [{"acc": 0.9}, {"acc": 1.0}], "classes": ["left out"]}
+    Path("evaluation.json").write_text(json.dumps(evaluation))
+    assert record("sweep", "--ensemble", "evaluation.json").returncode == 0
+    found = json.loads(Path("out.json").read_text())
+    assert found["training_flops"] == 20
+    assert found["ensemble"] == {key: value for key, value in evaluation.items() if key != "classes"}
+    finished_run(tmp_path / "sweep" / "seed-2", 2)
+    assert "Got 2 members of 3 runs" in record("sweep", "--ensemble", "evaluation.json").stderr
 
 
 @pytest.mark.parametrize(
