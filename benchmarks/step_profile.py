@@ -6,7 +6,8 @@
 
 First the bare step (throughput.py's: forward, backward, optimizer, on one batch in memory) takes turns with its own
 convolutions: those of one such step, forward and backward, called again with the tensors that they had there. The share
-is the median of the ratios of their times. Beside it, in FLOP/s, a large product of matrices in the same precision.
+is the median of the ratios of their times. FLOP/s are six for each multiply-add of the whole network's forward pass;
+beside them, a large product of matrices in the same precision.
 
 Then torch's profiler looks at cifar-train's own loop: the kinds of operations that a step's time goes to, those that
 take most, and how much passes outside of all operations, which is Python's, Lightning's and the callbacks' share. On a
@@ -109,7 +110,7 @@ def shares(ours: Ours, batch_size: int, rounds: int) -> dict[str, float]:
         bare.step()
     pairs = [(timed(bare.step), timed(convolutions.again)) for _ in range(1 + rounds)][1:]
     step, alone = (statistics.median(each) for each in zip(*pairs, strict=True))
-    flops = 6 * num_macs(bare.model, (3, 32, 32)) * batch_size
+    flops = 6 * num_macs(bare.model, ours.data.image_shape) * batch_size
     return {
         "step_seconds": step,
         "convolution_seconds": alone,
@@ -135,7 +136,12 @@ def profiled(ours: Ours, steady: Steady, rows: int, trace: Path | None) -> dict[
     begun, ended = min(event.time_range.start for event in events), max(event.time_range.end for event in events)
     span = ended - begun
     # Lightning runs the whole step within the optimizer's: what that annotation has to itself is Python
-    operations = [event for event in found if not event.key.startswith("Optimizer.step")]
+    operations = [
+        # on a GPU each has its kernels' time, which are there a second time by themselves
+        event
+        for event in found
+        if event.device_type == DeviceType.CPU and not event.key.startswith("Optimizer.step")
+    ]
     within = sum(event.self_cpu_time_total for event in operations)
     kinds = Counter({"outside of all operations": max(0.0, span - within)} if not on_gpu else {})
     for event in operations:

@@ -200,7 +200,7 @@ class Part:
             found += [(path, name) for path in sorted(inside.files, key=lambda path: path.parts)]
             passed_over.hidden += inside.hidden
             passed_over.circles += inside.circles
-            passed_over.documents += inside.documents
+            passed_over.documents += sorted(inside.documents)
         outside = f"files in no class's folder ({len(self.beside.files):,})" if self.beside.files else ""
         return found, ", ".join(filter(None, [passed_over.in_words(), outside]))
 

@@ -42,8 +42,7 @@ def parse(overrides: list[str]) -> list[Override]:
         return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(overrides)
     except OverrideParseException as error:
         key, equals, value = error.override.partition("=")
-        is_path = "/" in error.override or Path(error.override).exists()
-        advice = "; name what the path is for, such as checkpoint=… or resume=…" * is_path
+        advice = "; name what the path is for, such as checkpoint=… or resume=…" * ("/" in error.override)
         refuse_if(not equals, f"a setting is key=value. Got {error.override}{advice}")
         is_key = re.fullmatch(r"[+~]*[\w$./@:-]+", key, re.ASCII)
         refuse_if(not is_key, f"a setting is key=value, with a key of letters, digits and dots. Got {error.override}")

@@ -220,12 +220,12 @@ def save_config(run_dir: Path, cfg: DictConfig) -> None:
 
 def load_config(run_dir: Path) -> DictConfig:
     path = run_dir / CONFIG
-    inside = sorted(file.parent for file in run_dir.glob(f"*/{CONFIG}"))
-    what = f"holds {named(inside, most=2)}" if inside else f"holds no {CONFIG}"
-    refuse_if(
-        not path.is_file(),
-        f"resume needs a run folder. Got {run_dir}, which {what if run_dir.exists() else 'is not there'}",
-    )
+    if not path.is_file():
+        inside = sorted(file.parent for file in run_dir.glob(f"*/{CONFIG}"))
+        what = f"holds {named(inside, most=2)}" if inside else f"holds no {CONFIG}"
+        raise UsageError(
+            f"resume needs a run folder. Got {run_dir}, which {what if run_dir.exists() else 'is not there'}"
+        )
     try:
         cfg: Any = OmegaConf.load(path)
     except Exception as error:  # whatever YAML may hold

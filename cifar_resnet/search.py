@@ -106,7 +106,8 @@ class Search:
     max_time: no trial is begun that would not end within it, as "DD:HH:MM:SS"; None for no limit. It begins with the
         command.
     max_flops: of all trials together, those that ended early included; no trial is begun for which too few are left,
-        if it takes as many as the dearest before. None for no limit.
+        if it takes as many as the dearest before. None for no limit. Before one has ended nothing tells what they take,
+        so that of several processes each begins one.
     storage: the URL of a database for the trials; None keeps them in the search's folder.
 
     The same command in another process, here or on another host that sees the folder, takes its share of the trials.
@@ -204,7 +205,7 @@ class Search:
                 if frozen.params.keys() != self.space.keys() or ROUND not in frozen.user_attrs:
                     self.study.tell(frozen.number, state=TrialState.FAIL)  # killed while it was drawn
                 elif frozen.user_attrs[ROUND] == round_ and self.claim_of(frozen).take():
-                    if not lack:
+                    if not self.lack(frozen):
                         return Trial(self.study, frozen._trial_id)
                     self.claim_of(frozen).release()
                     num_left += 1
@@ -221,12 +222,23 @@ class Search:
             self.claim_of(trial).take()
             return trial
 
-    def lack(self) -> str | None:
-        """Why another trial would be too long or too dear; None where there is enough for it."""
+    def lack(self, begun: FrozenTrial | None = None) -> str | None:
+        """Why another trial would be too long or too dear; None where there is enough for it. begun: that would go on,
+        of which a part is done."""
+        before = of(self.finished(), FLOPS)
+        # those that run now may become as dear
+        promised = sum(
+            max(0.0, max(before, default=0.0) - trial.user_attrs.get(FLOPS, 0.0))
+            for trial in self.study.get_trials(states=[TrialState.RUNNING])
+            if begun is None or trial.number != begun.number
+        )
+        own = begun.user_attrs.get(FLOPS, 0.0) if begun else 0.0
         limit = self.max_flops or math.inf
-        arithmetic = Budget("search.max_flops", limit, self.flops, petaflop)
-        finished = self.finished()
-        return self.time.lack(of(finished, SECONDS)) or arithmetic.lack(of(finished, FLOPS))
+        arithmetic = Budget("search.max_flops", limit, lambda: self.flops() - own + promised, petaflop)
+        return self.lacks_time() or arithmetic.lack(before)
+
+    def lacks_time(self) -> str | None:
+        return self.time.lack(of(self.finished(), SECONDS))
 
     def flops(self) -> float:
         """Of all trials so far, however they ended."""
@@ -298,7 +310,8 @@ class Search:
             found = {PART: part(record, "val"), SECONDS: record["seconds"], FLOPS: record["training_flops"], ACC: acc}
             for name, value in found.items():
                 trial.set_user_attr(name, value)
-            if HOPELESS in trial.user_attrs and record["epochs"] < job.cfg.trainer.max_epochs:
+            ended_early = record["epochs"] < job.cfg.trainer.max_epochs
+            if HOPELESS in trial.user_attrs and REACHED not in trial.user_attrs and ended_early:
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial, self.objective.value(acc, trial.user_attrs))
@@ -314,7 +327,7 @@ class Search:
         if missing > 0 and (lack := self.lack()):
             log.warning(
                 f"  {missing} of {self.rounds * self.trials} trials were not begun: {lack}; the same command again "
-                f"goes on with them, {'and has as much time anew' if self.time.lack([]) else 'if given more'}"
+                f"goes on with them, {'and has as much time anew' if self.lacks_time() else 'if given more'}"
             )
         if seen := sorted({trial.user_attrs[PART] for trial in trials if trial.user_attrs.get(PART)}):
             log.info(f"  validation  on {' or '.join(seen)}")
@@ -329,40 +342,53 @@ class Search:
                 f"{best.user_attrs[ACC]:.2%}; search through longer trainings, or give a lower target"
             )
             return 1
-        log.info("\nto train with the best:\n")
-        left_out = tuple(text for text in NOT_FOR_TRAINING if self.target is None or not text.startswith("trainer."))
-        kept = [override for override in self.job.overrides if not override.startswith(left_out)]
+        log.info(f"\nto train with the best{', to the end of its schedule' * (self.target is not None)}:\n")
+        kept = [override for override in self.job.overrides if not override.startswith(NOT_FOR_TRAINING)]
         found = [f"{key}={value}" for key, value in zip(self.space, self.values(best), strict=True)]
+        if self.target is not None and "trainer.max_epochs" not in self.space:
+            found.append(f"trainer.max_epochs={self.job.cfg.trainer.max_epochs}")
         log.info(command_line("cifar-train", *self.job.composer.arguments, *kept, *found))
         return 0
 
     def save(self, trials: list[FrozenTrial], best: FrozenTrial) -> None:
         """The table, a picture of what it cost, and one for each interval."""
-        rows = [
-            [
-                trial.number,
-                trial.user_attrs.get(ROUND),
-                *self.values(trial),
-                trial.user_attrs.get(ACC),
-                trial.user_attrs.get(FLOPS),
-                trial.state.name,
-            ]
-            for trial in trials
-        ]
-        head = ["trial", "round", *self.space, "val/acc", "training_flops", "state"]
-        runs.write_table(self.folder / "trials.csv", [head, *rows])
-        scored = [trial for trial in self.finished() if ACC in trial.user_attrs]
-        courses = {trial.number: trial.user_attrs[COURSE] for trial in trials if trial.user_attrs.get(COURSE)}
-        pictures = {"cost": plots.search_cost_figure(courses, best.number, self.target)} if courses else {}
+        attributes = [trial.user_attrs for trial in trials]
+        columns = {
+            "trial": [trial.number for trial in trials],
+            "round": [each.get(ROUND) for each in attributes],
+            **{key: [self.values(trial)[place] for trial in trials] for place, key in enumerate(self.space)},
+            "val/acc": [each.get(ACC) for each in attributes],
+            "training_flops": [each.get(FLOPS) for each in attributes],
+            **({} if self.target is None else {"flops_to_target": [each.get(REACHED) for each in attributes]}),
+            "state": [trial.state.name for trial in trials],
+        }
+        runs.write_table(self.folder / "trials.csv", [list(columns), *zip(*columns.values(), strict=True)])
+        pictures = {"cost": plots.search_cost_figure(self.costs(trials), best.number, self.target)}
+        y = {trial.number: trial.user_attrs.get(ACC if self.target is None else REACHED) for trial in trials}
+        scored = [trial for trial in self.finished() if y[trial.number] is not None]
         for key, domain in self.space.items():
-            if isinstance(domain, Interval):
-                points = [(trial.user_attrs[ROUND], trial.params[key], trial.user_attrs[ACC]) for trial in scored]
-                around = best.params[key], best.user_attrs[ACC]
-                pictures[key] = plots.search_figure(points, around, key, domain.log)
+            if isinstance(domain, Interval) and best in scored:
+                points = [(trial.user_attrs[ROUND], trial.params[key], y[trial.number]) for trial in scored]
+                around = best.params[key], y[best.number]
+                pictures[key] = plots.search_figure(points, around, key, domain.log, is_cost=self.target is not None)
         for name, figure in pictures.items():
             picture = self.folder / f"{name}.png"
             plots.save_figure(picture, figure)
             log.info(f"  picture     {picture}")
+
+    def costs(self, trials: list[FrozenTrial]) -> list[plots.TrialCost]:
+        """What each has spent, in their order, and what came of it."""
+        return [
+            plots.TrialCost(
+                trial.number,
+                trial.user_attrs.get(COURSE, []),
+                trial.user_attrs.get(FLOPS, 0.0),
+                trial.user_attrs.get(ACC if self.target is None else REACHED)
+                if trial.state == TrialState.COMPLETE
+                else None,
+            )
+            for trial in trials
+        ]
 
     def values(self, trial: FrozenTrial) -> list[object]:
         """Of what is searched, in its order; four digits are enough of a number. None for what was not drawn."""
@@ -376,7 +402,8 @@ class Search:
             attributes = trial.user_attrs
             round_ = str(attributes[ROUND] + 1) if ROUND in attributes else ""
             accuracy = f"{attributes[ACC]:.2%}" if ACC in attributes else ""
-            cost = f"{1e-15 * attributes[FLOPS]:.3g}" if FLOPS in attributes else ""
+            flops = attributes.get(REACHED, attributes.get(FLOPS))
+            cost = "" if flops is None else f"{1e-15 * flops:.3g}"
             is_complete = trial.state == TrialState.COMPLETE
             state = (
                 "diverged" if DIVERGED in attributes

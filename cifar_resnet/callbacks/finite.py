@@ -69,13 +69,6 @@ class FiniteLoss(Callback):
             self.scale = scale
         self.scales = []
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Of a network whose last step led it astray no loss of training has told."""
-        refuse_not_finite(trainer, "val/loss", "the validation loss", where(trainer))
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_not_finite(trainer, "test/loss", "the test loss", " after the training")
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.scaler is not None:
             pl_module.log("train/skipped_steps", float(self.skipped), sync_dist=True)  # as many on each rank
@@ -86,13 +79,6 @@ class FiniteLoss(Callback):
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.skipped = state_dict["skipped"]
-
-
-def refuse_not_finite(trainer: Trainer, metric: str, name: str, place: str) -> None:
-    """Raise Diverged; of several processes all know the same."""
-    loss = trainer.callback_metrics.get(metric)
-    if loss is not None and not loss.isfinite():
-        raise Diverged(f"{name} is not finite. Got {loss.item()}{place}; give {CALMER}")
 
 
 def where(trainer: Trainer) -> str:

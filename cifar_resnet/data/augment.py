@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from cifar_resnet.constraints import Count, CountOrZero, NonNegative, Positive, Probability, ProbabilityBelowOne, check
+from cifar_resnet.constraints import Count, CountOrZero, Positive, Probability, check
 from cifar_resnet.data.mixing import Mixing, MixPlan
 from cifar_resnet.data.pixels import gather, pixel_numbers
 from cifar_resnet.data.policies import AutoAugment, Magnitude, RandAugment, TrivialAugment, apply
@@ -62,21 +62,6 @@ def windows(length: int, padding: int, mode: str, device: torch.device) -> Tenso
     places = torch.arange(length) + displacements[:, None]
     places = (length - 1) - ((length - 1) - places.abs()).abs() if mode == "reflect" else places + padding
     return torch.stack([places, places.flip(1)]).to(device)
-
-
-def random_strengths(num_images: int, limit: float, generator: Generator) -> Tensor:
-    """Uniform in -limit … limit: (N,)."""
-    return (torch.rand(num_images, generator=generator, device=generator.device) * 2 - 1) * limit
-
-
-def jitter(images: Tensor, contrasts: Tensor, shifts: Tensor) -> Tensor:
-    """Scale each image's pixels by 1 + contrast around the mean colour, then shift them, in place.
-
-    images: (N, C, H, W), normalised, so that 0 is the mean colour; contrasts, shifts: (N,), the latter in the pixels'
-    standard deviations.
-    """
-    contrasts, shifts = (values[:, None, None, None] for values in (contrasts, shifts))
-    return images.mul_(1 + contrasts).add_(shifts)
 
 
 def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int, kept: Tensor | None = None) -> Tensor:
@@ -130,8 +115,6 @@ class Augment:
         digits want it.
     policy: "autoaugment", "randaugment", "trivialaugment" or None (policies.py).
     num_ops, magnitude: RandAugment's.
-    contrast: the greatest share by which an image's pixels are scaled up or down, around the mean colour; 0 for none.
-    brightness: the greatest shift of an image's pixels, in their standard deviations; 0 for none.
     cutout_size: side of the square that cutout removes, in pixels; 0 for no cutout.
     cutout_probability: of an image to be cut.
     mixing: "mixup", "cutmix", "ricap" or None (mixing.py).
@@ -147,8 +130,6 @@ class Augment:
         policy: Literal["autoaugment", "randaugment", "trivialaugment"] | None = None,
         num_ops: Count = 2,
         magnitude: Magnitude = 9,
-        contrast: ProbabilityBelowOne = 0.0,
-        brightness: NonNegative = 0.0,
         cutout_size: CountOrZero = 8,
         cutout_probability: Probability = 0.5,
         mixing: Literal["mixup", "cutmix", "ricap"] | None = None,
@@ -163,7 +144,6 @@ class Augment:
             "trivialaugment": TrivialAugment(),
         }
         self.policy = policies.get(policy)
-        self.contrast, self.brightness = contrast, brightness
         self.cutout_size, self.cutout_probability = cutout_size, cutout_probability
         self.mixing = mixing and Mixing(mixing, mixing_alpha, mixing_probability)
 
@@ -193,9 +173,6 @@ class Augment:
         for choice in self.policy(num_images, width, numpy_rng) if self.policy else ():
             images = apply(images, choice)
         images = normalise(images)
-        if self.contrast or self.brightness:
-            strengths = (random_strengths(num_images, limit, generator) for limit in (self.contrast, self.brightness))
-            images = jitter(images, *strengths)
         if self.cutout_size:
             rows, columns = random_centres(num_images, height, width, generator)
             all_cut = self.cutout_probability == 1

@@ -323,7 +323,7 @@ class Classifier(LightningModule):
     def training_macs(self, image_shape: tuple[int, int, int]) -> int:
         """Multiply-adds of one pass for one image of shape (C, H, W), the backward one taken for two forward ones.
 
-        Teachers are only asked.
+        Teachers are only asked. Parts that are frozen count like all others.
         """
         teachers = self.distillation.networks if self.distillation else ()
         return 3 * num_macs(self, image_shape) + sum(num_macs(teacher, image_shape) for teacher in teachers)

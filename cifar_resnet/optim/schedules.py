@@ -31,16 +31,16 @@ DESCENTS: dict[str, Callable[[float], float]] = {
 
 
 def with_warmup(
-    optimizer: Optimizer, total_steps: int, warmup_fraction: float, end_factor: float, shape: str, floor: float = 0.0
+    optimizer: Optimizer, total_steps: int, warmup_fraction: float, end_factor: float, shape: str
 ) -> LambdaLR:
-    """Rising linearly through the warm-up, then down to `end_factor` through the rest, or no further than `floor`."""
+    """Rising linearly through the warm-up, then down to `end_factor` through the rest."""
     warmup_steps = round(warmup_fraction * total_steps)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = min((step - warmup_steps) / max(1, total_steps - warmup_steps), 1.0)
-        return max(floor, end_factor + (1 - end_factor) * DESCENTS[shape](progress))
+        return end_factor + (1 - end_factor) * DESCENTS[shape](progress)
 
     return LambdaLR(optimizer, factor)
 
@@ -50,14 +50,10 @@ def cosine(
     total_steps: int,
     warmup_fraction: Fraction = 0.0,
     end_factor: Fraction = 0.0,
-    floor: Fraction = 0.0,
 ) -> LambdaLR:
-    """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017, without restarts).
-
-    floor: of the learning rate, below which the way down ends and it stays.
-    """
+    """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017, without restarts)."""
     check(cosine, locals())
-    return with_warmup(optimizer, total_steps, warmup_fraction, end_factor, "cosine", floor)
+    return with_warmup(optimizer, total_steps, warmup_fraction, end_factor, "cosine")
 
 
 def linear(
@@ -65,11 +61,10 @@ def linear(
     total_steps: int,
     warmup_fraction: Fraction = 0.0,
     end_factor: Fraction = 0.0,
-    floor: Fraction = 0.0,
 ) -> LambdaLR:
-    """A straight line from the learning rate down to `end_factor` of it, or no further than to `floor` of it."""
+    """A straight line from the learning rate down to `end_factor` of it."""
     check(linear, locals())
-    return with_warmup(optimizer, total_steps, warmup_fraction, end_factor, "linear", floor)
+    return with_warmup(optimizer, total_steps, warmup_fraction, end_factor, "linear")
 
 
 def one_cycle(

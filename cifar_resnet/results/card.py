@@ -58,10 +58,10 @@ def card(
 
 
 def seen_by(paths: Sequence[Path]) -> str:
-    """What an epoch of their trainings saw, where that was a part of the images; empty where all, or nobody knows."""
-    records = (runs.read_record(run_dir) for path in paths if (run_dir := runs.run_dir_of(path)))
-    parts = dict.fromkeys(filter(None, (part(record, "train") for record in records if record)))
-    return f", of which an epoch saw no more than {' or '.join(parts)}" if parts else ""
+    """How many of them an epoch saw, where that was a part; empty where all, or nobody knows."""
+    records = [runs.read_record(run_dir) for path in paths if (run_dir := runs.run_dir_of(path))]
+    counts = {record["num_trained"] for record in records if record and part(record, "train")}
+    return f", in each epoch {' or '.join(f'{count:,}' for count in sorted(counts))} of them" if counts else ""
 
 
 def normalisation(networks: Sequence[Classifier]) -> list[str]:

@@ -92,7 +92,7 @@ def by_ratio(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
     set_scale("log")
     axis.set(
         major_locator=LogLocator(subs=subs),
-        major_formatter=StrMethodFormatter("{x:,g}"),
+        major_formatter=StrMethodFormatter("{x:,.10g}"),
         minor_formatter=NullFormatter(),
     )
 
@@ -132,53 +132,69 @@ def schedule_figure(rates: list[float], epochs: float) -> Figure:
     return label(figure, "epoch", "learning rate")
 
 
-def search_figure(points: Sequence[tuple[int, float, float]], best: tuple[float, float], key: str, log: bool) -> Figure:
-    """Validation accuracy over one searched setting; a colour for each round.
+def search_figure(
+    points: Sequence[tuple[int, float, float]], best: tuple[float, float], key: str, log: bool, is_cost: bool = False
+) -> Figure:
+    """Validation accuracy, or FLOPs to a target, over one searched setting; a colour for each round.
 
-    points: of each finished trial its round, the setting's value and the accuracy; best: the last two of the best.
-    key: of the setting; log: whether it is searched by ratio.
+    points: of each finished trial its round, the setting's value and the result; best: the last two of the best.
+    key: of the setting; log: whether it is searched by ratio. is_cost: whether results are FLOPs.
     """
+    scale, ylabel = (1e-15, "PFLOP to the target") if is_cost else (100, "validation accuracy, %")
     figure, axes = new_figure()
     rounds = sorted({round_ for round_, _, _ in points})
     for index, round_ in enumerate(rounds, 1):
-        values, accuracies = zip(*((value, 100 * acc) for own, value, acc in points if own == round_), strict=True)
+        values, results = zip(*((value, scale * each) for own, value, each in points if own == round_), strict=True)
         name = f"round {round_ + 1}" if len(rounds) > 1 else "trials"
-        axes.scatter(values, accuracies, color=BLUE, alpha=0.35 + 0.65 * index / len(rounds), s=28, label=name)
-    value, acc = best
+        axes.scatter(values, results, color=BLUE, alpha=0.35 + 0.65 * index / len(rounds), s=28, label=name)
+    value, result = best
+    shown = f"{scale * result:.3g} PFLOP" if is_cost else f"{result:.2%}"
     around = {"facecolors": "none", "edgecolors": ORANGE, "s": 120, "linewidth": 2}
-    axes.scatter(value, 100 * acc, label=f"best: {value:.3g}, {acc:.2%}", **around)
+    axes.scatter(value, scale * result, label=f"best: {value:.3g}, {shown}", **around)
     axes.set_xscale("log" if log else "linear")
-    return label(figure, key, "validation accuracy, %")
+    return label(figure, key, ylabel)
 
 
-def search_cost_figure(
-    courses: Mapping[int, Sequence[tuple[float, float]]], best: int, target: float | None = None
-) -> Figure:
+@dataclass
+class TrialCost:
+    """Of a search. course: FLOPs and accuracy of each of its validations; flops: all that it has spent.
+
+    result: what it is compared by, accuracy or FLOPs to a target; None where it has not ended, or not come there.
+    """
+
+    number: int
+    course: Sequence[tuple[float, float]]
+    flops: float
+    result: float | None
+
+
+def search_cost_figure(trials: Sequence[TrialCost], best: int, target: float | None = None) -> Figure:
     """Validation accuracy over arithmetic, of each trial by itself, and over that of all trials the best so far.
 
-    courses: by the trial's number, in their order, FLOPs and accuracy of each of its validations. best: the number of
-        the best. target: an accuracy; the best is then the cheapest that came to it, and ended there.
+    best: the number of the best. target: an accuracy; the best is then the cheapest that came to it.
     """
     figure, alone, together = new_figure(11.0, 4.0, 2)
-    spent, scores = 0.0, []
-    for number, course in courses.items():
-        flops, accs = 1e-15 * np.array(course)[:, 0], 100 * np.array(course)[:, 1]
-        style = {"color": ORANGE, "zorder": 3, "label": f"trial {number + 1}, the best"} if number == best else {}
+    shown = [trial for trial in trials if trial.course]
+    for trial in shown:
+        flops, accs = 1e-15 * np.array(trial.course)[:, 0], 100 * np.array(trial.course)[:, 1]
+        name = f"trial {trial.number + 1}, the best"
+        style = {"color": ORANGE, "zorder": 3, "label": name} if trial.number == best else {}
         alone.plot(flops, accs, "o-", markersize=3, linewidth=1, **{"color": GREY, "alpha": 0.8} | style)
-        spent += flops[-1]
-        if target is None or accs.max() >= 100 * target:
-            scores.append((spent, accs.max() if target is None else flops[-1]))
-            together.scatter(*scores[-1], s=24, color=ORANGE if number == best else GREY, zorder=3)
-    if scores:
-        ends, values = zip(*scores, strict=True)
-        so_far = (np.maximum if target is None else np.minimum).accumulate(values)
+    spent = 1e-15 * np.cumsum([trial.flops for trial in trials])
+    scale = 100 if target is None else 1e-15
+    ended = [(x, scale * each.result, each) for x, each in zip(spent, trials, strict=True) if each.result is not None]
+    for x, y, trial in ended:
+        together.scatter(x, y, s=24, color=ORANGE if trial.number == best else GREY, zorder=3)
+    if ended:
+        so_far = (np.maximum if target is None else np.minimum).accumulate([y for _, y, _ in ended])
         name = "best so far" if target is None else "cheapest so far"
-        together.step([*ends, spent], [*so_far, so_far[-1]], where="post", color=BLUE, label=name)
+        xs = [*(x for x, _, _ in ended), spent[-1]]
+        together.step(xs, [*so_far, so_far[-1]], where="post", color=BLUE, label=name)
     if target is not None:
         alone.axhline(100 * target, color=GREEN, linestyle="--", linewidth=1, label=f"target {target:.2%}")
-    bests = [100 * max(acc for _, acc in course) for course in courses.values()]
-    margin = 0.05 * (max(bests) - min(bests)) or 1.0
-    alone.set_ylim(min(bests) - margin, max(*bests, 100 * (target or 0)) + margin)  # how each began tells nothing
+    if bests := [100 * max(acc for _, acc in trial.course) for trial in shown]:
+        margin = 0.05 * (max(bests) - min(bests)) or 1.0
+        alone.set_ylim(min(bests) - margin, max(*bests, 100 * (target or 0)) + margin)  # how each began tells nothing
     accuracy = "validation accuracy, %"
     label(figure, "", accuracy, accuracy if target is None else "PFLOP to the target")
     alone.set_xlabel("PFLOP of each trial")
@@ -434,7 +450,7 @@ def cost_figure(points: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
     if min(xs) > 0 and max(xs) > 5 * min(xs):
         by_ratio(axes.xaxis)
     else:
-        axes.xaxis.set(major_locator=MaxNLocator(5), major_formatter=StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set(major_locator=MaxNLocator(5), major_formatter=StrMethodFormatter("{x:,.10g}"))
     below(figure, axes)
     return label(figure, xlabel, ylabel, legend=None)
 

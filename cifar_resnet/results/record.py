@@ -1,5 +1,6 @@
 """What a run leaves: its test, its record, and everything that shows how it went."""
 
+import math
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,7 +13,9 @@ from omegaconf import DictConfig
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cifar_resnet import checkpoints, hardware, provenance, runs, sweep, trackers
+from cifar_resnet.callbacks.finite import CALMER
 from cifar_resnet.data import DataModule
+from cifar_resnet.errors import Diverged
 from cifar_resnet.images import content_hash
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import num_macs, num_parameters
@@ -51,8 +54,10 @@ def test_and_record(
     start = time.perf_counter()
     run_dir = Path(record["run_dir"])
     chosen = runs.find_checkpoint(run_dir)
-    test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
     checkpoint = checkpoints.contents(chosen)
+    refuse_not_finite(checkpoint["metrics"], "val/loss", chosen)  # before the test images are looked at
+    test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
+    refuse_not_finite(test, "test/loss", chosen)
     record |= {
         "selected": "best on validation" if chosen.stem == "best" else "last",
         "epoch": min(checkpoint["epoch"] + 1, record["epochs"]),  # the last may have been cut short
@@ -83,6 +88,12 @@ def test_and_record(
             reason = sweep.reason_of(error)
             command = command_line("cifar-evaluate", f"checkpoint={run_dir}")
             log.warning(f"warning: no page was made ({reason}); {command} makes one")
+
+
+def refuse_not_finite(metrics: Mapping[str, float], name: str, checkpoint: Path) -> None:
+    """Raise Diverged where a loss is no number. The training's own may be one: it is of the weights before a step."""
+    if not math.isfinite(loss := metrics.get(name, 0.0)):
+        raise Diverged(f"{name} is no longer finite. Got {loss} with {checkpoint}; give {CALMER}")
 
 
 def macs_by_size(model: Classifier, data: DataModule) -> dict[int, int]:

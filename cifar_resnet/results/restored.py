@@ -20,6 +20,7 @@ from cifar_resnet.data.shifted import TestOnly
 from cifar_resnet.errors import one_line, refuse_if
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.pictures import MAX_MEGAPIXELS, decode_all
+from cifar_resnet.terminal import log
 
 
 def restored_config(job: Job, checkpoint: Path) -> DictConfig:
@@ -84,7 +85,11 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
     """
     if name not in composer.choices_of("data"):
         arrays = []
-        paths = preflight.input_files(name, "ood").without_documents().files
+        found = preflight.input_files(name, "ood").without_documents()
+        paths = found.files
+        refuse_if(not paths, f"ood must be pictures, or archives of them. Got {name}, where there is none")
+        if words := found.in_words():
+            log.warning(f"warning: passed over in {name}: {words}")
         if pictures := [path for path in paths if not is_archive(path)]:
             arrays.append(np.stack(decode_all(pictures, image_size, MAX_MEGAPIXELS)[0]).transpose(0, 3, 1, 2))
         arrays += [read_archive(path, image_size).images for path in paths if is_archive(path)]

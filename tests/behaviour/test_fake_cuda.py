@@ -39,7 +39,6 @@ def steady(watch: Watch) -> set[str]:
         ("augment=mixup", "model.drop_block=0.1", "model.drop_block_size=3", "model.squeeze_excitation=4"),
         ("augment=autoaugment",),
         ("resize=progressive", "resize.sizes=[24]", "resize.until=[0.5]", "averaging=lookahead", "averaging.every=2"),
-        ("augment.contrast=0.2", "augment.brightness=0.2"),
         ("augment=ricap", "model.stem=whitening", "model.stochastic_depth=0.1", "model.shake_drop=0.1"),
         ("trainer.accumulate_grad_batches=2", "data.num_val=0", "data.num_train=200"),
     ],

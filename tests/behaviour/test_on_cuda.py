@@ -109,7 +109,7 @@ def test_steps_of_each_optimizer_are_those_of_the_cpu(exact, optimizer):
         ("ensemble.size=2", "precision=32-true"),
         ("scheduler=multistep",),
         ("data.device=cpu",),
-        ("resize=progressive", "averaging=lookahead", "augment.contrast=0.1", "augment.brightness=0.1"),
+        ("resize=progressive", "averaging=lookahead"),
     ],
     ids=lambda options: " ".join(options) or "default",
 )

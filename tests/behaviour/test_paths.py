@@ -33,7 +33,9 @@ def test_every_command_that_takes_a_run_takes_one_of_any_name(odd_run, capsys):
     assert cli.export([f"checkpoint={odd_run}/checkpoints/last.ckpt", "formats=[safetensors]", f"output=ex {ODD}"]) == 0
     assert Path(f"ex {ODD}", "model.safetensors").exists()
     assert cli.train([f"resume={odd_run}"]) == 0
-    assert "finished before" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "finished before" in out
+    assert f"run folder  {odd_run}\n" in out  # where it is now
     assert cli.report([odd_run, f"output=report {ODD}"]) == 0
     assert cli.report(["compare", odd_run, odd_run]) == 0
     assert cli.train([*TINY, f"distill.teacher={odd_run}", "dry_run=true", f"output_dir={ODD}", f"name={ODD}"]) == 0

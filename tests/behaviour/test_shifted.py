@@ -300,6 +300,7 @@ WRONG = [
         "ood names choices of data, or places with images. Got nothing, which is no choice, nor is it there",
     ),
     (["ood=[void]"], "ood must be pictures"),
+    (["ood=notes.txt"], "ood must be pictures, or archives of them. Got notes.txt, where there is none"),
     (
         ["data=cifar10_c", "data.root=data", "data.corruptions=[rain]"],
         "data.corruptions[0] must be one of gaussian_noise, ",
@@ -319,6 +320,7 @@ WRONG = [
 @pytest.mark.parametrize(("overrides", "said"), WRONG)
 def test_what_is_missing_or_cannot_be_is_told_in_a_line(run_dir, tmp_path, images, capsys, overrides, said):
     (tmp_path / "void").mkdir()
+    (tmp_path / "notes.txt").write_text("no picture")
     write_cifar10_c(tmp_path / "data", images)
     before = sorted(path.name for path in run_dir.iterdir())
     assert cli.evaluate([f"checkpoint={run_dir}", *overrides]) == 2

@@ -169,12 +169,13 @@ def test_the_runs_own_precision_is_the_default_and_another_has_a_folder_of_its_o
     assert left_in(own_run) == before
 
 
-def test_a_run_that_has_not_finished_is_left_as_it_is(own_run):
+def test_a_run_that_has_not_finished_is_left_as_it_is(own_run, capsys):
     (own_run / "result.json").unlink()
     before = left_in(own_run)
     assert cli.evaluate([f"checkpoint={own_run}"]) == 0
     assert left_in(own_run) == before
     assert (own_run / "evaluation-best" / "page.html").exists()
+    assert "best.ckpt, of a run that has not finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow

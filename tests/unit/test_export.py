@@ -257,3 +257,12 @@ def test_what_predicts_differently_is_not_left(trained, capsys, monkeypatch):
     assert cli.export([f"checkpoint={trained}", "output=exported/to/here", "formats=[torch,safetensors]"]) == 2
     assert "predicts differently. Got answers 0.1 apart" in capsys.readouterr().err
     assert not Path("exported").exists()
+
+
+def test_a_card_says_how_many_images_an_epoch_saw(cifar_train, run_dirs):
+    assert cifar_train("trainer.limit_train_batches=2") == 0
+    assert cli.export([f"checkpoint={run_dirs()[0]}", "output=exported", "formats=[safetensors]"]) == 0
+    assert (
+        "trained by cifar_resnet on 200 images, in each epoch 80 of them; 40 more"
+        in Path("exported/README.md").read_text()
+    )

@@ -21,6 +21,7 @@ from cifar_resnet import cli, search
 from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import UsageError
+from cifar_resnet.objective import CheapestTo
 from cifar_resnet.overrides import Interval
 from cifar_resnet.search import Search
 from cifar_resnet.search_space import narrowed
@@ -219,7 +220,9 @@ def test_no_trial_is_begun_that_would_not_end_in_the_time_of_the_search(scored, 
     assert cli.search([*command, "search.max_time=00:00:04:10"]) == 0
     assert len(scored) == 2
     out = capsys.readouterr()
-    assert "6 of 8 trials were not begun: 0:50 of search.max_time=4:10 were left" in out.out + out.err
+    told = "6 of 8 trials were not begun: 0:50 of search.max_time=4:10 were left, and one before took 1:40"
+    assert told in out.out + out.err
+    assert "goes on with them, and has as much time anew" in out.out + out.err
     assert len(trials_of()) == 2
     assert cli.search([*command, "search.max_time=00:00:03:30"]) == 0  # another limit is no other search
     assert len(scored) == 4
@@ -255,6 +258,7 @@ def test_no_trial_is_begun_that_would_be_too_dear_for_what_is_left(scored, capsy
     )
     assert told in out.out + out.err
     assert "0.004 PFLOP, all trials together" in out.out
+    assert "goes on with them, if given more" in out.out + out.err
     assert cli.search([*command, "search.max_flops=1e15"]) == 0  # another limit is no other search
     assert len(scored) == 4
 
@@ -333,6 +337,41 @@ def test_the_cheapest_training_that_comes_to_a_target_is_found(played, capsys, m
         assert (row["state"] == "PRUNED") == (not is_there and cost >= best and epoch < epochs)
         best = min(best, cost) if is_there else best
     assert (Path("outputs/search").glob("*/cost.png")).__next__().stat().st_size > 10_000
+
+
+def test_what_others_are_at_is_not_left(scored):
+    """Of three trials one has ended, another process is at one."""
+    ours, theirs = (Search(rounds=1, trials=3, max_flops=5e12) for _ in range(2))
+    jobs = Composer("search").jobs([*SMALL, "optimizer.lr=0.1"])
+    jobs[0].space = {"optimizer.lr": Interval(0.01, 1.0, True)}
+    for search_ in (ours, theirs):
+        search_.open(jobs)
+    first = ours.next_trial(0)
+    ours.study.tell(first, 0.5)
+    first.set_user_attr("flops", 2e12)
+    assert ours.lack() is None
+    running = theirs.next_trial(0)
+    assert "0.001 PFLOP of search.max_flops=0.005 PFLOP were left" in ours.lack()
+    (frozen,) = [each for each in ours.study.get_trials() if each.number == running.number]
+    assert ours.lack(frozen) is None  # it may go on
+
+
+def test_what_has_come_there_stays_so_whatever_it_goes_on_to_cost():
+    study = optuna.create_study(direction="minimize")
+    trial, objective = study.ask(), CheapestTo(0.9, lambda: 1e15)
+    assert not objective.judge(trial, 0.8, 0.5e15, 0)
+    assert objective.judge(trial, float(torch.tensor(0.9)), 0.9e15, 1)  # 0.8999999761581421
+    assert objective.judge(trial, 0.95, 1.3e15, 2)
+    assert trial.user_attrs == {"reached": 0.9e15}
+    assert objective.value(0.95, trial.user_attrs) == 0.9e15
+    assert objective.value(0.8, {}) > objective.value(0.85, {}) > 1e29
+
+
+def test_with_a_target_the_line_that_trains_says_how_long(played, capsys):
+    space = ["model.depth=choice(14,20)", "trainer.max_epochs=4", "search.rounds=1", "search.trials=4"]
+    assert cli.search([*COSTLY, *space, "search.target=0.8"]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    assert "trainer.max_epochs=4" in shlex.split(line)
 
 
 def test_a_target_that_no_trial_comes_to_is_told(played, capsys):

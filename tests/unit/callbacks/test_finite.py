@@ -2,11 +2,12 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_equal
+from helpers import assert_equal, record_of, rows_of
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -97,15 +98,24 @@ def test_a_training_in_half_precision_logs_how_many_steps_it_skipped():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "the validation loss is not finite. Got nan by step 1 (epoch 1)"),
-        (["data.num_val=0"], "the test loss is not finite. Got nan after the training; give a lower"),
+        ([], "val/loss is no longer finite. Got nan with "),
+        (["data.num_val=0"], "test/loss is no longer finite. Got nan with "),
+        (["data.num_val=0", "ensemble.size=2"], "test/loss is no longer finite. Got nan with "),
     ],
 )
-def test_a_network_that_its_last_step_led_astray_is_no_result(cifar_train, run_dirs, capsys, options, message):
+def test_a_network_that_its_last_step_led_astray_is_no_result(cifar_train, capsys, options, message):
     """Its training's loss was that of the weights before."""
     assert cifar_train("optimizer.lr=1e30", "trainer.limit_train_batches=1", *options) == 1
     out = capsys.readouterr()
     assert message in out.err
     assert "to continue" not in out.out
+    assert not list(Path("outputs").rglob("result.json"))
+
+
+def test_an_epoch_that_was_led_astray_costs_nothing_where_another_is_chosen(cifar_train, run_dirs):
+    rising = ["scheduler=one_cycle", "scheduler.peak_fraction=1.0", "scheduler.start_factor=1e-3"]
+    assert cifar_train("trainer.max_epochs=5", *rising, "optimizer.lr=30", "data.num_val=120") == 0
     (run_dir,) = run_dirs()
-    assert not (run_dir / "result.json").exists()
+    assert not all(math.isfinite(float(row["val/loss"])) for row in rows_of(run_dir))
+    assert record_of(run_dir)["epoch"] < 5
+    assert math.isfinite(record_of(run_dir)["metrics"]["test/loss"])

@@ -260,6 +260,7 @@ def test_sam_wraps_any_optimizer_from_the_command_line(cifar_train, run_dirs):
     assert cifar_train("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.weight_decay=5e-4") == 0
     sam, adamw = run_dirs()
     assert record_of(sam)["steps"] == record_of(adamw)["steps"] == 5
+    assert record_of(sam)["training_flops"] == 2 * record_of(adamw)["training_flops"]
     assert rows_of(sam)[0]["train/loss"] != rows_of(adamw)[0]["train/loss"]
     states = [last_of(run)["optimizer_states"][0]["state"][0].keys() for run in (sam, adamw)]
     assert states[0] == states[1] == {"step", "exp_avg", "exp_avg_sq"}

@@ -39,15 +39,6 @@ def test_linear_equals_torchs():
     assert rates(linear, total_steps=STEPS, end_factor=0.1) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("make", [cosine, linear])
-def test_a_floor_is_where_the_way_down_ends(make):
-    options = {"total_steps": STEPS, "warmup_fraction": 0.2, "end_factor": 0.1}
-    without, found = rates(make, **options), rates(make, **options, floor=0.3)
-    assert found[:8] == without[:8]  # the warm-up is no way down
-    assert found[8:] == pytest.approx([max(0.3 * 0.2, rate) for rate in without[8:]])
-    assert found[-4:] == pytest.approx([0.06] * 4)
-
-
 def test_one_cycle_in_rates_and_epochs_equals_one_cycle_in_factors():
     """0.0017 up to 0.017 at epoch 5 of 20 and back, as a project put it."""
     words = {"max_lr": 0.017, "min_lr": 0.0017, "peak_epoch": 5, "epochs": 20, "shape": "linear"}
