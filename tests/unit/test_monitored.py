@@ -12,7 +12,7 @@ from cifar_resnet.monitored import mode_of
 
 BETTER = {"val/acc": max, "val/loss": min, "train/acc": max, "train/loss": min}
 # a rate that rises until it ruins the network: the best epoch is neither the first nor the last
-RISING = ("trainer.max_epochs=5", "scheduler=one_cycle", "scheduler.peak_fraction=1.0", "optimizer.lr=30")
+RISING = ("trainer.max_epochs=5", "scheduler=one_cycle", "scheduler.peak_fraction=1.0", "optimizer.lr=10")
 RUINED = (*RISING, "scheduler.start_factor=0.001", "data.num_val=120")
 
 

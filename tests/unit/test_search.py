@@ -293,7 +293,9 @@ def played(monkeypatch):
         counted = Throughput()
         model = SimpleNamespace(passes=1, training_macs=lambda shape: 3 * cfg.model.depth)
         data = SimpleNamespace(image_shape=(3, 32, 32), image_sizes=[32])
-        trainer = SimpleNamespace(datamodule=data, callbacks=[counted], should_stop=False, callback_metrics={})
+        trainer = SimpleNamespace(
+            datamodule=data, callbacks=[counted], should_stop=False, callback_metrics={}, sanity_checking=False
+        )
         watch.setup(trainer, model, "fit")
         for epoch in range(1, cfg.trainer.max_epochs + 1):
             counted.images_by_size[32], counted.latest, trainer.current_epoch = 100 * epoch, 1.0, epoch - 1
@@ -347,8 +349,8 @@ def test_what_others_are_at_is_not_left(scored):
     for search_ in (ours, theirs):
         search_.open(jobs)
     first = ours.next_trial(0)
-    ours.study.tell(first, 0.5)
     first.set_user_attr("flops", 2e12)
+    ours.study.tell(first, 0.5)
     assert ours.lack() is None
     running = theirs.next_trial(0)
     assert "0.001 PFLOP of search.max_flops=0.005 PFLOP were left" in ours.lack()
@@ -367,6 +369,7 @@ def test_what_has_come_there_stays_so_whatever_it_goes_on_to_cost():
     assert objective.value(0.8, {}) > objective.value(0.85, {}) > 1e29
 
 
+@pytest.mark.slow
 def test_with_a_target_the_line_that_trains_says_how_long(played, capsys):
     space = ["model.depth=choice(14,20)", "trainer.max_epochs=4", "search.rounds=1", "search.trials=4"]
     assert cli.search([*COSTLY, *space, "search.target=0.8"]) == 0
@@ -374,6 +377,7 @@ def test_with_a_target_the_line_that_trains_says_how_long(played, capsys):
     assert "trainer.max_epochs=4" in shlex.split(line)
 
 
+@pytest.mark.slow
 def test_a_target_that_no_trial_comes_to_is_told(played, capsys):
     assert cli.search([*COSTLY, *SPACE, "search.target=0.99", "search.rounds=1", "search.trials=8"]) == 1
     out = capsys.readouterr()

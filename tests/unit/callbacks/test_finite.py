@@ -113,8 +113,9 @@ def test_a_network_that_its_last_step_led_astray_is_no_result(cifar_train, capsy
 
 
 def test_an_epoch_that_was_led_astray_costs_nothing_where_another_is_chosen(cifar_train, run_dirs):
+    by_loss = "callbacks.best.monitor=val/loss"
     rising = ["scheduler=one_cycle", "scheduler.peak_fraction=1.0", "scheduler.start_factor=1e-3"]
-    assert cifar_train("trainer.max_epochs=5", *rising, "optimizer.lr=30", "data.num_val=120") == 0
+    assert cifar_train("trainer.max_epochs=5", *rising, "optimizer.lr=30", "data.num_val=120", by_loss) == 0
     (run_dir,) = run_dirs()
     assert not all(math.isfinite(float(row["val/loss"])) for row in rows_of(run_dir))
     assert record_of(run_dir)["epoch"] < 5
