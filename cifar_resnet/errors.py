@@ -26,6 +26,9 @@ class RunError(Exception):
     exit_code = 1
 
 
+CALMER = "a lower optimizer.lr, scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"  # against a divergence
+
+
 class Diverged(RunError):
     """A training whose loss is no longer finite."""
 

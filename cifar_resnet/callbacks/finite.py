@@ -7,9 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from cifar_resnet.constraints import Count, check
-from cifar_resnet.errors import Diverged
-
-CALMER = "a lower optimizer.lr, scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"
+from cifar_resnet.errors import CALMER, Diverged
 
 
 class FiniteLoss(Callback):

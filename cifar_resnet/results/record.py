@@ -13,9 +13,8 @@ from omegaconf import DictConfig
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cifar_resnet import checkpoints, hardware, provenance, runs, sweep, trackers
-from cifar_resnet.callbacks.finite import CALMER
 from cifar_resnet.data import DataModule
-from cifar_resnet.errors import Diverged
+from cifar_resnet.errors import CALMER, Diverged
 from cifar_resnet.images import content_hash
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import num_macs, num_parameters
