@@ -21,6 +21,7 @@ import contextlib
 import itertools
 import json
 import multiprocessing
+import re
 import shlex
 import statistics
 import sys
@@ -273,6 +274,8 @@ def begin() -> dict:
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{device}; torch {torch.__version__}; commit {provenance.commit()}; {date.today()}\n")
     script, *arguments = sys.argv
+    # where somebody's files lie says nothing to others
+    arguments = [re.sub(r"^(--?\w[\w-]*=|[\w.]+=)?/.*/", r"\1…/", text) for text in arguments]
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments]),
         "device": device,

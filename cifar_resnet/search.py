@@ -40,7 +40,7 @@ from cifar_resnet.recipe import differences
 from cifar_resnet.results import plots
 from cifar_resnet.search_space import distribution, shorten
 from cifar_resnet.sweep import SECONDS_BETWEEN_LOOKS, run_in
-from cifar_resnet.terminal import log, look_next, part, print_table
+from cifar_resnet.terminal import arithmetic, flops_unit, log, look_next, part, print_table
 
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
@@ -234,8 +234,8 @@ class Search:
         )
         own = begun.user_attrs.get(FLOPS, 0.0) if begun else 0.0
         limit = self.max_flops or math.inf
-        arithmetic = Budget("search.max_flops", limit, lambda: self.flops() - own + promised, petaflop)
-        return self.lacks_time() or arithmetic.lack(before)
+        budget = Budget("search.max_flops", limit, lambda: self.flops() - own + promised, arithmetic)
+        return self.lacks_time() or budget.lack(before)
 
     def lacks_time(self) -> str | None:
         return self.time.lack(of(self.finished(), SECONDS))
@@ -331,7 +331,7 @@ class Search:
             )
         if seen := sorted({trial.user_attrs[PART] for trial in trials if trial.user_attrs.get(PART)}):
             log.info(f"  validation  on {' or '.join(seen)}")
-        log.info(f"  cost        {petaflop(self.flops())}, all trials together")
+        log.info(f"  cost        {arithmetic(self.flops())}, all trials together")
         with claims.held(self.folder, wait=True):
             self.save(trials, best)
         if command := look_next(self.folder, self.folder):
@@ -397,13 +397,14 @@ class Search:
     def table(self, trials: list[FrozenTrial]) -> list[list[str]]:
         """A head, and a row for each trial, the best first; numbers from 1."""
         has_rounds = self.rounds > 1
-        rows = [["trial", *["round"] * has_rounds, *self.space, "validation", "PFLOP", ""]]
+        unit, scale = flops_unit(max(of(trials, FLOPS), default=0))
+        rows = [["trial", *["round"] * has_rounds, *self.space, "validation", unit, ""]]
         for trial in sorted(trials, key=self.order):
             attributes = trial.user_attrs
             round_ = str(attributes[ROUND] + 1) if ROUND in attributes else ""
             accuracy = f"{attributes[ACC]:.2%}" if ACC in attributes else ""
             flops = attributes.get(REACHED, attributes.get(FLOPS))
-            cost = "" if flops is None else f"{1e-15 * flops:.3g}"
+            cost = "" if flops is None else f"{scale * flops:.3g}"
             is_complete = trial.state == TrialState.COMPLETE
             state = (
                 "diverged" if DIVERGED in attributes
@@ -436,7 +437,3 @@ def one_trial(search: Search, round_: int, _: int) -> None:
 def of(trials: Iterable[FrozenTrial], attribute: str) -> list[float]:
     """Of those that have it."""
     return [trial.user_attrs[attribute] for trial in trials if attribute in trial.user_attrs]
-
-
-def petaflop(flops: float) -> str:
-    return f"{1e-15 * flops:.3g} PFLOP"

@@ -83,11 +83,25 @@ def log_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
+UNITS = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9}
+
+
 def duration(seconds: float) -> str:
     """ "0:07", "12:30" or "1:02:03"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def flops_unit(flops: float) -> tuple[str, float]:
+    """The unit that such a number is said in, and what to multiply with: a PFLOP is 1e15 of them."""
+    return next(((name, 1 / size) for name, size in UNITS.items() if flops >= size / 100), ("FLOP", 1.0))
+
+
+def arithmetic(flops: float) -> str:
+    """Such as "0.32 PFLOP"."""
+    unit, scale = flops_unit(flops)
+    return f"{scale * flops:.3g} {unit}"
 
 
 def part(record: dict, split: str) -> str:

@@ -208,7 +208,7 @@ class DataModule(LightningDataModule, ABC):
     def check_batch_size(self, num_train: int) -> None:
         refuse_if(
             num_train <= 0,
-            f"no images are left to train on. Got data.num_val={getattr(self, 'num_val', None)}; hold out fewer",
+            f"no images are left to train on. Got data.num_val={self.num_val}; hold out fewer",
         )
         refuse_if(
             num_train < self.batch_size,

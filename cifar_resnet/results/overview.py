@@ -16,6 +16,7 @@ from cifar_resnet.results import found, plots
 from cifar_resnet.results.found import Groups, Run
 from cifar_resnet.results.intervals import Summary, summary
 from cifar_resnet.results.page import Section
+from cifar_resnet.terminal import flops_unit
 
 # what a setting's column may not be called as well
 TITLES = (
@@ -101,7 +102,7 @@ def sections(
         text = f"The mean of each group's runs, and its 95% interval.{left_out(groups, scored, 'groups')}"
         shown.append(Section("Groups compared", text, plots.intervals_figure(points, name), name="groups"))
     most = max((run.record.get("training_flops") or 0 for each in scored.values() for run in each), default=0)
-    unit, scale_of_flops = ("PFLOP", 1e-15) if most >= 1e13 else ("TFLOP", 1e-12)
+    unit, scale_of_flops = flops_unit(most)
     costs = {
         "parameters": "parameters",
         f"training, {unit}": "training_flops",

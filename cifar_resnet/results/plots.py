@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from cifar_resnet.runs import replacing
-from cifar_resnet.terminal import cut, cut_apart
+from cifar_resnet.terminal import arithmetic, cut, cut_apart, flops_unit
 
 BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d97706", "#3f8f4f", "#9aa3ad"
 
@@ -140,7 +140,8 @@ def search_figure(
     points: of each finished trial its round, the setting's value and the result; best: the last two of the best.
     key: of the setting; log: whether it is searched by ratio. is_cost: whether results are FLOPs.
     """
-    scale, ylabel = (1e-15, "PFLOP to the target") if is_cost else (100, "validation accuracy, %")
+    unit, scale_of_flops = flops_unit(max(result for *_, result in points))
+    scale, ylabel = (scale_of_flops, f"{unit} to the target") if is_cost else (100, "validation accuracy, %")
     figure, axes = new_figure()
     rounds = sorted({round_ for round_, _, _ in points})
     for index, round_ in enumerate(rounds, 1):
@@ -148,7 +149,7 @@ def search_figure(
         name = f"round {round_ + 1}" if len(rounds) > 1 else "trials"
         axes.scatter(values, results, color=BLUE, alpha=0.35 + 0.65 * index / len(rounds), s=28, label=name)
     value, result = best
-    shown = f"{scale * result:.3g} PFLOP" if is_cost else f"{result:.2%}"
+    shown = arithmetic(result) if is_cost else f"{result:.2%}"
     around = {"facecolors": "none", "edgecolors": ORANGE, "s": 120, "linewidth": 2}
     axes.scatter(value, scale * result, label=f"best: {value:.3g}, {shown}", **around)
     axes.set_xscale("log" if log else "linear")
@@ -174,15 +175,18 @@ def search_cost_figure(trials: Sequence[TrialCost], best: int, target: float | N
     best: the number of the best. target: an accuracy; the best is then the cheapest that came to it.
     """
     figure, alone, together = new_figure(11.0, 4.0, 2)
+    unit, scale = flops_unit(max((trial.flops for trial in trials), default=0))
+    unit_of_all, scale_of_all = flops_unit(sum(trial.flops for trial in trials))
     shown = [trial for trial in trials if trial.course]
     for trial in shown:
-        flops, accs = 1e-15 * np.array(trial.course)[:, 0], 100 * np.array(trial.course)[:, 1]
+        flops, accs = scale * np.array(trial.course)[:, 0], 100 * np.array(trial.course)[:, 1]
         name = f"trial {trial.number + 1}, the best"
         style = {"color": ORANGE, "zorder": 3, "label": name} if trial.number == best else {}
         alone.plot(flops, accs, "o-", markersize=3, linewidth=1, **{"color": GREY, "alpha": 0.8} | style)
-    spent = 1e-15 * np.cumsum([trial.flops for trial in trials])
-    scale = 100 if target is None else 1e-15
-    ended = [(x, scale * each.result, each) for x, each in zip(spent, trials, strict=True) if each.result is not None]
+    spent = scale_of_all * np.cumsum([trial.flops for trial in trials])
+    scale_of_results = 100 if target is None else scale
+    each = [(x, trial.result, trial) for x, trial in zip(spent, trials, strict=True)]
+    ended = [(x, scale_of_results * result, trial) for x, result, trial in each if result is not None]
     for x, y, trial in ended:
         together.scatter(x, y, s=24, color=ORANGE if trial.number == best else GREY, zorder=3)
     if ended:
@@ -196,9 +200,9 @@ def search_cost_figure(trials: Sequence[TrialCost], best: int, target: float | N
         margin = 0.05 * (max(bests) - min(bests)) or 1.0
         alone.set_ylim(min(bests) - margin, max(*bests, 100 * (target or 0)) + margin)  # how each began tells nothing
     accuracy = "validation accuracy, %"
-    label(figure, "", accuracy, accuracy if target is None else "PFLOP to the target")
-    alone.set_xlabel("PFLOP of each trial")
-    together.set_xlabel("PFLOP of all trials so far")
+    label(figure, "", accuracy, accuracy if target is None else f"{unit} to the target")
+    alone.set_xlabel(f"{unit} of each trial")
+    together.set_xlabel(f"{unit_of_all} of all trials so far")
     return figure
 
 

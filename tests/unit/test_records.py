@@ -16,6 +16,7 @@ RECORDS, RECORD = sorted((BENCHMARKS / "results").glob("*.json")), BENCHMARKS / 
 def test_a_record_holds_command_clean_commit_device_threads_versions_and_date(path):
     record = json.loads(path.read_text())
     assert re.match(r"(cifar-|python benchmarks/)", record["command"])
+    assert not re.search(r"(^|[ =])[/~]", record["command"])  # another machine's folders
     assert re.fullmatch("[0-9a-f]{12}", record["commit"])
     assert record["device"]
     assert re.search(r", \d+ threads?$", record["device"]) or record["threads"] >= 1

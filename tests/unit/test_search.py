@@ -253,11 +253,9 @@ def test_no_trial_is_begun_that_would_be_too_dear_for_what_is_left(scored, capsy
     assert cli.search([*command, "search.max_flops=5e12"]) == 0
     assert len(scored) == 2
     out = capsys.readouterr()
-    told = (
-        "2 of 4 trials were not begun: 0.001 PFLOP of search.max_flops=0.005 PFLOP were left, and one before took 0.002"
-    )
+    told = "2 of 4 trials were not begun: 1 TFLOP of search.max_flops=5 TFLOP were left, and one before took 2 TFLOP"
     assert told in out.out + out.err
-    assert "0.004 PFLOP, all trials together" in out.out
+    assert "4 TFLOP, all trials together" in out.out
     assert "goes on with them, if given more" in out.out + out.err
     assert cli.search([*command, "search.max_flops=1e15"]) == 0  # another limit is no other search
     assert len(scored) == 4
@@ -353,7 +351,7 @@ def test_what_others_are_at_is_not_left(scored):
     ours.study.tell(first, 0.5)
     assert ours.lack() is None
     running = theirs.next_trial(0)
-    assert "0.001 PFLOP of search.max_flops=0.005 PFLOP were left" in ours.lack()
+    assert "1 TFLOP of search.max_flops=5 TFLOP were left" in ours.lack()
     (frozen,) = [each for each in ours.study.get_trials() if each.number == running.number]
     assert ours.lack(frozen) is None  # it may go on
 

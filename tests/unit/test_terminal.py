@@ -104,3 +104,12 @@ def test_lines_are_printed_as_they_are(monkeypatch):
 def test_a_name_in_markdown(name, shown):
     assert terminal.in_markdown(name) == shown
     assert terminal.markdown_table([["class", "n"], [name, "1"]]).splitlines()[2] == f"| {shown} | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"),
+    [(0, "0 FLOP"), (5e6, "5e+06 FLOP"), (2.5e7, "0.025 GFLOP"), (2e12, "2 TFLOP"), (9e12, "9 TFLOP"),
+     (3.2e14, "0.32 PFLOP"), (4.9e15, "4.9 PFLOP")],
+)  # fmt: skip
+def test_arithmetic_is_said_in_a_unit_that_fits(flops, text):
+    assert terminal.arithmetic(flops) == text
