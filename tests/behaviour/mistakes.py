@@ -14,7 +14,7 @@ WITHOUT_TORCH = [
     ("train", "trainer.max_epoch=5", "unknown key trainer.max_epoch.", "Did you mean trainer.max_epochs"),
     ("train", "max_epochs=5", "unknown key max_epochs.", "Did you mean trainer.max_epochs"),
     ("train", "optimiser=sgd", "unknown key optimiser.", "Did you mean optimizer?"),
-    ("train", "optimizer.learning_rate=1", "no optimizer.learning_rate here: optimizer.lr is the", "leave it out"),
+    ("train", "optimizer.learning_rate=1", "no optimizer.learning_rate here: optimizer.lr is the", "give optimizer.lr=1"),
     ("train", "optimizer.dampning=1", "unknown key optimizer.dampning.", "cifar-train --help"),
     ("train", "model.net.width=3", "unknown key model.net.width.", "Did you mean model.widths"),
     ("train", "+trainer.max_epoch=5", "unknown key trainer.max_epoch.", "Did you mean trainer.max_epochs"),
