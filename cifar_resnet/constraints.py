@@ -101,7 +101,7 @@ TOP_LEVEL: dict[str, object] = {
 # of classes that are not ours, by the module that defines them: narrower than their own annotations
 FOREIGN: dict[str, dict[str, object]] = {
     "torch.optim": {
-        "lr": NonNegative,
+        "lr": Positive,
         "weight_decay": NonNegative,
         "momentum": FractionBelowOne,
         "betas": Annotated[Sequence[FractionBelowOne], Len(2, 2)],
@@ -260,8 +260,12 @@ def problems_with(value: object, hint: object) -> Sequence[Mapping[str, Any]]:
     return []
 
 
-@functools.cache
 def adapter_of(hint: Any) -> TypeAdapter[Any]:
+    return _adapter_of(hint, repr(hint))  # for Literals of another order are equal
+
+
+@functools.cache
+def _adapter_of(hint: Any, in_its_order: str) -> TypeAdapter[Any]:
     return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
@@ -276,7 +280,10 @@ def in_words(schema: dict[str, Any]) -> str:
         case {"description": text} | {"const": text}:
             return str(text)
         case {"anyOf": options}:
-            return " or ".join(dict.fromkeys(map(in_words, options)))
+            words = [word for one in options for word in (one.get("enum") or [in_words(one)])]
+            *others, last = dict.fromkeys(words)
+            is_list = not any(sign in word for word in words for sign in (", ", " or "))
+            return f"{', '.join(others)} or {last}" if is_list and others else " or ".join([*others, last])
         case {"enum": [*names, last]}:
             return f"{', '.join(names)} or {last}"
         case {"type": "array", **rest}:
@@ -321,14 +328,17 @@ def hints_of(target: str) -> dict[str, object] | None:
 
 
 def imported(target: str) -> Callable:
+    wanted = "_target_ names a class or a function"
     try:
         logging.disable()  # Hydra says it as well, in three lines
-        return get_object(str(target))
+        found = get_object(str(target))
     except Exception as error:  # whatever an import may raise
         reason = one_line(error.__cause__ or error)
-        raise UsageError(f"_target_ names nothing. Got {target} ({reason})") from error
+        raise UsageError(f"{wanted}. Got {target}, which is none ({reason})") from error
     finally:
         logging.disable(logging.NOTSET)
+    refuse_if(not callable(found), f"{wanted}. Got {target}, which is {as_yaml(found)}")
+    return found
 
 
 @functools.cache

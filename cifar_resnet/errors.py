@@ -49,12 +49,19 @@ def as_usage_error() -> Iterator[None]:
     except (ValueError, TypeError, OSError, InstantiationException) as error:
         if isinstance(error, (UsageError, BrokenPipeError)) or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        cause = (isinstance(error, InstantiationException) and error.__cause__) or error
+        cause = innermost(error)
         key = re.search(r"full_key: (\S+)", str(error))
         text = one_line(cause)
         if isinstance(cause, OSError) and cause.filename and cause.strerror:
             text = f"{cause.strerror}. Got {cause.filename}; give another place"
         raise UsageError(f"{key[1]}: {text}" if key and not isinstance(cause, ValueError) else text) from error
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What a constructor raised, where one configuration may be within another."""
+    while isinstance(error, InstantiationException) and error.__cause__:
+        error = error.__cause__
+    return error
 
 
 def one_line(error: BaseException) -> str:

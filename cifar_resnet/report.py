@@ -19,14 +19,15 @@ from cifar_resnet.results import found, ood, overview, page, plots
 from cifar_resnet.results.comparison import comparison
 from cifar_resnet.results.found import Groups, Run
 from cifar_resnet.results.intervals import Summary, ends
-from cifar_resnet.results.overview import metric_of, name_of, page_of, pivoted, short, summary_of
+from cifar_resnet.results.overview import metric_of, page_of, pivoted, short, summary_of
 from cifar_resnet.results.page import Link, Section
 
 NOTE = (
     "Accuracies: mean ± standard deviation over n runs. 95% interval: of their mean, by Student's t; where there is "
     "one run, or all scored the same, Wilson's of a share of the test images; within 0 and 100%. Tested was the epoch "
     "that did best on validation images, or the last one. Ensembles predict by their members' mean probability; their "
-    "loss and expected calibration error (ECE) stand as they are and at a temperature fitted on validation images."
+    "loss and expected calibration error (ECE) stand as they are and at a temperature fitted on validation images. "
+    "Data sets of one name have beside it what tells them apart: images trained on + held out, their folder, or a hash."
 )
 EVALUATION = "evaluation.json"  # what cifar-evaluate leaves
 PAGE, HTML, PICTURE, TITLE = "report.md", "report.html", "curves.png", "# Runs\n"
@@ -75,11 +76,13 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     tables = {
         "Pivot": pivot_table(counted, cfg),
         "Groups": group_table(groups, keys, everything),
-        "Runs": run_table(everything, keys, folder),
+        "Runs": run_table(everything, groups, keys, folder),
         "Ensembles": ensembles,
         "Holding up": shifts,
     }
     notes = [f"skipped: {reason}" for reason in (*skipped, *no_evaluations, *no_curves)]
+    if overview.are_numbered(keys) and (usual := overview.other_settings(groups, keys)[1]):
+        notes.append(f"other settings, where a group's row does not say: {usual}")
     notes += parts_in(everything)
     if repeats := len(everything) - len(counted):
         notes.append(f"{repeats} of {len(everything)} runs repeat another's settings, seed and data, and count once")
@@ -125,9 +128,16 @@ def group_table(groups: Groups, keys: Sequence[str], everything: Sequence[Run]) 
     sizes = [sorted(record["parameters"] for record in found) for found in records]
     seconds = [statistics.fmean(record["train_seconds"] for record in found) for found in records]
     tested = [", ".join(sorted({record["selected"].partition(" ")[0] for record in found})) for found in records]
-    settings = [same(*column) for column in zip(short(keys), zip(*groups, strict=True), strict=True)]
+    is_numbered, own = overview.are_numbered(keys), overview.own_columns(groups, keys)
+    numbers = [same("group", list(overview.numbers_of(groups).values()))] if is_numbered else []
+    settings = [
+        Column(name, list(values) if key in own else [], {name: values})
+        for key, name, values in zip(keys, short(keys), zip(*groups, strict=True), strict=True)
+    ]
     return as_table(
+        *numbers,
         *(settings or [same("network", [found[0]["network"] for found in records])]),
+        Column("other settings", overview.other_settings(groups, keys)[0] if is_numbered else [], {}),
         same("n", [len(members) for members in each]),
         Column("repeats", list(map(str, repeats)) if any(repeats) else [], {"repeats": repeats}),
         accuracy("validation", "val/acc", each),
@@ -143,8 +153,10 @@ def group_table(groups: Groups, keys: Sequence[str], everything: Sequence[Run]) 
     )
 
 
-def run_table(members: Sequence[Run], keys: Sequence[str], folder: Path) -> Table:
+def run_table(members: Sequence[Run], groups: Groups, keys: Sequence[str], folder: Path) -> Table:
     """A row for each run, those as well that do not count. folder: that the report will lie in."""
+    numbers = overview.numbers_of(groups)
+    is_numbered = overview.are_numbered(keys)
     records = [member.record for member in members]
     validation, test = ([summary_of(name, [member]) for member in members] for name in ("val/acc", "test/acc"))
     ends = {"test_acc_low": [one.low for one in test], "test_acc_high": [one.high for one in test]}
@@ -152,7 +164,12 @@ def run_table(members: Sequence[Run], keys: Sequence[str], folder: Path) -> Tabl
     originals = [str(member.repeats.folder) if member.repeats else "" for member in members]
     return as_table(
         same("run", [Link(str(member.folder), page_of(member, folder)) for member in members]),
-        *(same(name, [member.setting(key) for member in members]) for key, name in zip(keys, short(keys), strict=True)),
+        *([same("group", [numbers[tuple(map(member.setting, keys))] for member in members])] if is_numbered else []),
+        *(
+            Column(name, [] if is_numbered else values, {name: values})
+            for key, name in zip(keys, short(keys), strict=True)
+            for values in [[member.setting(key) for member in members]]
+        ),
         same("seed", [member.setting("seed") for member in members]),
         Column("validation", [one.spread() for one in validation], {"val_acc": [one.mean for one in validation]}),
         Column("test", [one.spread() for one in test], {"test_acc": [one.mean for one in test]} | ends),
@@ -276,8 +293,9 @@ def curves_of(groups: Groups, keys: Sequence[str]) -> tuple[Curves, list[str]]:
     """Of the groups in which an epoch has ended, named by their settings; and why a run has none that can be read."""
     curves: Curves = {}
     damaged = []
+    labels = overview.labels_of(groups, keys)
     for values, members in groups.items():
-        name = name_of(keys, values)
+        name = labels[values]
         for member in members:
             try:
                 if rows := runs.read_metrics(member.folder / runs.METRICS):

@@ -32,6 +32,7 @@ IN_A_RECORD = (
 MENDING = "take it away, and resume=<run folder> tests the run again"
 RECORD, CONFIG, METRICS, LOG, CURVES = "result.json", "config.yaml", "metrics.csv", "train.log", "tensorboard"
 OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", LOG)
+FIRST_IN_NAMES = ("experiment", "model", "data")
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
 
@@ -54,6 +55,23 @@ def slug(overrides: list[str], max_length: int = 80) -> str:
     # whole parts: half a number would be another number
     shorter = ["_".join([*parts[:count], digest(overrides)]) for count in reversed(range(len(parts)))]
     return next(text for text in ("_".join(parts), *shorter) if len(text) <= max_length)
+
+
+def in_telling_order(overrides: list[str]) -> list[str]:
+    """Those that tell a run from others, the recipe, the network and the data first, for a long name is cut at its end;
+    without those that the path to its folder says already."""
+
+    def place(override: str) -> int:
+        key = override.lstrip("+~").partition("=")[0]
+        return (
+            -1
+            if key in ("name", "output_dir")
+            else FIRST_IN_NAMES.index(key)
+            if key in FIRST_IN_NAMES
+            else len(FIRST_IN_NAMES)
+        )
+
+    return sorted((override for override in overrides if place(override) >= 0), key=place)
 
 
 def distinct_slugs(jobs: list[list[str]]) -> list[str]:
@@ -99,7 +117,7 @@ def create_run_dir(cfg: DictConfig) -> Path:
         return Path(cfg.run_dir)
     parent = parent_dir(cfg)
     parent.mkdir(parents=True, exist_ok=True)
-    name = "-".join(filter(None, [f"{datetime.now():%Y-%m-%d_%H-%M-%S}", slug(cfg.overrides)]))
+    name = "-".join(filter(None, [f"{datetime.now():%Y-%m-%d_%H-%M-%S}", slug(in_telling_order(cfg.overrides))]))
     for path in (parent / f"{name}{suffix}" for suffix in ("", *(f"-{count}" for count in range(2, 1000)))):
         with contextlib.suppress(FileExistsError):
             path.mkdir()

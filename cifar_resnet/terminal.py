@@ -71,10 +71,19 @@ def is_silent() -> bool:
     return any(isinstance(handler, logging.NullHandler) for handler in log.handlers)
 
 
+class TimedLines(logging.Formatter):
+    """The time before a message, and its further lines below its first."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        first, *others = record.message.strip("\n").split("\n")
+        below = " " * len(record.asctime)
+        return "\n".join([f"{record.asctime}  {first}", *(f"{below}  {line}".rstrip() for line in others)])
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
     handler = logging.NullHandler() if is_silent() else logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    handler.setFormatter(TimedLines("%(asctime)s", "%H:%M:%S"))
     log.addHandler(handler)
     try:
         yield
@@ -115,9 +124,15 @@ def part(record: dict, split: str) -> str:
     return f"{count:,} of {all_there:,} {name} images" if count and all_there and count < all_there else ""
 
 
+FEW = 100  # validation images
+
+
 def announcement(record: dict) -> str:
     """What is about to be trained, on what, and where it will lie."""
-    held_out = f"{record['num_val']:,} held out for validation" if record["num_val"] else "none held out"
+    count = record["num_val"]
+    held_out = f"{count:,} held out for validation" if count else "none held out"
+    if 0 < count < FEW:
+        held_out += f", so few that chance moves their accuracy by up to {98 / math.sqrt(count):.0f} points either way"
     parts = " and ".join(filter(None, (part(record, split) for split in ("train", "val"))))
     rows = {
         "network": f"{record['network']}: {record['parameters']:,} parameters, "

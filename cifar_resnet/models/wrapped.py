@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hydra.errors import InstantiationException
 from torch import Tensor, nn
 
 from cifar_resnet.constraints import check
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import innermost, one_line, refuse_if
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models.classifier import Classifier
 
@@ -36,7 +37,13 @@ class Wrapped(Classifier):
             f"out, or name another argument by model.classes_as",
         )
         told = {classes_as: num_classes} if classes_as else {}
-        module = instantiate(dict(net), **told, _convert_="all")
+        try:
+            module = instantiate(dict(net), **told, _convert_="all")
+        except InstantiationException as error:
+            text = one_line(innermost(error))
+            advice = "; model.classes_as names the argument that is told the number of classes, or is null"
+            advice *= f"'{classes_as}'" in text
+            raise ValueError(f"model.net is not made by {net['_target_']}: {text.rstrip('.')}{advice}") from error
         refuse_if(
             not isinstance(module, nn.Module),
             f"model.net makes a torch.nn.Module. Got {type(module).__name__} from {net['_target_']}; name what does",

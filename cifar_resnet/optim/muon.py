@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_resnet.constraints import Count, FractionBelowOne, NonNegative, check
+from cifar_resnet.constraints import Count, FractionBelowOne, NonNegative, Positive, check
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5, scale: float = 1.0) -> Tensor:
@@ -89,7 +89,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable,
-        lr: NonNegative = 0.02,
+        lr: Positive = 0.02,
         weight_decay: NonNegative = 0.01,
         momentum: FractionBelowOne = 0.95,
         nesterov: bool = True,

@@ -27,7 +27,7 @@ class SAM(torch.optim.Optimizer):
         self,
         params: Iterable,
         base: Callable[..., torch.optim.Optimizer],
-        lr: NonNegative = 0.1,
+        lr: Positive = 0.1,
         weight_decay: NonNegative = 5e-4,
         rho: Positive = 0.05,
         adaptive: bool = False,

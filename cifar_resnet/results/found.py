@@ -107,8 +107,8 @@ def read(path: Path) -> dict:
 
 
 def name_data_sets(found: Sequence[Run]) -> None:
-    """Name each run's data set as its choice, such as cifar10; where several would be called so, add their files' name,
-    and where that is no difference either, a hash."""
+    """Name each run's data set as its choice, such as cifar10; where several would be called so, add whichever of these
+    tells them apart: how many images were trained on and held out, their files' name, a hash."""
     sets: list[tuple[list[object], list[Run]]] = []
     for member in sorted(found, key=lambda member: member.origin().count(None)):  # what is known best comes first
         origin = member.origin()
@@ -118,11 +118,10 @@ def name_data_sets(found: Sequence[Run]) -> None:
         else:
             sets.append((origin, [member]))
     names = [members[0].record["data"] for _, members in sets]
-    for add in (files_of, hash_of):
-        names = [
-            " ".join(filter(None, [name, add(*each)])) if names.count(name) > 1 else name
-            for name, each in zip(names, sets, strict=True)
-        ]
+    for add in (sizes_of, files_of, hash_of):
+        longer = [f"{name} {add(*each)}".rstrip() for name, each in zip(names, sets, strict=True)]
+        told = {name: len({more for more, was in zip(longer, names, strict=True) if was == name}) > 1 for name in names}
+        names = [more if told[name] else name for name, more in zip(names, longer, strict=True)]
     for name, (_, members) in zip(names, sets, strict=True):
         for member in members:
             member.data = name
@@ -130,6 +129,10 @@ def name_data_sets(found: Sequence[Run]) -> None:
 
 def agree(one: object, other: object) -> bool:
     return one == other or one is None or other is None
+
+
+def sizes_of(origin: list[object], members: Sequence[Run]) -> str:
+    return "{num_train:,}+{num_val:,}".format(**members[0].record)
 
 
 def files_of(origin: list[object], members: Sequence[Run]) -> str:
@@ -152,19 +155,21 @@ def note_repeats(found: Sequence[Run]) -> None:
 def differences(found: Sequence[Run]) -> list[str]:
     """Settings that tell these runs apart.
 
-    First those that commands gave, whichever differ; then, where these leave a difference, the data set and whatever
-    else differs, such as a default that is another since, leaving out what those before already tell.
+    First the data set, and what commands gave, whichever differ, but of the data only what its name leaves untold;
+    then, where these leave a difference, whatever else differs, such as a default that is another since, leaving out
+    what those before already tell.
     """
     asked = [text.lstrip("+~").partition("=")[0] for run in found for text in run.record["config"]["overrides"]]
     given = [key for key in asked if key != "data" and bears_on_results(key)]
     recipes = [member.recipe() for member in found]
     other = [key for key in dict.fromkeys(key for each in recipes for key in each)
              if len({each.get(key) for each in recipes}) > 1]  # fmt: skip
-    choices = ["data"] if len({member.record["data"] for member in found}) > 1 else []
+    choices = ["data"] if len({member.data for member in found}) > 1 else []
     keys: list[str] = []
     for key in dict.fromkeys([*choices, "model", *given, "data", *other]):
         tells = len(group(found, [*keys, key])) > len(group(found, keys))
-        if tells or (key in given and len(group(found, [key])) > 1):
+        is_told = bool(choices) and key.startswith("data.")
+        if tells or (key in given and not is_told and len(group(found, [key])) > 1):
             keys.append(key)
     return keys
 

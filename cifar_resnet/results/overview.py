@@ -3,6 +3,7 @@ out over what it cost."""
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from cifar_resnet.terminal import flops_unit
 # what a setting's column may not be called as well
 TITLES = (
     "n", "repeats", "validation", "test", "95% interval", "parameters", "time", "tested epoch", "run", "seed", "epoch",
-    "device", "seconds", "tested_epoch", "epochs", "images",
+    "device", "seconds", "tested_epoch", "epochs", "images", "group", "other settings",
 )  # fmt: skip
+MOST_KEYS = 6  # settings that a table has columns for, and a figure's legend room
 
 
 def short(keys: Sequence[str]) -> list[str]:
@@ -33,6 +35,58 @@ def short(keys: Sequence[str]) -> list[str]:
         name if name not in TITLES else key if key not in TITLES else f"setting {key}"
         for name, key in zip(names, keys, strict=True)
     ]
+
+
+def are_numbered(keys: Sequence[str]) -> bool:
+    """Whether so many settings tell the groups apart that tables and figures call them by a number."""
+    return len(keys) > MOST_KEYS
+
+
+def numbers_of(groups: Groups) -> dict[tuple[str, ...], int]:
+    """Each group's, by its values."""
+    return {values: number for number, values in enumerate(groups, 1)}
+
+
+def labels_of(groups: Groups, keys: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """What figures call each group: its settings, or where these are many, its number and network."""
+    if not are_numbered(keys):
+        return {values: name_of(keys, values) for values in groups}
+    telling = [place for place, key in enumerate(keys) if key in ("model", "experiment")]
+    return {
+        values: " ".join([str(number), *filter(None, (values[place] for place in telling))])
+        for values, number in numbers_of(groups).items()
+    }
+
+
+def own_columns(groups: Groups, keys: Sequence[str]) -> list[str]:
+    """The settings that have a column each: all, or of many the data set, the network and those that differ most."""
+    if not are_numbered(keys):
+        return list(keys)
+    usual = {
+        key: Counter(values).most_common(1)[0][1] for key, values in zip(keys, zip(*groups, strict=True), strict=True)
+    }
+    first = sorted(keys, key=lambda key: (key not in ("data", "model"), usual[key]))[: MOST_KEYS - 1]
+    return [key for key in keys if key in first]
+
+
+def other_settings(groups: Groups, keys: Sequence[str]) -> tuple[list[str], str]:
+    """Of the settings without a column those that a group has otherwise than most, and what most have, in words."""
+    own = own_columns(groups, keys)
+    names = dict(zip(keys, short(keys), strict=True))
+    usual = {
+        key: Counter(values).most_common(1)[0][0]
+        for key, values in zip(keys, zip(*groups, strict=True), strict=True)
+        if key not in own
+    }
+    cells = [
+        ", ".join(
+            f"{names[key]} {value or 'none'}"
+            for key, value in zip(keys, values, strict=True)
+            if key in usual and value != usual[key]
+        )
+        for values in groups
+    ]
+    return cells, ", ".join(f"{names[key]} {value}" for key, value in usual.items() if value)
 
 
 def values_of(metric: str, members: Sequence[Run]) -> list[float]:
@@ -93,11 +147,12 @@ def sections(
     scored = {values: each for values, each in groups.items() if values_of(metric, each)}
     if not scored:
         return shown
+    labels = labels_of(groups, keys)
     points = []
     for values, each in scored.items():
         one = summary_of(metric, each)
         ends = (100 * one.low, 100 * one.high) if one.interval else (None, None)
-        points.append(plots.Point(0, 100 * one.mean, name_of(keys, values), "", *ends))
+        points.append(plots.Point(0, 100 * one.mean, labels[values], "", *ends))
     if len(points) > 1:
         text = f"The mean of each group's runs, and its 95% interval.{left_out(groups, scored, 'groups')}"
         shown.append(Section("Groups compared", text, plots.intervals_figure(points, name), name="groups"))
@@ -115,7 +170,7 @@ def sections(
             plots.Point(
                 scale * run.record[key],
                 100 * run.record["metrics"][metric],
-                name_of(keys, values),
+                labels[values],
                 page_of(run, folder),
             )
             for values, each in scored.items()

@@ -102,6 +102,7 @@ def write(
     """facts: what is said first, by name. config: shown as YAML at the end."""
     environment = jinja2.Environment(autoescape=True)
     environment.filters["short"] = lambda text: cut(str(text), LONGEST, 2 / 3)
+    environment.filters["cell"] = lambda text: cut(str(text), LONGEST * (4 if ", " in text else 1), 2 / 3)  # of a list
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
     text = template.render(title=title, headline=headline, facts=facts, sections=sections, yaml=settings)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from cifar_resnet.runs import replacing
 from cifar_resnet.terminal import arithmetic, cut, cut_apart, flops_unit
@@ -86,13 +86,21 @@ def label(
     return figure
 
 
+WIDE = 300  # times its smallest number: from there on an axis is labelled with powers of ten alone
+
+
 def by_ratio(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
-    """Make it logarithmic, labelled in plain numbers: 0.5, 1, 2. subs: which of each power of ten."""
+    """Make it logarithmic, labelled in plain numbers: 0.5, 1, 2. subs: which of each power of ten, where there is room.
+
+    What it shows has been drawn by then.
+    """
     set_scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
     set_scale("log")
+    low, high = axis.get_data_interval()
+    spans = 0 < low * WIDE < high
     axis.set(
-        major_locator=LogLocator(subs=subs),
-        major_formatter=StrMethodFormatter("{x:,.10g}"),
+        major_locator=LogLocator(subs=(1,) if spans else subs),
+        major_formatter=FuncFormatter(lambda x, _: f"{x / 1e6:,.10g}M" if x >= 1e6 else f"{x:,.10g}"),
         minor_formatter=NullFormatter(),
     )
 

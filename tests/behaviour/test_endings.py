@@ -72,7 +72,7 @@ EARLY = {
 }  # fmt: skip
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("how", EARLY)
 def test_an_early_end_is_an_end_to_a_run_that_lost_its_power_before_the_test(cifar_train, run_dirs, how, capsys):
     command = ["trainer.max_epochs=6", "optimizer.lr=1e-3", *EARLY[how]]
@@ -90,6 +90,7 @@ def test_an_early_end_is_an_end_to_a_run_that_lost_its_power_before_the_test(cif
     assert record_of(Path("mine"))["train_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_an_early_end_that_lost_its_power_between_its_two_checkpoints_comes_again(cifar_train, run_dirs, monkeypatch):
     command = ["trainer.max_epochs=6", "callbacks.best.monitor=train/acc", asks(epochs=[3])]
     assert cifar_train(*command) == 0
@@ -110,6 +111,7 @@ def test_an_early_end_that_lost_its_power_between_its_two_checkpoints_comes_agai
     assert_same_end(whole, Path("mine"))
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_step_that_asks_for_an_end_leaves_that_end(cifar_train, run_dirs, send):
     command = ["trainer.max_epochs=6", asks(steps=[7])]
     assert cifar_train(*command) == 0
@@ -173,7 +175,7 @@ def test_a_hopeless_trial_stopped_before_its_record_is_not_trained_on_and_one_th
 # trainer.min_epochs
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("epochs", "expected"), [([2], 6), ([2, 5], 5), ([3], 3)])
 def test_a_request_before_min_epochs_is_over_with_its_epoch(cifar_train, run_dirs, crash, epochs, expected):
     """Whether it was killed and resumed in between, or not."""

@@ -26,8 +26,7 @@ def steady(watch: Watch) -> set[str]:
     return {wait for step in inner for wait in step}
 
 
-@pytest.mark.quick_cases(6)
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -132,6 +131,7 @@ def test_the_step_is_recorded_once_and_then_replayed(cifar_train, watch, monkeyp
     assert max(step.total() for step in watch.launches[6:9]) < 20  # beside the graph
 
 
+@pytest.mark.slow
 def test_each_size_of_images_is_recorded_once(cifar_train, watch):
     """Of ten steps at each size the first is Lightning's own, and three warm up."""
     shrunk = ("resize=progressive", "resize.sizes=[24]", "resize.until=[0.5]", "averaging=lookahead")

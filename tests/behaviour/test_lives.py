@@ -61,6 +61,7 @@ def test_a_run_that_was_stopped_before_its_test_counts_its_training(cifar_train,
     assert 1000 < record_of(run_dir)["train_seconds"] < record_of(run_dir)["seconds"] < 1100
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_count_all_their_lives_as_well(cifar_train, clock, send):
     command = ["ensemble.size=2", "trainer.max_epochs=2"]
     stop_and_resume(cifar_train, clock, send, command, 3)
@@ -81,6 +82,7 @@ def test_record_and_checkpoint_hold_the_number_of_threads(cifar_train, run_dirs)
     assert last_of(run_dir)["callbacks"]["Machine"] == {"machines": [machine]}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("threads", "is_said"), [(2, True), (1, False)])
 def test_a_run_that_goes_on_with_another_number_of_threads_says_so(
     cifar_train, run_dirs, crash, capsys, threads, is_said

@@ -125,6 +125,7 @@ def test_an_epoch_that_was_not_validated_does_not_count_as_a_bad_one(run_dirs):
     assert [float(row["lr"]) for row in rows_of(run_dir)] == pytest.approx([0.1] * 4)
 
 
+@pytest.mark.slow
 def test_without_validation_images_a_plateau_is_looked_for_on_training_images(run_dirs):
     assert train("plateau", "data.num_val=0", "scheduler.threshold=0.9") == 0
     (run_dir,) = run_dirs()
@@ -136,7 +137,7 @@ def test_without_validation_images_a_plateau_is_looked_for_on_training_images(ru
     ("line", "message"),
     [
         ("scheduler=step ~scheduler.step_size", "scheduler.step_size"),
-        ("scheduler=step +scheduler.interval=often", "scheduler.interval must be step or epoch or null. Got 'often'"),
+        ("scheduler=step +scheduler.interval=often", "scheduler.interval must be step, epoch or null. Got 'often'"),
         ("scheduler=step +scheduler.wings=2", "unknown key scheduler.wings."),
         ("scheduler=step +scheduler.stepsize=2", "unknown key scheduler.stepsize. Did you mean scheduler.step_size?"),
         ("scheduler=plateau +scheduler.monitor=val/los", "scheduler.monitor must be val/acc, val/loss"),

@@ -210,6 +210,7 @@ def test_joblib_tries_out_a_searchs_trials(begin):
     assert [line.rpartition(",")[2] for line in table.read_text().splitlines()[1:]] == ["COMPLETE"] * 3
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["hydra.sweep.dir", "hydra.sweep.subdir", "both"])
 def test_hydras_names_for_a_sweeps_folders_are_those_of_the_sweep(cifar_train, run_dirs, name):
     folder = "hydra.sweep.dir=elsewhere/${name}"

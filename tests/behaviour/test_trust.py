@@ -117,6 +117,7 @@ def test_the_other_commands_that_take_a_run_folder_or_a_checkpoint_build_nothing
     assert not Path(EXECUTED).exists()
 
 
+@pytest.mark.slow
 def test_folders_that_a_command_finds_again_are_held_to_what_the_command_names(cifar_train, run_dirs, crash, capsys):
     """A sweep's jobs and what resume=auto goes on with; settings that decide on no result are not even compared."""
     crash(1)

@@ -126,6 +126,7 @@ def test_two_halves_of_a_batch_train_as_the_whole(case, trained):
     assert distance(alone.fit(first["batches"])["weights"], expected) > 100 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases(USUAL))
 def test_all_ranks_know_the_same(case, trained):
     (first, second), _ = trained(case)

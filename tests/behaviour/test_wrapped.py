@@ -155,7 +155,7 @@ def test_trained_weights_are_fetched_once_and_not_again_for_a_checkpoint(run_dir
     ("overrides", "text"),
     [
         (["model=wrapped"], "model.net._target_ has no default. Give it: model.net._target_=…"),
-        (["model=wrapped", "model.net._target_=nowhere.Net"], "_target_ names nothing. Got nowhere.Net"),
+        (["model=wrapped", "model.net._target_=nowhere.Net"], "_target_ names a class or a function. Got nowhere.Net"),
         ([*OWN[:2], "model.classes_as=outputs"], "width"),
         ([*OWN, "+model.net.depth=3"], "unknown key model.net.depth."),
         ([*OWN[:3]], "num_classes"),

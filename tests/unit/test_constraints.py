@@ -129,9 +129,10 @@ REFUSED = [
     # choices
     (TTA, "twice", "key must be none, flip or flip_shift. Got 'twice'"),
     (TTA, True, "key must be none, flip or flip_shift. Got true"),
-    (TTA | None, "twice", "key must be none, flip or flip_shift or null. Got 'twice'"),
+    (TTA | None, "twice", "key must be none, flip, flip_shift or null. Got 'twice'"),
     (Literal["max", "min"], "most", "key must be max or min. Got 'most'"),
-    (LrOrAuto, "car", "key must be a number above 0 or auto or null. Got 'car'"),
+    (Literal["min", "max"], "most", "key must be min or max. Got 'most'"),  # which is equal to the one before
+    (LrOrAuto, "car", "key must be a number above 0, auto or null. Got 'car'"),
     (NumVal, 1.0, "key must be a whole number, 0 or more or a number from 0 to below 1. Got 1.0"),
     # lists, whose items are named
     (list[int], [1, "a"], "key[1] must be a whole number. Got 'a'"),
@@ -269,14 +270,14 @@ def test_keys_without_a_constructor_are_checked_by_their_table(settings, complai
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"_target_": "torch.optim.AdamW", "lr": -1}, "part.lr must be a number, 0 or more. Got -1"),
+        ({"_target_": "torch.optim.AdamW", "lr": -1}, "part.lr must be a number above 0. Got -1"),
         ({"_target_": "torch.optim.AdamW", "betas": [0.9]}, "part.betas must be a list of 2, each item .* Got"),
         ({"_target_": "torch.optim.AdamW", "betas": [0.9, 1.0]}, r"part.betas\[1\] must be .* below 1. Got 1.0"),
         ({"_target_": "torch.optim.AdamW", "beta": [0.9, 0.99]}, "unknown key part.beta. Did you mean part.betas?"),
         ({"_target_": "torch.optim.Rprop", "etas": [0.5, "x"]}, r"part.etas\[1\] must be a number. Got 'x'"),
         ({"_target_": "lightning.pytorch.Trainer", "max_epochs": 0}, "part.max_epochs must be .* 1 or more. Got 0"),
         ({"_target_": "lightning.pytorch.Trainer", "max_epoch": 1}, "unknown key part.max_epoch. Did you mean"),
-        ({"_target_": "torch.optim.Nothing"}, "_target_ names nothing. Got torch.optim.Nothing"),
+        ({"_target_": "torch.optim.Nothing"}, "_target_ names a class or a function. Got torch.optim.Nothing"),
     ],
 )
 def test_what_is_not_ours_is_checked_by_its_signature_and_a_table(settings, complaint):

@@ -84,7 +84,7 @@ def test_onnx_tells_its_classes_and_its_normalisation(trained):
     assert "logits" in about["output"]
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("opset", "ir_version"), [(None, 8), (13, 7), (21, 10)])
 def test_onnx_is_written_for_the_runtime_that_is_there(trained, opset, ir_version):
     onnx = pytest.importorskip("onnx")
@@ -159,6 +159,7 @@ def test_an_ensembles_onnx_tells_the_same_and_can_be_written_for_an_older_runtim
     assert "log_probabilities" in about["output"]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["safetensors", "torch", "onnx"])
 def test_an_ensemble_is_exported_as_one(sweep_dir, name):
     runtime = pytest.importorskip("onnxruntime") if name == "onnx" else None
@@ -216,6 +217,7 @@ def test_another_checkpoints_export_has_a_folder_of_its_own(trained):
     assert "last.ckpt" not in (own / "export" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_never_holds_two_networks(sweep_dir, capsys):
     assert exported(sweep_dir / "seed-0", "formats=[safetensors]") == 0
     assert exported(sweep_dir / "seed-0", "formats=[torch]") == 0

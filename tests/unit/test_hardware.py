@@ -56,7 +56,7 @@ def test_fp16_on_a_cpu_is_refused_rather_than_exchanged():
     ("options", "message"),
     [
         ({"precision": "fp8"}, "precision must be auto, 16-mixed, bf16-mixed or 32-true. Got 'fp8'"),
-        ({"float32_matmul": "low"}, "float32_matmul must be highest, high or medium or null. Got 'low'"),
+        ({"float32_matmul": "low"}, "float32_matmul must be highest, high, medium or null. Got 'low'"),
     ],
 )
 def test_unknown_names_are_answered_with_the_known_ones(options, message):

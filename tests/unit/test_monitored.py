@@ -28,6 +28,7 @@ def test_the_mode_follows_from_the_metric_and_a_contradiction_is_refused(monitor
             refused()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("monitor", BETTER)
 def test_the_best_epoch_by_each_metric_is_kept(cifar_train, run_dirs, monitor):
     assert cifar_train(*RUINED, f"callbacks.best.monitor={monitor}") == 0
@@ -37,6 +38,7 @@ def test_the_best_epoch_by_each_metric_is_kept(cifar_train, run_dirs, monitor):
     assert len(set(values)) > 2
 
 
+@pytest.mark.slow
 def test_each_network_side_by_side_keeps_its_best_by_a_loss(cifar_train):
     assert cifar_train(*RUINED, "callbacks.best.monitor=val/loss", "ensemble.size=2") == 0
     (folder,) = Path("outputs/train").glob("ensemble-*")

@@ -152,6 +152,58 @@ def test_every_setting_that_was_given_and_differs_is_shown_though_one_would_tell
     assert [row[:2] for row in rows] == [["0.1", "20"], ["0.2", "110"]]
 
 
+def varied(name: str, overrides: dict[str, object], config: dict, **more) -> None:
+    """A run whose configuration has these settings beside the others."""
+    path = a_run(f"runs/{name}", [f"{key}={value}" for key, value in overrides.items()], 0.8, **more) / "result.json"
+    record = json.loads(path.read_text())
+    record["config"] |= config
+    path.write_text(json.dumps(record))
+
+
+def test_where_many_settings_differ_groups_have_numbers_and_one_column_says_what_few_have(capsys):
+    """As of everything under outputs/."""
+    for place in range(8):
+        varied(f"a{place}", {"optimizer.lr": place / 10 + 0.1, "model.depth": 8 + 6 * (place % 4)}, {})
+    odd = {"one": 1, "two": {"x": 2}, "three": 3, "four": 4, "five": 5, "seven": True}
+    for name, value in odd.items():
+        varied(name, {name: value}, {name: value})
+    assert cli.report(["runs"]) == 0
+    head, *rows = section("Groups")
+    assert head[:5] == ["group", "depth", "lr", "other settings", "n"] or head.index("other settings") <= 6
+    assert [row[0] for row in rows] == [str(number) for number in range(1, 15)]
+    cells = [row[head.index("other settings")] for row in rows]
+    assert sum(cell != "" for cell in cells) <= len(odd)
+    shown = [dict(zip(head, row, strict=True)) for row in rows]
+    for row, plain in zip(shown, table_in("outputs/report/groups.csv"), strict=True):
+        assert row["group"] == plain["group"]
+        for key in ("one", "three", "four", "five"):  # each is in a column or in words, and the CSV has columns for all
+            said = row[key] if key in row else f"{key} {plain[key]}" in row["other settings"] and plain[key]
+            assert (said or "") == plain[key]
+    head, *rows = section("Runs")
+    assert head[:3] == ["run", "group", "seed"]
+    groups = {row["one"]: row["group"] for row in table_in("outputs/report/groups.csv")}
+    assert next(row[1] for row in rows if "runs/one" in row[0]) == groups["1"]
+    assert "collapsed" not in capsys.readouterr().err
+
+
+def test_what_most_groups_have_is_said_once_and_not_in_each_row(capsys):
+    for place in range(8):
+        usual = {"optimizer": {"lr": 0.1 + place, "a": 3 if place else 4}}
+        usual |= {name: 1 if place == number else 0 for number, name in enumerate("bcdefg")}
+        varied(str(place), {"optimizer.lr": 0.1 + place}, usual)
+    keys = ["optimizer.lr", "optimizer.a", *"bcdefg"]
+    assert cli.report(["runs", f"by=[{','.join(keys)}]"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "other settings, where a group's row does not say:" in text
+    said = text.partition("does not say: ")[2].partition(" report ")[0].split(", ")
+    head, *rows = section("Groups")
+    others = [row[head.index("other settings")] for row in rows]
+    for words in said:
+        assert words.split()[0] in "abcdefg"
+        assert not any(words in cell for cell in others)
+        assert sum(words.split()[0] in cell for cell in others) == 1  # of the one that has it otherwise
+
+
 @pytest.mark.parametrize("key", ["sweep.max_time", "graph", "trainer.strategy", "data.eval_batch_size"])
 def test_runs_that_differ_in_nothing_that_bears_on_results_are_one_group(key):
     """Such as those of a sweep that was given more time for the rest of its jobs."""
@@ -243,6 +295,12 @@ def test_two_data_sets_are_not_two_seeds(other):
     assert cli.report(["runs", "pivot=[model.depth,optimizer.lr]"]) == 0
     assert [row[0] for row in section("Pivot")[1:]] == ["image_folder animals, 20", "image_folder plants, 20"]
     assert {row["n"] for row in table_in("outputs/report/pivot.csv")} == {"1"}
+
+
+def test_what_was_held_out_tells_two_data_sets_of_one_name_apart():
+    a_run("runs/a", [], 0.8, 0, **ONE_SET)
+    a_run("runs/b", [], 0.9, 1, **ONE_SET | {"split_hash": "other", "num_train": 50_000, "num_val": 0})
+    assert [row["data"] for row in groups_of()] == ["cifar10 45,000+5,000", "cifar10 50,000+0"]
 
 
 def test_copies_of_the_same_images_in_two_places_are_one_data_set():

@@ -25,6 +25,13 @@ def test_folder_names_say_what_differs(overrides, expected):
     assert runs.slug(overrides) == expected
 
 
+def test_a_folders_name_begins_with_what_tells_most_and_leaves_out_what_its_path_says():
+    given = ["data.num_train=600", "name=try", "optimizer.lr=0.1", "model=resnet20", "output_dir=/x/y", "seed=3"]
+    cfg = OmegaConf.create({"run_dir": None, "output_dir": "x", "name": "try", "overrides": given})
+    folder = runs.create_run_dir(cfg).relative_to("x/try").name
+    assert folder[len("2026-11-20_16-19-10-") :] == "model-resnet20_num_train-600_lr-0.1_seed-3"
+
+
 def test_long_folder_names_are_cut_and_stay_distinct():
     names = {runs.slug([f"model.widths=[{','.join(['128'] * 40)},{last}]"]) for last in range(5)}
     assert len(names) == 5

@@ -230,6 +230,7 @@ def test_no_trial_is_begun_that_would_not_end_in_the_time_of_the_search(scored, 
     assert len(trials_of()) == len(scored) == 8
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_begun_is_left_too_where_there_is_no_time(scored, monkeypatch):
     command = [*SMALL, "search.trials=3", "search.rounds=1"]
     run_in, moments = search.run_in, [0.0]
@@ -317,6 +318,7 @@ SPACE = [f"{key}=choice({','.join(map(str, values))})" for key, values in COSTS.
 COSTLY = [text for text in SMALL if not text.startswith(("model.depth", "trainer.max_epochs"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", pytest.param("tpe", marks=pytest.mark.slow)])
 def test_the_cheapest_training_that_comes_to_a_target_is_found(played, capsys, method):
     trials = ["search.rounds=1", "search.trials=24", f"search.method={method}"]

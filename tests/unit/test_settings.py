@@ -183,3 +183,13 @@ def test_every_optimizer_has_lr_and_weight_decay_at_its_top():
 def test_every_choice_says_what_it_is():
     for path in CONF.glob("model/*.yaml"):
         assert path.read_text().startswith("# "), path
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_a_command_that_takes_few_groups_names_these_alone_with_all_their_choices(command):
+    config = OmegaConf.load(CONF / f"{command}.yaml")
+    groups = {group for entry in config.defaults if entry != "_self_" for group in entry}
+    text = config.hydra.help.template.partition("Choices, as group=choice\n")[2].partition("Every setting")[0]
+    assert {line.partition(": ")[0]: line.partition(": ")[2].split(", ") for line in text.split("\n") if line} == {
+        group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in groups
+    }

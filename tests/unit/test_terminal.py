@@ -1,6 +1,7 @@
 """What is printed: tables that keep their numbers however narrow the terminal, and names as they are."""
 
 import io
+import logging
 import re
 
 import pytest
@@ -104,6 +105,23 @@ def test_lines_are_printed_as_they_are(monkeypatch):
 def test_a_name_in_markdown(name, shown):
     assert terminal.in_markdown(name) == shown
     assert terminal.markdown_table([["class", "n"], [name, "1"]]).splitlines()[2] == f"| {shown} | 1 |"
+
+
+def test_a_log_has_the_time_before_each_message_and_its_lines_below_each_other():
+    formatter = terminal.TimedLines("%(asctime)s", "%H:%M:%S")
+    lines = formatter.format(logging.makeLogRecord({"msg": "\n  trained %s\n\n  test\n", "args": ("a",)})).split("\n")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d    trained a", lines[0])
+    assert lines[1:] == ["", " " * 12 + "test"]
+
+
+@pytest.mark.parametrize(("count", "is_said"), [(0, False), (7, True), (100, False)])
+def test_that_validation_images_are_few_is_said_before_the_training(count, is_said):
+    record = RECORD | {"num_val": count, "num_train": 1000, "macs": 1, "precision": "32-true", "run_dir": "r"}
+    record |= {"network": "resnet20", "data": "pets", "device": "a test"}
+    text = terminal.announcement(record)
+    assert (
+        "chance moves their accuracy by up to 37 points either way" in text
+    ) == is_said  # 2 standard errors of a half
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def assert_same_training(one, other):
     assert rows_without_speed(one) == rows_without_speed(other)
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("case", CASES)
 def test_it_equals_lightnings_own_steps_to_the_last_bit_and_goes_on_from_any(cifar_train, tmp_path, case, send):
     cycle = "_target_: torch.optim.lr_scheduler.OneCycleLR\n_partial_: true\nmax_lr: 0.05\n"
@@ -98,7 +98,7 @@ def test_a_run_that_began_without_goes_on_with_it_and_the_other_way_round(cifar_
         assert_same_training(plain, tmp_path / before)
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

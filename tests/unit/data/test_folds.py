@@ -33,6 +33,7 @@ def test_the_seed_alone_decides():
     assert same == fold_split(UNEVEN, 0, 5, 3)[1].tolist() != other
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_folds_is_one_group_of_the_report(capsys, run_dirs):
     assert cli.train([*SWEEP]) == 0
     records = [record_of(run_dir) for run_dir in run_dirs()]

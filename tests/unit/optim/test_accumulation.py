@@ -79,6 +79,7 @@ def by_hand(setting: Setting) -> nn.Module:
     return model
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize(
     ("accumulate", "limit", "clip", "steps"),

@@ -70,7 +70,7 @@ def test_unit_filters_keep_their_norm():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "lr must be a number, 0 or more. Got -1.0"),
+        ({"lr": -1.0}, "lr must be a number above 0. Got -1.0"),
         ({"momentum": 1.0}, "momentum must be a number from 0 to below 1. Got 1.0"),
         ({"other_lr_factor": -0.1}, "other_lr_factor must be a number, 0 or more. Got -0.1"),
     ],

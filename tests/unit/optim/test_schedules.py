@@ -92,7 +92,7 @@ def test_a_longer_training_stretches_the_shape(make):
         (cosine, {"end_factor": -1}, "end_factor must be a number from 0 to 1. Got -1"),
         (one_cycle, {"peak_fraction": 1.5}, "peak_fraction must be a number from 0 to 1. Got 1.5"),
         (one_cycle, {"shape": "square"}, "shape must be cosine or linear. Got 'square'"),
-        (one_cycle, {"max_lr": -1.0}, "max_lr must be a number above 0 or auto or null. Got -1.0"),
+        (one_cycle, {"max_lr": -1.0}, "max_lr must be a number above 0, auto or null. Got -1.0"),
         (
             one_cycle,
             {"max_lr": "auto"},
@@ -232,7 +232,7 @@ class Tangled:
             "is for ReduceLROnPlateau. Got val/acc for",
         ),
         (ReduceLROnPlateau, {"monitor": "test/acc"}, "monitor must be val/acc, val/loss, .* Got 'test/acc'"),
-        (cosine, {"interval": "batch"}, "interval must be step or epoch or null. Got 'batch'"),
+        (cosine, {"interval": "batch"}, "interval must be step, epoch or null. Got 'batch'"),
         (
             partial(OneCycleLR, max_lr=1.0, total_steps=7),
             {},
