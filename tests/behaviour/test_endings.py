@@ -72,7 +72,7 @@ EARLY = {
 }  # fmt: skip
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", EARLY)
 def test_an_early_end_is_an_end_to_a_run_that_lost_its_power_before_the_test(cifar_train, run_dirs, how, capsys):
     command = ["trainer.max_epochs=6", "optimizer.lr=1e-3", *EARLY[how]]
@@ -216,6 +216,7 @@ def val_column(run_dir: Path) -> list[int]:
     return [int(row["epoch"]) for row in rows_of(run_dir) if row["val/acc"] and row["val/loss"]]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("overrides", "validated", "epochs"),
     [
@@ -270,6 +271,7 @@ def test_an_epochs_checkpoint_has_no_scores_of_another_epoch(cifar_train, run_di
     assert_same_end(run_dirs()[0], Path("mine"))
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_validate_their_last_epoch_and_choose_among_those_validated(cifar_train):
     command = ["trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2", "ensemble.size=2", "optimizer.lr=1e-3"]
     assert cifar_train(*command, "callbacks.best.monitor=val/loss") == 0
@@ -298,6 +300,7 @@ def a_second_a_step(monkeypatch):
 SEVEN = "trainer.max_time=00:00:00:07"
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("more", "epochs", "steps"),
     [
@@ -325,6 +328,7 @@ def test_a_training_that_ran_out_of_time_is_validated_tested_and_counted_as_what
     assert f"{epochs} epochs in" in output
 
 
+@pytest.mark.slow
 def test_the_time_before_a_resume_counts_and_an_end_by_time_is_an_end(cifar_train, run_dirs, a_second_a_step, send):
     command = ["trainer.max_epochs=9", SEVEN]
     assert cifar_train(*command) == 0

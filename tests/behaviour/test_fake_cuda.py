@@ -62,6 +62,7 @@ def test_every_network_trains_without_a_wait(watch, network):  # at its size, fo
     assert steady(watch) == set()
 
 
+@pytest.mark.slow
 def test_from_a_training_that_was_stopped_to_its_page_an_evaluation_and_predictions(
     cifar_train, watch, run_dirs, tmp_path, send, capsys
 ):
@@ -140,7 +141,7 @@ def test_each_size_of_images_is_recorded_once(cifar_train, watch):
     assert not watch.mistakes
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "bf16", "expected"),
     [
@@ -180,6 +181,7 @@ def test_images_on_the_cpu_are_no_part_of_a_graph(cifar_train, watch):
     assert not watch.mistakes
 
 
+@pytest.mark.slow
 def test_what_cannot_be_recorded_after_all_is_trained_and_said(cifar_train, watch, monkeypatch, capsys):
     def fail(*args, **options):
         raise RuntimeError("operation not permitted when stream is capturing. More of it")

@@ -19,6 +19,7 @@ def python(program: str, *arguments: str, **options: object) -> subprocess.Compl
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, **options)
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_examples_and_every_setting(command, capsys):
     assert cli.main(command, ["--help"]) == 0

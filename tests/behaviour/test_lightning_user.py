@@ -69,6 +69,7 @@ def test_a_data_module_needs_no_trainer(data):
 # What is left of Lightning's own names
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
     "override",
     ["trainer.enable_progress_bar=false", "trainer.enable_progress_bar=true", "trainer.deterministic=warn",

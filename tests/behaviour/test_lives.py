@@ -125,6 +125,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_settings_that_bear_on_test_and_looks_alone_may_change_and_the_weights_are_those_of_an_undisturbed_run(
     cifar_train, run_dirs, crash
 ):
@@ -148,6 +149,7 @@ def test_settings_that_bear_on_the_training_may_not_change(trained, capsys, chan
     assert f"Got {change.partition('=')[0]} as well" in capsys.readouterr().err
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("is_edited", [False, True], ids=["by an override", "by an edit"])
 def test_a_run_that_failed_in_its_test_is_tested_with_another_limit(cifar_train, run_dirs, monkeypatch, is_edited):
     """As by a share of less than a batch, before that was refused at once."""

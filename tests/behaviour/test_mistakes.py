@@ -234,11 +234,16 @@ def slow_if_long(row: tuple[str, ...]) -> object:
     return pytest.param(row, marks=pytest.mark.slow) if "trainer.devices=2" in row[1] else row
 
 
+def every_other_slow(rows: list[tuple[str, ...]]) -> list[object]:
+    """Each composes a whole configuration, which takes a quarter of a second."""
+    return [pytest.param(row, marks=[pytest.mark.slow] * (place % 2)) for place, row in enumerate(rows)]
+
+
 def names_of(row: tuple[str, ...]) -> str:
     return " ".join(row[:2])[:80]
 
 
-@pytest.mark.parametrize("row", BEFORE_DATA_IS_READ, ids=names_of)
+@pytest.mark.parametrize("row", every_other_slow(BEFORE_DATA_IS_READ), ids=names_of)
 def test_ranges_types_and_relations_are_told_before_data_is_read_and_before_there_is_a_folder(
     row, refused, monkeypatch
 ):

@@ -102,6 +102,7 @@ def test_a_run_that_looks_at_everything_speaks_of_no_part(cifar_train, run_dirs,
     assert [record[key] for key in ("num_trained", "num_validated", "num_tested")] == [200, 40, 50]
 
 
+@pytest.mark.slow
 def test_a_sweeps_table_and_a_report_say_of_how_many_images_a_score_is(cifar_train, capsys):
     assert cifar_train("-m", "trainer.limit_test_batches=1,null", "data.eval_batch_size=20") == 0
     out = capsys.readouterr().out

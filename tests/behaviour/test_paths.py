@@ -65,6 +65,7 @@ def test_a_run_begun_stopped_and_continued_under_odd_names_by_the_printed_comman
     assert run(f"cifar-train {advice}") == 0
 
 
+@pytest.mark.slow
 def test_data_of_any_name_are_swept_over_and_a_list_stays_one(capsys):
     images, labels = Synthetic(num_train=120).read(train=True)
     for name in ("größe", "it's", "test"):
@@ -77,6 +78,7 @@ def test_data_of_any_name_are_swept_over_and_a_list_stays_one(capsys):
     assert list(job.cfg.input) == ["a", "b"]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", ["inf", "nan", "2024", "1e3", "true"])
 def test_a_name_is_a_text_whatever_it_looks_like(name, capsys):
     assert cli.train([*TINY, f"name={name}"]) == 0

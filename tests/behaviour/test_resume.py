@@ -79,6 +79,7 @@ def test_crashed_stopped_and_resumed_equals_never_stopped_to_the_last_bit(
     assert record_of(whole)["epoch"] == record_of(resumed)["epoch"]
 
 
+@pytest.mark.slow
 def test_stopped_in_the_first_epoch_and_resumed_equals_never_stopped(cifar_train, run_dirs, send, capsys):
     """With an average of the weights."""
     overrides = ["averaging=ema", "averaging.decay=0.7", "augment=cutmix", "model.stochastic_depth=0.3"]
@@ -161,6 +162,7 @@ def test_resume_auto_in_a_folder_of_ones_own(cifar_train, capsys):
     assert sorted(Path("mine").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_first_two_checkpoints_begins_anew(cifar_train, run_dirs, monkeypatch):
     assert cifar_train("trainer.max_epochs=2") == 0
 
@@ -418,6 +420,7 @@ def test_a_run_that_lost_its_best_checkpoint_keeps_the_best_of_the_rest(begun):
     assert record_of(begun)["selected"] == "best on validation"
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("damage", "kept"),
     [

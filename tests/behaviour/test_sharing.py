@@ -96,6 +96,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(cifar_train, run_dirs, h
     assert [path.name for path in Path("outputs/new").iterdir()] == [claims.CLAIM]
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_dies_is_taken_over_by_a_sweep_that_waits_for_it(
     cifar_train, run_dirs, hold, capsys, monkeypatch
 ):

@@ -148,6 +148,7 @@ def test_a_part_of_cifar10_c_is_the_same_images_under_each_condition(run_dir, tm
     assert "benchmark_acc" not in result["corruptions"]
 
 
+@pytest.mark.slow
 def test_cifar10_1_is_a_test_set(run_dir, tmp_path, images, capsys):
     folder = tmp_path / "data" / "CIFAR-10.1" / "datasets"
     folder.mkdir(parents=True)

@@ -156,6 +156,7 @@ def test_all_ranks_know_the_same(case, trained):
         assert first["epochs"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases({"sgd": (), "ema": ()}))
 def test_nothing_warns_of_what_is_in_order(case, trained):
     _, stderr = trained(case)

@@ -107,6 +107,7 @@ def test_a_checkpoint_has_nothing_imported_that_nobody_has_named(command, run_di
     assert "their_networks" not in sys.modules
 
 
+@pytest.mark.slow
 def test_nor_has_one_of_a_network_derived_from_ours(tmp_path, run_dirs, capsys):
     (tmp_path / "their_resnet.py").write_text(
         "from cifar_resnet.models import ResNet\nclass Theirs(ResNet):\n    pass\n"

@@ -49,6 +49,7 @@ def test_each_network_side_by_side_keeps_its_best_by_a_loss(cifar_train):
         assert checkpoints.read(best)["epoch"] == losses.index(min(losses)) < 4
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("monitor", BETTER)
 def test_early_stopping_goes_on_while_its_metric_improves(cifar_train, run_dirs, monitor):
     own = [f"callbacks.early_stopping.monitor={monitor}", "callbacks.early_stopping.patience=1"]

@@ -39,6 +39,7 @@ def test_the_average_is_what_validation_and_test_see(cifar_train, run_dirs, test
     assert record_of(run_dir)["metrics"]["test/loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_validation_sees_the_average(cifar_train, run_dirs):
     """Weights that hardly keep an average at all, and weights that keep all of it, are validated differently."""
     for decay in (0.0, 0.99):

@@ -37,6 +37,7 @@ def build(overrides: str) -> Classifier:
     return instantiate(Composer("train").jobs(overrides.split())[0].cfg.model, num_classes=10, _convert_="all")
 
 
+@pytest.mark.quick_cases(9)
 @pytest.mark.parametrize(("overrides", "counts"), COUNTS.items())
 def test_parameters_and_multiply_adds_as_published(overrides, counts):
     parameters, macs = counts
