@@ -179,6 +179,7 @@ def sections(
         ]
         panels += [plots.cost_figure(points, xlabel, name)] if points else []
     text = f"A dot for each run, which leads to its page, if it has one.{left_out(groups, scored, 'groups')}"
+    panels += plots.legend_panel(panels[0])
     return [*shown, Section("What it costs", text, panels=panels, name="costs")]
 
 

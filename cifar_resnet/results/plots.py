@@ -398,9 +398,8 @@ def runs_panels(curves: Mapping[str, Sequence[Rows]]) -> list[Figure]:
         split = draw_runs(axes, curves, what)
         if what == "loss":
             by_ratio(axes.yaxis, LOSSES)
-        below(figure, axes)
         found.append(label(figure, "epoch", name.format(split), legend=None, whole=True))
-    return found
+    return found + legend_panel(found[0])
 
 
 def draw_runs(axes: Axes, curves: Mapping[str, Sequence[Rows]], what: What) -> str:
@@ -417,10 +416,13 @@ def draw_runs(axes: Axes, curves: Mapping[str, Sequence[Rows]], what: What) -> s
     return " or ".join(sorted(splits))
 
 
+MOST_COLOURS = 24  # that can be told apart
+
+
 def below(figure: Figure, axes: Axes) -> None:
     """The names of the lines, if there is more than one and they can be told apart, in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
-    if 1 < len(names) <= 24:
+    if 1 < len(names) <= MOST_COLOURS:
         inches = 0.55 + 0.085 * max(map(len, names))  # of one, in the font below
         columns = max(1, min(len(names), int(figure.get_figwidth() / inches)))
         figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(names) // columns))
@@ -463,8 +465,18 @@ def cost_figure(points: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
         by_ratio(axes.xaxis)
     else:
         axes.xaxis.set(major_locator=MaxNLocator(5), major_formatter=StrMethodFormatter("{x:,.10g}"))
-    below(figure, axes)
     return label(figure, xlabel, ylabel, legend=None)
+
+
+def legend_panel(panel: Figure) -> list[Figure]:
+    """The names of what is drawn in this and the panels beside it, by itself; none where there is but one, or too many
+    to be told apart."""
+    handles, names = panel.axes[0].get_legend_handles_labels()
+    if not 1 < len(names) <= MOST_COLOURS:
+        return []
+    figure = Figure(figsize=(4.6, 0.3 + 0.19 * len(names)), dpi=120, layout="constrained")
+    figure.legend(handles, names, loc="center left", frameon=False, fontsize=9)
+    return [figure]
 
 
 def intervals_figure(points: Sequence[Point], xlabel: str) -> Figure:
