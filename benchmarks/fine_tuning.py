@@ -5,7 +5,8 @@
 A ResNet-20 learns five of the synthetic figures; from its weights, and from scratch, networks then learn the other
 five, a fifth as many images of each. From other weights everything but the classifier learns at a fifth of the rate.
 For each seed: the first epoch after which 90% of the validation images are right. The learning rate is what was best
-from scratch on seeds 10 and 11, of 0.015, 0.03 and 0.1; the fifth was best of 0.05, 0.1, 0.2 and 1 on the same seeds.
+from scratch on seeds 10 and 11, of 0.015, 0.03 and 0.1; the fifth was best of 0.05, 0.1, 0.2 and 1 on the same seeds
+(trials of which no record was kept). Both have averaged weights.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train every published recipe as it was published, the cheapest first: bash benchmarks/recipes.sh [overrides for all]
+# Train every published recipe as it was published, and best_under_5m: bash benchmarks/recipes.sh [overrides for all]
 # The runs lie in $RECIPES (outputs/recipes). Interrupt it whenever you like: started again, it goes on where it was and
 # skips what is done.
 set -u
