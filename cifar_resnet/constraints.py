@@ -400,5 +400,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean …?' with the closest of `known`, first by last names; empty where nothing is close."""
     last_names = {name: name.rpartition(".")[2] for name in known if name != word}
     close = difflib.get_close_matches(word.rpartition(".")[2], dict.fromkeys(last_names.values()), n=3, cutoff=0.66)
-    found = [name for last_name in close for name in last_names if last_names[name] == last_name][:3]
+    found = [name for last_name in close for name in last_names if last_names[name] == last_name]
+    found = sorted(found, key=lambda name: name.count(".") != word.count("."))[:3]  # model for modle, not best.mode
     return f" Did you mean {' or '.join(found)}?" if found else ""

@@ -114,6 +114,10 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     log_probs = inference.mean_probability(each)
+    if clean := data.uncorrupted():
+        known = places_of(clean.labels, data.classes, ensemble.classes)
+        on_clean = inference.mean_probability(ensemble.log_probs(clean.images, cfg.batch_size))
+        result["corruptions"] |= evaluation.on_the_same_images(on_clean, known)
     if votes is not None:
         result["votes"] = evaluation.against_votes(log_probs, votes, result["temperature"], cfg.resamples, cfg.seed)
     if data.conditions:  # too many images to keep
@@ -358,7 +362,12 @@ def shifted(result: dict) -> dict[str, str]:
     """Of the test sets that are no ordinary ones."""
     found = {}
     if corruptions := result.get("corruptions"):
-        for key, name in (("mean_acc", "mean corruption accuracy"), ("benchmark_acc", "of the benchmark's fifteen")):
+        names = {
+            "mean_acc": "mean corruption accuracy",
+            "benchmark_acc": "of the benchmark's fifteen",
+            "clean_acc": "uncorrupted, the same images",
+        }
+        for key, name in names.items():
             if key in corruptions:
                 found[name] = f"{corruptions[key]:.2%}, 95% interval {ends(corruptions[f'{key}_interval'])}"
     if votes := result.get("votes"):

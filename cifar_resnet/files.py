@@ -123,8 +123,8 @@ class Unpacked:
         place = max(places, key=lambda folder: sum((folder / name).is_file() for name in names))
         if lacking := next((name for name in names if not (place / name).is_file()), None):
             raise FileNotFoundError(
-                f"{self.name} is not in {root}. Got no {lacking} nor in its {self.folders[0]}/; put {self.home} "
-                f"there, or give another folder: data.root=…"
+                f"{self.name} is not in {root}. Got no {lacking} there, nor in {root / self.folders[0]}; put "
+                f"{self.home} there, or give another folder: data.root=…"
             )
         return place
 

@@ -55,15 +55,22 @@ class Listing:
 
 
 def natural(name: object) -> tuple[list, str]:
-    """Sorts names, or paths, as a person would: 10 after 9."""
+    """Sorts names, or paths, as a person would: 10 after 9, and 0.2 after 0.05."""
     text = str(name)
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)], text
+    # numbers at odd places, so that like is compared with like
+    parts = re.split(r"((?<!\d)(?<!\.)0\.\d+(?!\.?\d)|\d+)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)], text
 
 
 def named(things: Iterable[object], most: int = 8) -> str:
     """The first of them, and how many more there are."""
     texts = list(map(str, things))
     return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
+
+
+def whereabouts(path: Path) -> str:
+    """Of a path that is not there, that it is not; empty for others."""
+    return "" if path.exists() else ", which is not there" + f", seen from {Path.cwd()}" * (not path.is_absolute())
 
 
 def files_in(folder: Path) -> Listing:

@@ -46,6 +46,10 @@ def parse(overrides: list[str]) -> list[Override]:
         refuse_if(not equals, f"a setting is key=value. Got {error.override}{advice}")
         is_key = re.fullmatch(r"[+~]*[\w$./@:-]+", key, re.ASCII)
         refuse_if(not is_key, f"a setting is key=value, with a key of letters, digits and dots. Got {error.override}")
+        refuse_if(
+            value.endswith(","),
+            f"a list ends with a comma. Got {error.override}; put no blank after a comma, or quotes around it all",
+        )
         text = value.strip(value[0]) if value.startswith(("'", '"')) else value
         raise UsageError(
             f"a value that cannot be read. Got {error.override}; where it holds brackets, commas, quotes or =, "

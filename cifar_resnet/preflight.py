@@ -133,10 +133,11 @@ def input_files(inputs: str | Sequence[str], setting: str = "input") -> Listing:
     """
     found = Listing()
     for path in map(Path, [inputs] if isinstance(inputs, str) else inputs):
-        inside = files_in(path) if path.is_dir() else Listing()
+        inside = files_in(path).without_documents() if path.is_dir() else Listing()
         found.files += sorted(inside.files, key=natural) or [path]
         found.hidden += inside.hidden
         found.circles += inside.circles
+        found.documents += inside.documents
     refuse_if(
         not any(path.exists() and not path.is_dir() for path in found.files),
         f"{setting} must be pictures, folders of them, .npz archives or pickles. Got {named(found.files)}, where there "

@@ -82,26 +82,49 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     }
     notes = [f"skipped: {reason}" for reason in (*skipped, *no_evaluations, *no_curves)]
     if overview.are_numbered(keys) and (usual := overview.other_settings(groups, keys)[1]):
-        notes.append(f"other settings, where a group's row does not say: {usual}")
+        notes.append(f"all groups, but for what stands beside one: {usual}")
     notes += parts_in(everything)
     if repeats := len(everything) - len(counted):
         notes.append(f"{repeats} of {len(everything)} runs repeat another's settings, seed and data, and count once")
     write(folder, tables, curves, notes, overview.sections(groups, keys, cfg, counted, folder))
     for name, table in tables.items():
         if table and (name != "Runs" or len(everything) != len(groups)):
-            terminal.print_table(table.rows)
-    for note in notes:
+            terminal.print_table(without_other_settings(table.rows))
+    for note in [*said_below(tables["Groups"].rows), *notes]:
         terminal.log.warning(f"  {note}\n")
     terminal.log.info(terminal.listed({"report": folder / PAGE, "page": folder / HTML}))
 
 
+OTHERS = "other settings"
+
+
+def without_other_settings(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """A terminal has no room for such a column."""
+    return [[cell for title, cell in zip(rows[0], row, strict=True) if title != OTHERS] for row in rows]
+
+
+def said_below(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The same column as lines."""
+    if OTHERS not in (head := list(rows[0])):
+        return []
+    lines = [f"group {row[0]}: {row[head.index(OTHERS)]}" for row in rows[1:] if row[head.index(OTHERS)]]
+    return ["other settings\n" + "\n".join(f"    {line}" for line in lines)] if lines else []
+
+
 def check_settings(cfg: DictConfig, members: Sequence[Run]) -> None:
+    """UsageError for a setting that no run has; a last name, such as depth, becomes the whole, where that is clear."""
+    known = list(dict.fromkeys(key for member in members for key in found.leaves(member.record["config"])))
     for name in ("by", "pivot"):
-        for key in cfg[name] or ():
+        for place, key in enumerate(cfg[name] or ()):
+            if any(member.setting(key) for member in members):
+                continue
+            meant = [each for each in known if each.endswith(f".{key}") and any(run.setting(each) for run in members)]
             refuse_if(
-                not any(member.setting(key) for member in members),
-                f"no run has the setting {key}. Got {name}={list(cfg[name])}",
+                len(meant) != 1,
+                f"no run has the setting {key}. Got {name}=[{','.join(cfg[name])}]"
+                + (f"; give {' or '.join(meant[:4])}" if meant else ""),
             )
+            cfg[name][place] = meant[0]
 
 
 def same(title: str, cells: Sequence[object]) -> Column:
@@ -137,7 +160,7 @@ def group_table(groups: Groups, keys: Sequence[str], everything: Sequence[Run]) 
     return as_table(
         *numbers,
         *(settings or [same("network", [found[0]["network"] for found in records])]),
-        Column("other settings", overview.other_settings(groups, keys)[0] if is_numbered else [], {}),
+        Column(OTHERS, overview.other_settings(groups, keys)[0] if is_numbered else [], {}),
         same("n", [len(members) for members in each]),
         Column("repeats", list(map(str, repeats)) if any(repeats) else [], {"repeats": repeats}),
         accuracy("validation", "val/acc", each),
@@ -243,6 +266,8 @@ def shift_rows(result: dict) -> Iterator[tuple[str, tuple[list[str], list]]]:
     if corruptions := result.get("corruptions"):
         under = f", {len(corruptions['each'])} conditions, {num_images}"
         yield f"mean corruption accuracy{under}", with_ends(corruptions, "mean_acc")
+        if "clean_acc" in corruptions:
+            yield f"uncorrupted, the same {num_images}", with_ends(corruptions, "clean_acc")
         if "benchmark_acc" in corruptions:
             yield f"of the benchmark's fifteen, {num_images}", with_ends(corruptions, "benchmark_acc")
     if votes := result.get("votes"):

@@ -82,7 +82,8 @@ def begun_run(job: Job) -> DictConfig:
 def find_or_create(job: Job) -> DictConfig:
     """The run that this command began before, or else a new one: in a folder that the command itself names."""
     asked = without_folders(job.overrides)
-    name = "-".join(filter(None, ["auto", runs.slug(asked), runs.digest([*job.composer.arguments, *asked])]))
+    told = runs.slug(runs.in_telling_order(asked), max_length=100).removesuffix(f"_{runs.digest(asked)}")
+    name = "-".join(filter(None, ["auto", told, runs.digest([*job.composer.arguments, *asked])]))
     run_dir = Path(job.cfg.run_dir or runs.parent_dir(job.cfg) / name)
     is_begun = (run_dir / runs.CONFIG).is_file()
     cfg = load_begun(run_dir, job.cfg) if is_begun else job.cfg

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet import claims
 from cifar_resnet.constraints import value_at
 from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
-from cifar_resnet.folders import named, natural
+from cifar_resnet.folders import named, natural, whereabouts
 from cifar_resnet.quoting import in_shell
 from cifar_resnet.terminal import log
 
@@ -32,7 +32,7 @@ IN_A_RECORD = (
 MENDING = "take it away, and resume=<run folder> tests the run again"
 RECORD, CONFIG, METRICS, LOG, CURVES = "result.json", "config.yaml", "metrics.csv", "train.log", "tensorboard"
 OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", LOG)
-FIRST_IN_NAMES = ("experiment", "model", "data")
+FIRST_IN_NAMES = ("experiment", "model")
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
 
@@ -58,20 +58,17 @@ def slug(overrides: list[str], max_length: int = 80) -> str:
 
 
 def in_telling_order(overrides: list[str]) -> list[str]:
-    """Those that tell a run from others, the recipe, the network and the data first, for a long name is cut at its end;
-    without those that the path to its folder says already."""
-
-    def place(override: str) -> int:
-        key = override.lstrip("+~").partition("=")[0]
-        return (
-            -1
-            if key in ("name", "output_dir")
-            else FIRST_IN_NAMES.index(key)
-            if key in FIRST_IN_NAMES
-            else len(FIRST_IN_NAMES)
-        )
-
-    return sorted((override for override in overrides if place(override) >= 0), key=place)
+    """Those that tell a run from others, the recipe and the network first and the data last, for a long name is cut at
+    its end; without those that the path to its folder says already."""
+    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    telling = [override for override, key in keys.items() if key not in ("name", "output_dir")]
+    return sorted(
+        telling,
+        key=lambda override: (
+            keys[override].partition(".")[0] == "data",
+            FIRST_IN_NAMES.index(keys[override]) if keys[override] in FIRST_IN_NAMES else len(FIRST_IN_NAMES),
+        ),
+    )
 
 
 def distinct_slugs(jobs: list[list[str]]) -> list[str]:
@@ -336,7 +333,8 @@ def find_checkpoint(path: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f"no checkpoint. Got {path}; give a .ckpt file of cifar-train, or a run folder with checkpoints/ in it"
+        f"no checkpoint. Got {path}{whereabouts(path)}; give a .ckpt file of cifar-train, or a run folder with "
+        f"checkpoints/ in it"
     )
 
 
@@ -359,10 +357,17 @@ def finished_in(folder: Path) -> list[Path]:
     """The finished runs below a folder; a warning tells of others."""
     begun = sorted((file.parent for file in folder.rglob(CONFIG)), key=natural)
     finished = [run_dir for run_dir in begun if read_record(run_dir)]
-    refuse_if(not finished, f"no finished run. Got {folder}; give a .ckpt file, a run folder, or a sweep's folder")
+    refuse_if(not finished, no_finished_run([folder], "give a .ckpt file, a run folder, or a sweep's folder"))
     if len(finished) < len(begun):
         log.warning(f"warning: {len(begun) - len(finished)} of {len(begun)} runs in {folder} have not finished\n")
     return finished
+
+
+def no_finished_run(folders: Sequence[Path], otherwise: str) -> str:
+    """The complaint, with what finishes one that was stopped, if there is one; or other advice."""
+    begun = sorted((file.parent for folder in folders for file in folder.rglob(CONFIG)), key=natural)
+    advice = f"{in_shell(f'resume={begun[0]}')} finishes what was stopped" if begun else otherwise
+    return f"no finished run. Got {', '.join(map(str, folders))}; {advice}"
 
 
 def run_dir_of(checkpoint: Path) -> Path | None:

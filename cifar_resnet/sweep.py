@@ -19,7 +19,8 @@ from cifar_resnet.constraints import plain
 from cifar_resnet.engine import BASIC
 from cifar_resnet.errors import RunError, UsageError, as_usage_error, refuse_if
 from cifar_resnet.launch import launch
-from cifar_resnet.terminal import duration, log, look_next, part, print_table
+from cifar_resnet.quoting import command_line
+from cifar_resnet.terminal import duration, listed, log, look_next, part, print_table
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at jobs that other processes are at
 
@@ -89,8 +90,14 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
             f"  {len(reasons)} of {len(jobs)} jobs failed; the same command again trains only those\n\n"
             f"{''.join(reasons)}"
         )
-    if command := look_next(folder, folder):
-        log.info(f"  compare them: {command}")
+    commands = {"curves": look_next(folder, folder)}
+    if sum(isinstance(outcome, dict) for outcome in outcomes) > 1:
+        commands |= {
+            "compare": command_line("cifar-report", folder),
+            "together": f"{command_line('cifar-evaluate', f'checkpoint={folder}')}, as an ensemble",
+        }
+    if shown := {name: command for name, command in commands.items() if command}:
+        log.info(listed(shown))
     return 1 if reasons else 0
 
 

@@ -142,6 +142,10 @@ class DataModule(LightningDataModule, ABC):
         """What people saw in each test image, as shares of the classes: (N, num_classes); None where nobody asked."""
         return None
 
+    def uncorrupted(self) -> TestSet | None:
+        """The same images as they were before what their conditions did to them; None where they are not at hand."""
+        return None
+
     def order_classes(self, known: Sequence[str]) -> None:
         """Number the classes as a network does that was trained on them before, where their order is for us to say.
 

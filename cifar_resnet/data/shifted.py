@@ -232,8 +232,12 @@ class Corrupted(Corruptions, OfCIFAR10):
         check(Corrupted, locals())
         self.corruption_seed = corruption_seed
 
-    def test_sets(self) -> Iterator[TestSet]:
+    def uncorrupted(self) -> TestSet:
         images, labels = self.clean()
         part = self.part(labels)
+        return TestSet(images[part], labels[part])
+
+    def test_sets(self) -> Iterator[TestSet]:
+        images, labels, _ = self.uncorrupted()
         for condition in self.conditions:
-            yield TestSet(corrupted(images[part], *condition, seed=self.corruption_seed), labels[part], condition)
+            yield TestSet(corrupted(images, *condition, seed=self.corruption_seed), labels, condition)

@@ -108,16 +108,19 @@ def selective_scores(log_probs: Tensor, labels: Tensor) -> dict[str, float | lis
     return {"coverage": list(COVERAGES), "acc": acc[places].tolist(), "risk_area": (1 - acc).mean().item()}
 
 
+MOST = 1e3  # temperature
+
+
 def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     """The number that logits are divided by for the least loss (Guo et al. 2017, section 4.2); not for test images.
 
-    At most 1,000: a network no better than chance would have none at all.
+    At most `MOST`: a network no better than chance would have none at all.
     """
 
     def loss(inverse: float) -> float:  # convex
         return F.cross_entropy(log_probs.double() * inverse, labels).item()
 
-    return 1 / minimize_scalar(loss, bounds=(1e-3, 1e3), method="bounded", options={"xatol": 1e-9}).x
+    return 1 / minimize_scalar(loss, bounds=(1 / MOST, 1e3), method="bounded", options={"xatol": 1e-9}).x
 
 
 def at_temperature(log_probs: Tensor, temperature: float) -> Tensor:

@@ -94,6 +94,12 @@ def by_condition(log_probs: Tensor, labels: Tensor, conditions: Sequence[Conditi
     return found | {"each": each}
 
 
+def on_the_same_images(log_probs: Tensor, labels: Tensor) -> dict:
+    """clean_acc, with its interval: of the images that the conditions were made of. log_probs: (N, num_classes)."""
+    acc = (log_probs.argmax(1) == labels).double().mean().item()
+    return {"clean_acc": acc, "clean_acc_interval": of_a_share(acc, len(labels))}
+
+
 def against_votes(log_probs: Tensor, votes: Tensor, temperature: float | None, resamples: int, seed: int) -> dict:
     """Cross-entropy to what people saw, the mean over images of - sum of share x log-probability (Peterson et al. 2019,
     section 4), with its interval, and at the temperature if there is one; beside it people's own entropy, its least.
@@ -134,8 +140,12 @@ def sections(result: dict, predictions: Predictions, images: Tensor | None, clas
     log_probs, labels = predictions.log_probs, predictions.labels
     found = []
     if len(result["members"]) > 1:
-        growth = plots.growth_figure(*(result[key] for key in GROWTH))
-        found = [Section("Ensemble", figure=growth, name="growth"), Section("Members", table=member_rows(result))]
+        scores = [result[key] for key in GROWTH]
+        figure, panels = plots.growth_figure(*scores), plots.growth_panels(*scores)
+        found = [
+            Section("Ensemble", figure=figure, name="growth", panels=panels),
+            Section("Members", table=member_rows(result)),
+        ]
     if corruptions := result.get("corruptions"):
         figure = plots.corruption_figure(corruptions["each"])
         found.append(Section("Corruptions", corruption_text(result), figure, name="corruptions"))
@@ -150,8 +160,9 @@ def sections(result: dict, predictions: Predictions, images: Tensor | None, clas
     if temperature := result["temperature"]:
         calibrated = calibration.at_temperature(log_probs, temperature)
         lines["with temperature"] = list(calibration.reliability(calibrated, labels))
+        at_its_end = ", and is the most that is tried" if temperature > 0.999 * calibration.MOST else ""
         text += (
-            f" The temperature, {temperature:.3f}, was fitted on validation images; with it, the error is "
+            f" The temperature, {temperature:.3f}, was fitted on validation images{at_its_end}; with it, the error is "
             f"{result['calibrated']['calibration_error']:.2%}."
         )
     confusion = plots.confusion_figure(np.array(result["confusion"]), classes)
@@ -183,6 +194,8 @@ def corruption_text(result: dict) -> str:
     found = result["corruptions"]
     ends = intervals.ends(found["mean_acc_interval"])
     text = f"Mean accuracy over all conditions {found['mean_acc']:.2%}, 95% interval {ends}."
+    if "clean_acc" in found:
+        text += f" Of the same images as they were: {found['clean_acc']:.2%}."
     if "benchmark_acc" in found:
         text += f" Over the benchmark's fifteen corruptions: {found['benchmark_acc']:.2%}."
     return text

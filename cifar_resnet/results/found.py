@@ -9,6 +9,7 @@ from pathlib import Path
 from cifar_resnet import constraints, runs
 from cifar_resnet.constraints import CountOrZero, Fraction
 from cifar_resnet.errors import UsageError, refuse_if
+from cifar_resnet.folders import whereabouts
 from cifar_resnet.quoting import OF_IMAGES
 from cifar_resnet.recipe import NO_PART_OF_IT
 from cifar_resnet.results.restored import places_of_images
@@ -74,15 +75,17 @@ Groups = dict[tuple[str, ...], list[Run]]  # by the values of the settings that 
 def find(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Every finished run in these folders, by name; and for each record that is none, why."""
     for folder in folders:
-        refuse_if(not folder.is_dir(), f"runs are looked for in folders. Got {folder}, which is none")
+        refuse_if(
+            not folder.is_dir(),
+            f"runs are looked for in folders. Got {folder}{whereabouts(folder) or ', which is none'}",
+        )
     found, skipped = [], []
     for path in files_in(folders, runs.RECORD):
         try:
             found.append(Run(path.parent, read(path)))
         except UsageError as error:
             skipped.append(str(error))
-    nothing = f"no finished run. Got {', '.join(map(str, folders))}; train one with cifar-train"
-    refuse_if(not found, next(iter(skipped), nothing))
+    refuse_if(not found, next(iter(skipped), "") or runs.no_finished_run(folders, "train one with cifar-train"))
     name_data_sets(found)
     note_repeats(found)
     return found, skipped
@@ -164,11 +167,12 @@ def differences(found: Sequence[Run]) -> list[str]:
     recipes = [member.recipe() for member in found]
     other = [key for key in dict.fromkeys(key for each in recipes for key in each)
              if len({each.get(key) for each in recipes}) > 1]  # fmt: skip
-    choices = ["data"] if len({member.data for member in found}) > 1 else []
+    num_sets = len({member.data for member in found})
+    choices = ["data"] if num_sets > 1 else []
     keys: list[str] = []
     for key in dict.fromkeys([*choices, "model", *given, "data", *other]):
         tells = len(group(found, [*keys, key])) > len(group(found, keys))
-        is_told = bool(choices) and key.startswith("data.")
+        is_told = bool(choices) and key.startswith("data.") and len(group(found, ["data", key])) == num_sets
         if tells or (key in given and not is_told and len(group(found, [key])) > 1):
             keys.append(key)
     return keys

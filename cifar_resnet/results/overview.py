@@ -24,6 +24,7 @@ TITLES = (
     "n", "repeats", "validation", "test", "95% interval", "parameters", "time", "tested epoch", "run", "seed", "epoch",
     "device", "seconds", "tested_epoch", "epochs", "images", "group", "other settings",
 )  # fmt: skip
+NAMED_ALONE = ("data", "model", "experiment")  # whose values say what they are
 MOST_KEYS = 6  # settings that a table has columns for, and a figure's legend room
 
 
@@ -48,14 +49,20 @@ def numbers_of(groups: Groups) -> dict[tuple[str, ...], int]:
 
 
 def labels_of(groups: Groups, keys: Sequence[str]) -> dict[tuple[str, ...], str]:
-    """What figures call each group: its settings, or where these are many, its number and network."""
+    """What figures call each group: its settings, or where these are many, its number, its network and what it has
+    otherwise than others of that network."""
     if not are_numbered(keys):
         return {values: name_of(keys, values) for values in groups}
-    telling = [place for place, key in enumerate(keys) if key in ("model", "experiment")]
-    return {
-        values: " ".join([str(number), *filter(None, (values[place] for place in telling))])
-        for values, number in numbers_of(groups).items()
-    }
+    networks = [place for place, key in enumerate(keys) if key in ("model", "experiment")]
+    others = [place for place, key in enumerate(keys) if key in own_columns(groups, keys) and key not in NAMED_ALONE]
+    labels = {}
+    for values, number in numbers_of(groups).items():
+        alike = [each for each in groups if all(each[place] == values[place] for place in networks)]
+        telling = [place for place in others if len({each[place] for each in alike}) > 1 and values[place]]
+        own = name_of([keys[place] for place in telling], [values[place] for place in telling]) if telling else ""
+        network = " ".join(filter(None, (values[place] for place in networks)))
+        labels[values] = ", ".join(filter(None, [f"{number} {network}".rstrip(), own]))
+    return labels
 
 
 def own_columns(groups: Groups, keys: Sequence[str]) -> list[str]:
@@ -122,8 +129,10 @@ class Pivot:
 
 
 def metric_of(members: Sequence[Run], cfg: DictConfig) -> str:
-    """What was asked for, or what all have."""
-    return cfg.metric or ("test/acc" if len(values_of("test/acc", members)) == len(members) else "val/acc")
+    """What was asked for, or that of validation images, for settings are chosen by it; that of the test where more runs
+    have one."""
+    has = {name: len(values_of(name, members)) for name in ("val/acc", "test/acc")}
+    return cfg.metric or max(has, key=has.__getitem__)
 
 
 def pivoted(members: Sequence[Run], settings: Sequence[str], metric: str) -> Pivot:
@@ -141,7 +150,7 @@ def sections(
     metric = "test/acc" if values_of("test/acc", members) else "val/acc"
     name = f"{plots.LONG_NAMES[metric.partition('/')[0]]} accuracy, %"
     shown = []
-    of_grid = metric_of(members, cfg) if cfg.pivot or cfg.metric else metric
+    of_grid = metric_of(members, cfg)
     if len(settings := list(cfg.pivot or keys)) == 2 and values_of(of_grid, members):
         shown += heat_map(pivoted(members, settings, of_grid))
     scored = {values: each for values, each in groups.items() if values_of(metric, each)}

@@ -274,7 +274,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set_xticks(ticks, names, rotation=90 if is_large else 45, ha="center" if is_large else "right")
     axes.set_yticks(ticks, names)
     axes.tick_params(length=0, labelsize=6 if is_large else 9)
-    axes.spines[:].set_visible(False)
+    axes.spines[:].set(visible=True, color="#cbd2d9")  # a class that is never predicted has an empty column
     return label(figure, "prediction", "true class")
 
 
@@ -364,15 +364,34 @@ def mistakes_figure(images: Sequence[np.ndarray], captions: Sequence[str]) -> Fi
 def growth_figure(members: Sequence[Scores], growth: Sequence[Scores], calibrated: Sequence[Scores]) -> Figure:
     """An ensemble's accuracy and loss as it grows, and its members' own; calibrated: empty where nothing was fitted."""
     figure, *panels = new_figure(9.6, 3.6, 2)
-    sizes = range(1, len(growth) + 1)
-    for axes, key, scale in zip(panels, ("acc", "loss"), (100, 1), strict=True):
-        own, grown = ([scale * scores[key] for scores in each] for each in (members, growth))
-        axes.scatter(sizes, own, color=GREY, label="member alone")
-        axes.plot(sizes, grown, color=BLUE, marker="o", label="ensemble of the first n")
-    if calibrated:  # of the loss alone: accuracy knows no temperature
+    for axes, key in zip(panels, GROWING, strict=True):
+        draw_growth(axes, key, members, growth, calibrated)
+    return label(figure, "members", *GROWING.values(), whole=True)
+
+
+def growth_panels(members: Sequence[Scores], growth: Sequence[Scores], calibrated: Sequence[Scores]) -> list[Figure]:
+    """The same, each by itself."""
+    found = []
+    for key, ylabel in GROWING.items():
+        figure, axes = new_figure(4.6, 3.4)
+        draw_growth(axes, key, members, growth, calibrated)
+        found.append(label(figure, "members", ylabel, whole=True))
+    return found
+
+
+GROWING = {"acc": "test accuracy, %", "loss": "test loss"}
+
+
+def draw_growth(
+    axes: Axes, key: str, members: Sequence[Scores], growth: Sequence[Scores], calibrated: Sequence[Scores]
+) -> None:
+    sizes, scale = range(1, len(growth) + 1), 100 if key == "acc" else 1
+    own, grown = ([scale * scores[key] for scores in each] for each in (members, growth))
+    axes.scatter(sizes, own, color=GREY, label="member alone")
+    axes.plot(sizes, grown, color=BLUE, marker="o", label="ensemble of the first n")
+    if calibrated and key == "loss":  # accuracy knows no temperature
         losses = [scores["loss"] for scores in calibrated]
-        panels[1].plot(sizes, losses, color=ORANGE, marker="o", label="ensemble, calibrated")
-    return label(figure, "members", "test accuracy, %", "test loss", whole=True)
+        axes.plot(sizes, losses, color=ORANGE, marker="o", label="ensemble, calibrated")
 
 
 def runs_figure(curves: Mapping[str, Sequence[Rows]]) -> Figure:

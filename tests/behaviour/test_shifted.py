@@ -185,6 +185,8 @@ def test_our_own_corruptions_are_of_cifar10s_test_images(run_dir, cifar10, image
     for one in result["corruptions"]["each"]:
         pixels = corrupted(clean, one["corruption"], one["severity"]).permute(0, 2, 3, 1).numpy()
         assert one["acc"] == pytest.approx((probabilities(run_dir, pixels).argmax(1) == images[1]).mean())
+    right = probabilities(run_dir, images[0]).argmax(1) == images[1]
+    assert result["corruptions"]["clean_acc"] == pytest.approx(right.mean())
     other = result_of(run_dir, "data=corrupted", f"data.root={cifar10}", *conditions, "data.corruption_seed=1")
     assert other["corruptions"]["each"][0] == result["corruptions"]["each"][0]  # no chance in it
     assert other["corruptions"]["each"][2]["loss"] != result["corruptions"]["each"][2]["loss"]

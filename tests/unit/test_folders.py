@@ -107,3 +107,8 @@ def test_pipes_are_not_waited_for():
     os.mkfifo("photos/pipe.png")
     assert names_in("photos") == ["1.png"]
     assert files_in(Path("photos")).hidden == 1
+
+
+def test_decimals_are_sorted_as_numbers_and_versions_as_versions():
+    names = ["lr-0.05", "lr-0.1", "lr-0.2", "v1.9", "v1.10", "x0.9.2", "x0.10.2"]
+    assert sorted({*names}, key=natural) == names

@@ -215,7 +215,7 @@ def bad_files(pictures: torch.Tensor, count: int) -> dict[str, bytes]:
         "empty.png": b"",
         "empty.npz": b"",
         "empty.pkl": b"",
-        "notes.txt": b"no picture at all",
+        "notes": b"no picture at all",
         "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch executed) (w) file\n",
         "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "list.pkl": pickle.dumps([1, 2, 3]),

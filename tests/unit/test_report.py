@@ -194,14 +194,42 @@ def test_what_most_groups_have_is_said_once_and_not_in_each_row(capsys):
     keys = ["optimizer.lr", "optimizer.a", *"bcdefg"]
     assert cli.report(["runs", f"by=[{','.join(keys)}]"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "other settings, where a group's row does not say:" in text
-    said = text.partition("does not say: ")[2].partition(" report ")[0].split(", ")
+    assert "all groups, but for what stands beside one: " in text
+    said = text.partition("stands beside one: ")[2].partition(" report ")[0].split(", ")
     head, *rows = section("Groups")
     others = [row[head.index("other settings")] for row in rows]
     for words in said:
         assert words.split()[0] in "abcdefg"
         assert not any(words in cell for cell in others)
         assert sum(words.split()[0] in cell for cell in others) == 1  # of the one that has it otherwise
+
+
+def test_what_was_trained_on_is_shown_where_the_data_sets_names_do_not_tell_it():
+    for place, (most, other) in enumerate(((1000, {}), (None, {}), (None, {"split_hash": "other", "num_val": 1}))):
+        overrides = {} if most is None else {"data.max_train": most}
+        varied(str(place), overrides, {"data": {"root": "data", "max_train": most}}, **ONE_SET | other)
+    assert cli.report(["runs"]) == 0
+    rows = table_in("outputs/report/groups.csv")
+    assert sorted((row["data"], row["max_train"]) for row in rows) == [
+        ("cifar10 45,000+1", ""), ("cifar10 45,000+5,000", ""), ("cifar10 45,000+5,000", "1000"),
+    ]  # fmt: skip
+
+
+def test_a_settings_last_name_is_enough_where_it_is_clear(sweep, capsys):
+    assert cli.report(["sweep", "pivot=[depth,lr]", "by=[depth]"]) == 0
+    assert section("Pivot")[0][0] == "val/acc, depth by lr"
+    assert cli.report(["sweep", "pivot=[depht,lr]"]) == 2
+    assert "no run has the setting depht. Got pivot=[depht,lr]" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_said_to_be_one_that_can_go_on(capsys):
+    Path("runs/one").mkdir(parents=True)
+    Path("runs/one/config.yaml").write_text("name: train\n")
+    for path in ("runs", "runs/one"):
+        assert cli.report([path]) == 2
+        assert "no finished run. Got " + path + "; resume=runs/one finishes what was stopped" in capsys.readouterr().err
+    assert cli.report(["gone"]) == 2
+    assert f"Got gone, which is not there, seen from {Path.cwd()}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["sweep.max_time", "graph", "trainer.strategy", "data.eval_batch_size"])
@@ -220,7 +248,7 @@ def test_runs_that_differ_in_nothing_that_bears_on_results_are_one_group(key):
 
 
 def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
-    assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]"]) == 0
+    assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]", "metric=test/acc"]) == 0
     head, *rows = section("Pivot")
     assert head == ["test/acc, depth by lr", "0.05", "0.1"]
     assert [row[0] for row in rows] == ["20", "110"]
@@ -236,11 +264,15 @@ def test_a_pivot_has_a_row_and_a_column_for_each_value(sweep):
     assert Path("outputs/report/curves.png").stat().st_size > 5000
 
 
-@pytest.mark.slow
-def test_a_pivot_falls_back_to_validation_where_the_test_set_was_left_alone(sweep):
-    a_run("sweep/untested", ["model.depth=20", "optimizer.lr=0.05"], None, seed=9)
+def test_a_pivot_is_of_validation_images_and_of_the_test_where_there_are_none(sweep):
     assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]", "output=out"]) == 0
     assert section("Pivot", "out/report.md")[0][0].startswith("val/acc")
+    for path in Path("sweep").glob("*/result.json"):
+        record = json.loads(path.read_text())
+        del record["metrics"]["val/acc"]
+        path.write_text(json.dumps(record))
+    assert cli.report(["sweep", "pivot=[model.depth,optimizer.lr]", "output=out"]) == 0
+    assert section("Pivot", "out/report.md")[0][0].startswith("test/acc")
 
 
 def test_by_chooses_the_groups(sweep):
@@ -515,7 +547,7 @@ def grid() -> list[Path]:
 
 
 def test_the_page_of_a_sweep_has_its_grid_and_a_link_to_each_runs_page(grid):
-    assert cli.report(["grid", "output=out/report"]) == 0
+    assert cli.report(["grid", "output=out/report", "metric=test/acc"]) == 0
     text = Path("out/report/report.html").read_text()
     for heading in ("depth by lr", "Groups compared", "What it costs", "Curves", "Groups", "Runs"):
         assert f"<h2>{heading}</h2>" in text
@@ -551,7 +583,7 @@ def test_nothing_of_it_is_wider_than_the_screen(grid, tmp_path, width):
     seen = seen_in_a_browser(tmp_path / "outputs" / "report" / "report.html", width, tmp_path)
     assert seen["wide"] == []
     assert not seen["scrolls"]
-    assert len(seen["widths"]) == 8
+    assert len(seen["widths"]) == 10  # grid, groups, three costs and three curves, each with what their colours mean
     assert min(seen["widths"]) > 240
 
 

@@ -29,7 +29,7 @@ def test_a_folders_name_begins_with_what_tells_most_and_leaves_out_what_its_path
     given = ["data.num_train=600", "name=try", "optimizer.lr=0.1", "model=resnet20", "output_dir=/x/y", "seed=3"]
     cfg = OmegaConf.create({"run_dir": None, "output_dir": "x", "name": "try", "overrides": given})
     folder = runs.create_run_dir(cfg).relative_to("x/try").name
-    assert folder[len("2026-11-20_16-19-10-") :] == "model-resnet20_num_train-600_lr-0.1_seed-3"
+    assert folder[len("2026-11-20_16-19-10-") :] == "model-resnet20_lr-0.1_seed-3_num_train-600"
 
 
 def test_long_folder_names_are_cut_and_stay_distinct():

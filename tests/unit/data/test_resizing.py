@@ -97,7 +97,7 @@ def test_training_images_shrink_and_validation_and_test_do_not(cifar_train, run_
     assert cifar_train(*PROGRESSIVE) == 0
     assert seen[True] == [16] * 5 + [24] * 5 + [32] * 10
     assert set(seen[False]) == {32}
-    told = "40 held out for validation; 16 pixels up to epoch 1, 24 up to epoch 2\n"
+    told = "points either way; 16 pixels up to epoch 1, 24 up to epoch 2\n"
     assert told in next(Path().glob("outputs/*/*/train.log")).read_text()
     monkeypatch.undo()
     record, network = record_of(*run_dirs()), ResNet(depth=8, widths=[4, 8, 8], shortcut="pad")
