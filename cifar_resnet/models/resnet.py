@@ -234,7 +234,8 @@ class ResNet(Classifier):
         num_stages = len(widths)
         refuse_if(
             blocks is not None and depth is not None,
-            f"model.blocks and model.depth exclude each other. Got {blocks} and {depth}; make one null",
+            f"model.blocks and model.depth exclude each other. Got {blocks} and {depth}; give model.depth=null "
+            f"or model.blocks=null",
         )
         make_block, other_layers = BLOCKS[block], 1 + num_stages if widen_factor else 2
         blocks = blocks or blocks_of_depth(depth, num_stages, make_block.num_convs, other_layers)

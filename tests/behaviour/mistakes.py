@@ -402,7 +402,7 @@ BEFORE_DATA_IS_READ = [
     ("train", "model.depth=9", "model.depth must be 6n + 2 here.", "Got 9;", "the nearest is 8"),
     ("train", "model.depth=21", "model.depth must be 6n + 2 here.", "Got 21;", "the nearest is 20"),
     ("train", "model.depth=0", "model.depth must be a whole number, 1 or more", "Got 0"),
-    ("train", "model.blocks=[1,1,1]", "model.blocks and model.depth exclude", "Got [1, 1, 1] and 8;", "make one null"),
+    ("train", "model.blocks=[1,1,1]", "model.blocks and model.depth exclude", "Got [1, 1, 1] and 8;", "model.depth=null"),
     ("train", "model.widths=[]", "model.widths must be a list of 1 or more", "Got []"),
     ("train", "model.widths=[a,b,c]", "model.widths[0] must be a whole number, 1 or more.", "Got 'a'"),
     ("train", "model.widths=[4,8,-8]", "model.widths[2] must be a whole number, 1 or more.", "Got -8"),

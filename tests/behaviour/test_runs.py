@@ -30,7 +30,7 @@ def test_a_run_leaves_everything_in_its_folder(cifar_train, run_dirs, capsys):
     assert cifar_train("trainer.max_epochs=2", "name=demo", "optimizer.lr=0.05") == 0
     (run_dir,) = run_dirs()
     assert run_dir.parent == Path.cwd() / "outputs" / "demo"
-    assert re.match(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-data-synthetic_num_train-240", run_dir.name)
+    assert re.match(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-model-resnet-cifar_depth-8_widths-4-8-8", run_dir.name)
     names = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
     files = {"config.yaml", "result.json", "metrics.csv", "train.log", "augmented_batch.png"}
     assert files | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
