@@ -138,6 +138,7 @@ def announcement(record: dict) -> str:
         "network": f"{record['network']}: {record['parameters']:,} parameters, "
         f"{record['macs']:,} multiply-adds an image",
         "data": f"{record['data']}: {record['num_train']:,} images, {held_out}"
+        + (f", {kept:,} kept for the test" if (kept := record.get("num_test")) else "")
         + (f"; an epoch sees {parts}" if parts else "")
         + (f"; {record['resize']}" if record.get("resize") else ""),
         "device": f"{record['device']}, {record['precision']}",

@@ -61,6 +61,7 @@ class DataModule(LightningDataModule, ABC):
     num_classes: int
     image_size: int  # height and width, in pixels
     classes: list[str]  # in the order of their labels; known once images have been read
+    kept_for_test = 0  # images, where those of a test are drawn from the same as those to train on
     is_mapped = False  # whether images stay in the file that `read` gives
 
     def __init__(

@@ -70,6 +70,8 @@ class OwnImages(DataModule):
         )
         images, labels = self.read_half("train" if train else "test")
         rows = None if self.num_test is None else self.rows_of(train, labels)
+        if train and rows is not None:
+            self.kept_for_test = len(labels) - len(rows)
         parts = self.halves.parts["test"]
         if not train and not all(part.archive for part in parts):
             names = [name for part in parts for name in self.names_in(part, len(parts))]

@@ -36,6 +36,7 @@ def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trai
         "parameters": num_parameters(model),
         "macs": num_macs(model, data.image_shape),
         **data.state(),
+        **({"num_test": data.kept_for_test} if data.kept_for_test else {}),
         "resize": str(data.resize or ""),
         "num_trained": data.num_trained(trainer.limit_train_batches, trainer.world_size),  # in each epoch
         "num_validated": data.num_evaluated(len(data.val), trainer.limit_val_batches),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers import TINY, assert_equal, last_of
+from helpers import TINY, assert_equal, last_of, record_of
 from PIL import Image
 
 from cifar_resnet import cli
@@ -45,3 +45,11 @@ def test_a_run_begun_before_goes_on_with_its_order_of_classes_to_the_last_bit(pe
     assert last_of(resumed)["data"]["classes"] == ["10", "11", *map(str, range(2, 10))]
     for key in ("state_dict", "data", "epoch"):
         assert_equal(last_of(resumed)[key], last_of(never_stopped)[key], key)
+
+
+def test_it_is_said_beforehand_into_what_a_folder_without_halves_is_divided(pets, capsys):
+    assert cli.train([*GIVEN, "data.root=pets/train", "trainer.max_epochs=1", "run_dir=outputs/run"]) == 0
+    out = capsys.readouterr().out
+    assert "image_folder: 60 images, 20 held out for validation" in out
+    assert ", 20 kept for the test" in out.partition("train loss")[0]
+    assert record_of(Path("outputs/run"))["num_test"] == 20
