@@ -1,8 +1,8 @@
 """cifar-evaluate: how good trained networks are, alone and as an ensemble, from their checkpoints.
 
-    cifar-evaluate checkpoint=outputs/train/<run folder> tta=flip
-    cifar-evaluate checkpoint=outputs/train/<sweep folder>
-    cifar-evaluate checkpoint=outputs/train/<run folder> data=files data.test=my_test_set
+    cifar-evaluate "checkpoint=outputs/train/<run folder>" tta=flip
+    cifar-evaluate "checkpoint=outputs/train/<sweep folder>"
+    cifar-evaluate "checkpoint=outputs/train/<run folder>" data=files data.test=my_test_set
 
 Leaves evaluation.json, predictions.npz and page.html: in the run's folder for what its own test was, else in one below.
 """

@@ -1,8 +1,8 @@
 """cifar-export: trained networks for use without this package, checked against the originals on real images.
 
-    cifar-export checkpoint=outputs/train/<run folder>
-    cifar-export checkpoint=outputs/train/<run folder> formats=[onnx] output=handed_in
-    cifar-export checkpoint=outputs/train/<sweep folder>                                 an ensemble, as one
+    cifar-export "checkpoint=outputs/train/<run folder>"
+    cifar-export "checkpoint=outputs/train/<run folder>" formats=[onnx] output=handed_in
+    cifar-export "checkpoint=outputs/train/<sweep folder>"                                 an ensemble, as one
 
 Leaves model.safetensors, model.pt2, model.onnx, as asked for, and a model card, README.md.
 """

@@ -59,7 +59,7 @@ def natural(name: object) -> tuple[list, str]:
     text = str(name)
     # numbers at odd places, so that like is compared with like
     parts = re.split(r"((?<!\d)(?<!\.)0\.\d+(?!\.?\d)|\d+)", text)
-    return [float(part) if place % 2 else part for place, part in enumerate(parts)], text
+    return [(float if "." in part else int)(part) if place % 2 else part for place, part in enumerate(parts)], text
 
 
 def named(things: Iterable[object], most: int = 8) -> str:

@@ -1,8 +1,8 @@
 """cifar-predict: what pictures show, according to a trained network or an ensemble.
 
-    cifar-predict checkpoint=outputs/train/<run folder> input=photos output=predictions.csv
-    cifar-predict checkpoint=outputs/train/<sweep folder> input=test_nolabels.pkl format=ids output=submission.csv
-    cifar-predict checkpoint=outputs/train/<run folder> input=test format=ids ids.header=[id,label] ids.labels=names
+    cifar-predict "checkpoint=outputs/train/<run folder>" input=photos output=predictions.csv
+    cifar-predict "checkpoint=outputs/train/<sweep folder>" input=test_nolabels.pkl format=ids output=submission.csv
+    cifar-predict "checkpoint=outputs/train/<run folder>" input=test format=ids ids.header=[id,label] ids.labels=names
 
 A picture that cannot be read is named and left out, the rest predicted, and the exit code is then 1.
 """

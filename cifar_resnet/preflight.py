@@ -127,7 +127,7 @@ def plain(paths: Any) -> str | list[str]:
 
 
 def input_files(inputs: str | Sequence[str], setting: str = "input") -> Listing:
-    """Every file that is meant, those of a folder in the order of their names, 10 after 9.
+    """Every file that is meant, those of a folder in the order of their names, 10 after 9; in a folder no documents.
 
     What is not there, or a folder without files, stands for itself: reading it will say so.
     """

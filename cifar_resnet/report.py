@@ -1,7 +1,7 @@
 """cifar-report: all finished runs as tables and curves, or two of them compared on the same test images.
 
-cifar-report outputs/train/<sweep folder> pivot=[model.depth,optimizer.lr]
-cifar-report compare outputs/train/<run folder> outputs/train/<run folder>
+cifar-report "outputs/train/<sweep folder>" pivot=[model.depth,optimizer.lr]
+cifar-report compare "outputs/train/<run folder>" "outputs/train/<run folder>"
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_resnet import runs, terminal
+from cifar_resnet import constraints, runs, terminal
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.results import found, ood, overview, page, plots
@@ -95,36 +95,41 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     terminal.log.info(terminal.listed({"report": folder / PAGE, "page": folder / HTML}))
 
 
-OTHERS = "other settings"
-
-
 def without_other_settings(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """A terminal has no room for such a column."""
-    return [[cell for title, cell in zip(rows[0], row, strict=True) if title != OTHERS] for row in rows]
+    return [[cell for title, cell in zip(rows[0], row, strict=True) if title != overview.OTHERS] for row in rows]
 
 
 def said_below(rows: Sequence[Sequence[str]]) -> list[str]:
     """The same column as lines."""
-    if OTHERS not in (head := list(rows[0])):
+    if overview.OTHERS not in rows[0]:
         return []
-    lines = [f"group {row[0]}: {row[head.index(OTHERS)]}" for row in rows[1:] if row[head.index(OTHERS)]]
-    return ["other settings\n" + "\n".join(f"    {line}" for line in lines)] if lines else []
+    place = list(rows[0]).index(overview.OTHERS)
+    lines = [f"    group {row[0]}: {row[place]}" for row in rows[1:] if row[place]]
+    return ["\n".join([overview.OTHERS, *lines])] if lines else []
 
 
 def check_settings(cfg: DictConfig, members: Sequence[Run]) -> None:
     """UsageError for a setting that no run has; a last name, such as depth, becomes the whole, where that is clear."""
-    known = list(dict.fromkeys(key for member in members for key in found.leaves(member.record["config"])))
+    refuse_if(
+        cfg.pivot and len(cfg.pivot) != 2,
+        f"a pivot has rows and columns. Got pivot=[{','.join(cfg.pivot or ())}]; give two settings",
+    )
+    all_keys = dict.fromkeys(key for member in members for key in found.leaves(member.record["config"]))
+    known = [key for key in all_keys if any(member.setting(key) for member in members)]
     for name in ("by", "pivot"):
-        for place, key in enumerate(cfg[name] or ()):
-            if any(member.setting(key) for member in members):
-                continue
-            meant = [each for each in known if each.endswith(f".{key}") and any(run.setting(each) for run in members)]
+        whole = []
+        for key in cfg[name] or ():
+            meant = [each for each in known if each.endswith(f".{key}")]
+            is_one = any(member.setting(key) for member in members)
             refuse_if(
-                len(meant) != 1,
+                not is_one and len(meant) != 1,
                 f"no run has the setting {key}. Got {name}=[{','.join(cfg[name])}]"
-                + (f"; give {' or '.join(meant[:4])}" if meant else ""),
+                + (f"; give {' or '.join(meant[:4])}" if meant else constraints.did_you_mean(key, known)),
             )
-            cfg[name][place] = meant[0]
+            whole.append(key if is_one else meant[0])
+        if cfg[name]:
+            cfg[name] = list(dict.fromkeys(whole))
 
 
 def same(title: str, cells: Sequence[object]) -> Column:
@@ -160,7 +165,7 @@ def group_table(groups: Groups, keys: Sequence[str], everything: Sequence[Run]) 
     return as_table(
         *numbers,
         *(settings or [same("network", [found[0]["network"] for found in records])]),
-        Column(OTHERS, overview.other_settings(groups, keys)[0] if is_numbered else [], {}),
+        Column(overview.OTHERS, overview.other_settings(groups, keys)[0] if is_numbered else [], {}),
         same("n", [len(members) for members in each]),
         Column("repeats", list(map(str, repeats)) if any(repeats) else [], {"repeats": repeats}),
         accuracy("validation", "val/acc", each),
@@ -180,6 +185,8 @@ def run_table(members: Sequence[Run], groups: Groups, keys: Sequence[str], folde
     """A row for each run, those as well that do not count. folder: that the report will lie in."""
     numbers = overview.numbers_of(groups)
     is_numbered = overview.are_numbered(keys)
+    # a repeat may have another name for the same network
+    found_in = [numbers[tuple(map((member.repeats or member).setting, keys))] for member in members]
     records = [member.record for member in members]
     validation, test = ([summary_of(name, [member]) for member in members] for name in ("val/acc", "test/acc"))
     ends = {"test_acc_low": [one.low for one in test], "test_acc_high": [one.high for one in test]}
@@ -187,7 +194,7 @@ def run_table(members: Sequence[Run], groups: Groups, keys: Sequence[str], folde
     originals = [str(member.repeats.folder) if member.repeats else "" for member in members]
     return as_table(
         same("run", [Link(str(member.folder), page_of(member, folder)) for member in members]),
-        *([same("group", [numbers[tuple(map(member.setting, keys))] for member in members])] if is_numbered else []),
+        *([same("group", found_in)] if is_numbered else []),
         *(
             Column(name, [] if is_numbered else values, {name: values})
             for key, name in zip(keys, short(keys), strict=True)
@@ -294,7 +301,6 @@ def pivot_table(members: Sequence[Run], cfg: DictConfig) -> Table | None:
     """
     if not cfg.pivot:
         return None
-    refuse_if(len(cfg.pivot) != 2, f"a pivot has rows and columns. Got pivot={list(cfg.pivot)}; give two settings")
     pivot = pivoted(members, cfg.pivot, metric_of(members, cfg))
     form = ".2%" if pivot.metric.endswith("/acc") else ".4g"
     *of_rows, of_columns = pivot.names

@@ -82,7 +82,8 @@ def begun_run(job: Job) -> DictConfig:
 def find_or_create(job: Job) -> DictConfig:
     """The run that this command began before, or else a new one: in a folder that the command itself names."""
     asked = without_folders(job.overrides)
-    told = runs.slug(runs.in_telling_order(asked), max_length=100).removesuffix(f"_{runs.digest(asked)}")
+    telling = runs.in_telling_order(asked)
+    told = runs.slug(telling, max_length=100).removesuffix(runs.digest(telling)).rstrip("_")  # one digest is enough
     name = "-".join(filter(None, ["auto", told, runs.digest([*job.composer.arguments, *asked])]))
     run_dir = Path(job.cfg.run_dir or runs.parent_dir(job.cfg) / name)
     is_begun = (run_dir / runs.CONFIG).is_file()

@@ -20,7 +20,7 @@ from cifar_resnet import claims
 from cifar_resnet.constraints import value_at
 from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
 from cifar_resnet.folders import named, natural, whereabouts
-from cifar_resnet.quoting import in_shell
+from cifar_resnet.quoting import command_line, in_shell
 from cifar_resnet.terminal import log
 
 # what others rely on, in files that may be damaged, or somebody else's
@@ -365,8 +365,9 @@ def finished_in(folder: Path) -> list[Path]:
 
 def no_finished_run(folders: Sequence[Path], otherwise: str) -> str:
     """The complaint, with what finishes one that was stopped, if there is one; or other advice."""
-    begun = sorted((file.parent for folder in folders for file in folder.rglob(CONFIG)), key=natural)
-    advice = f"{in_shell(f'resume={begun[0]}')} finishes what was stopped" if begun else otherwise
+    places = sorted((file.parent for folder in folders for file in folder.rglob(CONFIG)), key=natural)
+    begun = [place for place in places if place.name != TOGETHER and not (place.parent / TOGETHER).is_dir()]
+    advice = f"{command_line('cifar-train', f'resume={begun[0]}')} finishes what was stopped" if begun else otherwise
     return f"no finished run. Got {', '.join(map(str, folders))}; {advice}"
 
 

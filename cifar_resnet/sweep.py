@@ -92,10 +92,10 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
         )
     commands = {"curves": look_next(folder, folder)}
     if sum(isinstance(outcome, dict) for outcome in outcomes) > 1:
-        commands |= {
-            "compare": command_line("cifar-report", folder),
-            "together": f"{command_line('cifar-evaluate', f'checkpoint={folder}')}, as an ensemble",
-        }
+        commands["compare"] = command_line("cifar-report", folder)
+        varying = [text for job in jobs for text in job.varying]
+        if jobs[0].cfg.test and not any(text.startswith(("data", "test=")) for text in varying):
+            commands["as an ensemble"] = command_line("cifar-evaluate", f"checkpoint={folder}")
     if shown := {name: command for name, command in commands.items() if command}:
         log.info(listed(shown))
     return 1 if reasons else 0

@@ -2,7 +2,7 @@
 
     cifar-train model=resnet50 trainer.max_epochs=300
     cifar-train -m model=resnet20,resnet56 optimizer.lr=0.05,0.1
-    cifar-train resume=outputs/train/<run folder>
+    cifar-train "resume=outputs/train/<run folder>"
     cifar-train model=resnet50 resume=auto        # begins, or goes on where the same command was stopped
 
 The same as `python -m cifar_resnet.train` and `python cifar_resnet/train.py`.

@@ -237,7 +237,8 @@ class DataModule(LightningDataModule, ABC):
     def adopt(self, other: "DataModule") -> None:
         """Take over what another module of the same images and the same split has read."""
         self.check_batch_size(len(other.train))
-        for name in ("train", "val", "test", "mean", "std", "split_hash", "train_hash", "classes", "test_files"):
+        read = ("train", "val", "test", "classes", "test_files", "kept_for_test")
+        for name in (*read, "mean", "std", "split_hash", "train_hash"):
             setattr(self, name, getattr(other, name))
 
     def sample(self, num_images: int = 5000) -> Tensor:

@@ -18,6 +18,7 @@ IN_A_RECORD: dict[str, object] = {
     "parameters": CountOrZero,
     **dict.fromkeys(("network", "data", "selected", "device"), str),
     **dict.fromkeys(("epoch", "epochs", "train_seconds"), float),  # an epoch may have been cut short
+    **dict.fromkeys(("num_train", "num_val"), CountOrZero),
     "num_tested": CountOrZero | None,
     "classes": list[str] | None,
     **dict.fromkeys(("split_hash", "train_hash", "test_hash"), str | None),
@@ -134,8 +135,13 @@ def agree(one: object, other: object) -> bool:
     return one == other or one is None or other is None
 
 
+TOLD_BY_SIZES = ("data.num_train", "data.num_val")
+
+
 def sizes_of(origin: list[object], members: Sequence[Run]) -> str:
-    return "{num_train:,}+{num_val:,}".format(**members[0].record)
+    """Of the run that was given most of it: others may have had data.max_train."""
+    record = max((member.record for member in members), key=lambda record: record["num_train"])
+    return f"{record['num_train']:,}+{record['num_val']:,}"
 
 
 def files_of(origin: list[object], members: Sequence[Run]) -> str:
@@ -158,8 +164,8 @@ def note_repeats(found: Sequence[Run]) -> None:
 def differences(found: Sequence[Run]) -> list[str]:
     """Settings that tell these runs apart.
 
-    First the data set, and what commands gave, whichever differ, but of the data only what its name leaves untold;
-    then, where these leave a difference, whatever else differs, such as a default that is another since, leaving out
+    First the data set, and what commands gave, whichever differ, but for the sizes that its name has; then,
+    where these leave a difference, whatever else differs, such as a default that is another since, leaving out
     what those before already tell.
     """
     asked = [text.lstrip("+~").partition("=")[0] for run in found for text in run.record["config"]["overrides"]]
@@ -167,12 +173,11 @@ def differences(found: Sequence[Run]) -> list[str]:
     recipes = [member.recipe() for member in found]
     other = [key for key in dict.fromkeys(key for each in recipes for key in each)
              if len({each.get(key) for each in recipes}) > 1]  # fmt: skip
-    num_sets = len({member.data for member in found})
-    choices = ["data"] if num_sets > 1 else []
+    choices = ["data"] if len({member.data for member in found}) > 1 else []
     keys: list[str] = []
     for key in dict.fromkeys([*choices, "model", *given, "data", *other]):
         tells = len(group(found, [*keys, key])) > len(group(found, keys))
-        is_told = bool(choices) and key.startswith("data.") and len(group(found, ["data", key])) == num_sets
+        is_told = key in TOLD_BY_SIZES and all("+" in member.data for member in found if member.setting(key))
         if tells or (key in given and not is_told and len(group(found, [key])) > 1):
             keys.append(key)
     return keys

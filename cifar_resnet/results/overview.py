@@ -19,12 +19,12 @@ from cifar_resnet.results.intervals import Summary, summary
 from cifar_resnet.results.page import Section
 from cifar_resnet.terminal import flops_unit
 
+OTHERS = "other settings"
 # what a setting's column may not be called as well
 TITLES = (
     "n", "repeats", "validation", "test", "95% interval", "parameters", "time", "tested epoch", "run", "seed", "epoch",
-    "device", "seconds", "tested_epoch", "epochs", "images", "group", "other settings",
+    "device", "seconds", "tested_epoch", "epochs", "images", "group", OTHERS,
 )  # fmt: skip
-NAMED_ALONE = ("data", "model", "experiment")  # whose values say what they are
 MOST_KEYS = 6  # settings that a table has columns for, and a figure's legend room
 
 
@@ -54,14 +54,15 @@ def labels_of(groups: Groups, keys: Sequence[str]) -> dict[tuple[str, ...], str]
     if not are_numbered(keys):
         return {values: name_of(keys, values) for values in groups}
     networks = [place for place, key in enumerate(keys) if key in ("model", "experiment")]
-    others = [place for place, key in enumerate(keys) if key in own_columns(groups, keys) and key not in NAMED_ALONE]
-    labels = {}
+    own_keys = own_columns(groups, keys)
+    others = [place for place, key in enumerate(keys) if key in own_keys and place not in networks]
+    labels, names = {}, short(keys)
     for values, number in numbers_of(groups).items():
         alike = [each for each in groups if all(each[place] == values[place] for place in networks)]
         telling = [place for place in others if len({each[place] for each in alike}) > 1 and values[place]]
-        own = name_of([keys[place] for place in telling], [values[place] for place in telling]) if telling else ""
-        network = " ".join(filter(None, (values[place] for place in networks)))
-        labels[values] = ", ".join(filter(None, [f"{number} {network}".rstrip(), own]))
+        network = " ".join([str(number), *filter(None, (values[place] for place in networks))])
+        own = [values[place] if keys[place] == "data" else f"{names[place]} {values[place]}" for place in telling]
+        labels[values] = ", ".join([network, *own])
     return labels
 
 
@@ -129,10 +130,9 @@ class Pivot:
 
 
 def metric_of(members: Sequence[Run], cfg: DictConfig) -> str:
-    """What was asked for, or that of validation images, for settings are chosen by it; that of the test where more runs
-    have one."""
-    has = {name: len(values_of(name, members)) for name in ("val/acc", "test/acc")}
-    return cfg.metric or max(has, key=has.__getitem__)
+    """What was asked for, or that of validation images, for settings are chosen by it; that of the test where no run
+    has one."""
+    return cfg.metric or ("val/acc" if values_of("val/acc", members) else "test/acc")
 
 
 def pivoted(members: Sequence[Run], settings: Sequence[str], metric: str) -> Pivot:
@@ -186,9 +186,9 @@ def sections(
             for run in each
             if values_of(metric, [run]) and isinstance(run.record.get(key), (int, float))
         ]
-        panels += [plots.cost_figure(points, xlabel, name)] if points else []
+        panels += [plots.cost_figure(points, xlabel, name, [labels[values] for values in scored])] if points else []
     text = f"A dot for each run, which leads to its page, if it has one.{left_out(groups, scored, 'groups')}"
-    panels += plots.legend_panel(panels[0])
+    panels += plots.legend_panel(panels)
     return [*shown, Section("What it costs", text, panels=panels, name="costs")]
 
 

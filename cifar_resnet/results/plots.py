@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cifar_resnet.runs import replacing
 from cifar_resnet.terminal import arithmetic, cut, cut_apart, flops_unit
@@ -86,11 +86,17 @@ def label(
     return figure
 
 
+def plain_number(x: float, _: int | None = None) -> str:
+    return f"{x / 1e6:,.10g}M" if x >= 1e6 else f"{x:,.10g}"
+
+
 WIDE = 300  # times its smallest number: from there on an axis is labelled with powers of ten alone
 
 
 def by_ratio(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
-    """Make it logarithmic, labelled in plain numbers: 0.5, 1, 2. subs: which of each power of ten, where there is room.
+    """Make it logarithmic, labelled in plain numbers: 0.5, 1, 2, and 2M for millions.
+
+    subs: which of each power of ten, where there is room.
 
     What it shows has been drawn by then.
     """
@@ -100,7 +106,7 @@ def by_ratio(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
     spans = 0 < low * WIDE < high
     axis.set(
         major_locator=LogLocator(subs=(1,) if spans else subs),
-        major_formatter=FuncFormatter(lambda x, _: f"{x / 1e6:,.10g}M" if x >= 1e6 else f"{x:,.10g}"),
+        major_formatter=FuncFormatter(plain_number),
         minor_formatter=NullFormatter(),
     )
 
@@ -418,7 +424,7 @@ def runs_panels(curves: Mapping[str, Sequence[Rows]]) -> list[Figure]:
         if what == "loss":
             by_ratio(axes.yaxis, LOSSES)
         found.append(label(figure, "epoch", name.format(split), legend=None, whole=True))
-    return found + legend_panel(found[0])
+    return found + legend_panel(found)
 
 
 def draw_runs(axes: Axes, curves: Mapping[str, Sequence[Rows]], what: What) -> str:
@@ -463,10 +469,9 @@ class Point:
     high: float | None = None
 
 
-def cost_figure(points: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
-    """What it cost and what came out, a link for each; a colour for each group."""
+def cost_figure(points: Sequence[Point], xlabel: str, ylabel: str, groups: Sequence[str]) -> Figure:
+    """What it cost and what came out, a link for each. groups: all that there are, each with its colour."""
     figure, axes = new_figure(4.6, 3.6)
-    groups = list(dict.fromkeys(point.group for point in points))
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(groups)))
     for group, name, colour in zip(groups, apart(groups, LEGEND), colours, strict=True):
         own = [point for point in points if point.group == group]
@@ -483,14 +488,15 @@ def cost_figure(points: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
     if min(xs) > 0 and max(xs) > 5 * min(xs):
         by_ratio(axes.xaxis)
     else:
-        axes.xaxis.set(major_locator=MaxNLocator(5), major_formatter=StrMethodFormatter("{x:,.10g}"))
+        axes.xaxis.set(major_locator=MaxNLocator(5), major_formatter=FuncFormatter(plain_number))
     return label(figure, xlabel, ylabel, legend=None)
 
 
-def legend_panel(panel: Figure) -> list[Figure]:
-    """The names of what is drawn in this and the panels beside it, by itself; none where there is but one, or too many
-    to be told apart."""
-    handles, names = panel.axes[0].get_legend_handles_labels()
+def legend_panel(panels: Sequence[Figure]) -> list[Figure]:
+    """The names of what is drawn in these panels, by itself; none where there is but one, or too many to be told
+    apart."""
+    drawn = [pair for panel in panels for pair in zip(*panel.axes[0].get_legend_handles_labels(), strict=True)]
+    handles, names = zip(*{name: (handle, name) for handle, name in drawn}.values(), strict=True)
     if not 1 < len(names) <= MOST_COLOURS:
         return []
     figure = Figure(figsize=(4.6, 0.3 + 0.19 * len(names)), dpi=120, layout="constrained")

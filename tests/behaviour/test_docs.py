@@ -193,7 +193,9 @@ def test_the_notebook_runs(monkeypatch):
     assert not any(cell.get("outputs") for cell in notebook.cells)
     (settings,) = (cell for cell in notebook.cells if "EPOCHS =" in cell.source and cell.cell_type == "code")
     small = ["data=synthetic", "data.num_train=600", "data.num_test=50", "data.num_val=100"]
-    settings.source = settings.source.replace('["data=synthetic"]', repr(small)).replace("EPOCHS = 4", "EPOCHS = 1")
+    whole = '["data=synthetic"], data.Synthetic(num_test=500), 4'
+    assert whole in settings.source
+    settings.source = settings.source.replace(whole, f"{small!r}, data.Synthetic(num_test=50), 1")
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": "."}}).execute()
     told = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
     assert "error:" not in told

@@ -138,6 +138,9 @@ def test_resume_auto_begins_goes_on_and_ends_as_if_never_stopped(cifar_train, ru
     crash(None)
     assert cifar_train(*command) == 0
     whole, resumed = run_dirs()
+    # the network first, of the data what there is room for, and one digest of it all
+    name = r"auto-model-resnet-cifar_depth-8_widths-4-8-8_max_epochs-4_[a-z0-9_.-]+_lr-0\.05-[0-9a-f]{6}"
+    assert re.fullmatch(name, resumed.name)
     assert_equal(last_of(whole)["state_dict"], last_of(resumed)["state_dict"])
     assert_equal(last_of(whole)["optimizer_states"], last_of(resumed)["optimizer_states"])
     assert same_rows(whole, resumed)

@@ -178,7 +178,7 @@ def test_cifar10h_is_the_cross_entropy_to_the_votes(run_dir, cifar10, images, ca
 
 
 @pytest.mark.slow
-def test_our_own_corruptions_are_of_cifar10s_test_images(run_dir, cifar10, images):
+def test_our_own_corruptions_are_of_cifar10s_test_images(run_dir, cifar10, images, capsys):
     conditions = ["data.corruptions=[contrast,gaussian_noise]", "data.severities=[1,5]"]
     result = result_of(run_dir, "data=corrupted", f"data.root={cifar10}", *conditions)
     clean = torch.from_numpy(images[0]).permute(0, 3, 1, 2)
@@ -187,6 +187,9 @@ def test_our_own_corruptions_are_of_cifar10s_test_images(run_dir, cifar10, image
         assert one["acc"] == pytest.approx((probabilities(run_dir, pixels).argmax(1) == images[1]).mean())
     right = probabilities(run_dir, images[0]).argmax(1) == images[1]
     assert result["corruptions"]["clean_acc"] == pytest.approx(right.mean())
+    assert f"uncorrupted, the same images {right.mean():.2%}, 95% interval" in " ".join(capsys.readouterr().out.split())
+    assert cli.report([str(run_dir), "evaluated", "output=report"]) == 0
+    assert f"uncorrupted, the same {NUM} images | {right.mean():.2%}" in Path("report/report.md").read_text()
     other = result_of(run_dir, "data=corrupted", f"data.root={cifar10}", *conditions, "data.corruption_seed=1")
     assert other["corruptions"]["each"][0] == result["corruptions"]["each"][0]  # no chance in it
     assert other["corruptions"]["each"][2]["loss"] != result["corruptions"]["each"][2]["loss"]
@@ -295,7 +298,10 @@ def test_without_its_training_images_neighbours_are_left_out_and_that_is_said(ru
 
 
 WRONG = [
-    (["data=cifar10_c", "data.root=void"], "CIFAR-10-C is not in void. Got no gaussian_noise.npy"),
+    (
+        ["data=cifar10_c", "data.root=void"],
+        "CIFAR-10-C is not in void. Got no gaussian_noise.npy there, nor in void/CIFAR-10-C;",
+    ),
     (["data=cifar10_1", "data.root=void"], "CIFAR-10.1 is not in void. Got no cifar10.1_v6_data.npy"),
     (["data=cifar10h", "data.root=void"], "CIFAR-10H is not in void. Got no cifar10h-probs.npy"),
     (

@@ -26,6 +26,9 @@ def test_a_sweep_makes_one_named_folder_per_job_and_is_not_run_twice(cifar_train
         assert folder.name == f"depth-{model['depth']}_lr-{optimizer['lr']}"
     table = capsys.readouterr().out
     assert table.count("depth-14_lr-") >= 3
+    sweep, told = folders[0].parent.name, " ".join(table.split())
+    assert f"compare cifar-report outputs/train/{sweep}" in told
+    assert f"as an ensemble cifar-evaluate checkpoint=outputs/train/{sweep}" in told
 
     (folders[3] / "result.json").unlink()
     trained = []

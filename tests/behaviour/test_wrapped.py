@@ -159,7 +159,7 @@ def test_trained_weights_are_fetched_once_and_not_again_for_a_checkpoint(run_dir
         (["model=wrapped", "model.net._target_=nowhere.Net"], "_target_ names a class or a function. Got nowhere.Net"),
         ([*OWN[:2], "model.classes_as=outputs"], "width"),
         ([*OWN, "+model.net.depth=3"], "unknown key model.net.depth."),
-        ([*OWN[:3]], "num_classes"),
+        ([*OWN[:3]], "model.classes_as names the argument that is told the number of classes, or is null"),
         (["model=wrapped", "model.net._target_=their_networks.number"], "model.net makes a torch.nn.Module. Got int"),
         ([*OWN[:3], "model.classes_as=null", "+model.net.outputs=7"], "must return logits, (1, 10)"),
         ([*TORCHVISION, "+model.net.weights=DEFAULT"], "num_classes"),

@@ -154,6 +154,17 @@ def test_hidden_and_system_entries_are_counted_links_followed_and_dead_ones_name
     ]
 
 
+def test_texts_and_tables_in_a_folder_are_no_damaged_pictures(predict, pictures):
+    Path("photos/notes.txt").write_text("of June")
+    code, out, err = predict("input=photos", "top_k=1")
+    assert code == 0
+    assert len(out.splitlines()) == 13
+    assert "passed over: files that are no pictures (photos/notes.txt)" in err
+    code, _, err = predict("input=[photos,photos/notes.txt]", "top_k=1")  # which somebody takes for a picture
+    assert code == 1
+    assert "skipped: not a readable image: photos/notes.txt" in err
+
+
 def test_how_large_a_picture_may_be_is_a_setting(predict, pictures):
     Image.new("L", (1001, 1000)).save("photos/large.png")
     code, out, err = predict("input=photos", "max_megapixels=1")

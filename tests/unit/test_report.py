@@ -169,7 +169,8 @@ def test_where_many_settings_differ_groups_have_numbers_and_one_column_says_what
         varied(name, {name: value}, {name: value})
     assert cli.report(["runs"]) == 0
     head, *rows = section("Groups")
-    assert head[:5] == ["group", "depth", "lr", "other settings", "n"] or head.index("other settings") <= 6
+    assert (head[:3], head[6]) == (["group", "lr", "depth"], "other settings")
+    assert set(head[3:6]) < {*odd, "x"}
     assert [row[0] for row in rows] == [str(number) for number in range(1, 15)]
     cells = [row[head.index("other settings")] for row in rows]
     assert sum(cell != "" for cell in cells) <= len(odd)
@@ -205,7 +206,8 @@ def test_what_most_groups_have_is_said_once_and_not_in_each_row(capsys):
 
 
 def test_what_was_trained_on_is_shown_where_the_data_sets_names_do_not_tell_it():
-    for place, (most, other) in enumerate(((1000, {}), (None, {}), (None, {"split_hash": "other", "num_val": 1}))):
+    sets = ((1000, {"num_train": 1000}), (None, {}), (None, {"split_hash": "other", "num_val": 1}))
+    for place, (most, other) in enumerate(sets):
         overrides = {} if most is None else {"data.max_train": most}
         varied(str(place), overrides, {"data": {"root": "data", "max_train": most}}, **ONE_SET | other)
     assert cli.report(["runs"]) == 0
@@ -215,11 +217,34 @@ def test_what_was_trained_on_is_shown_where_the_data_sets_names_do_not_tell_it()
     ]  # fmt: skip
 
 
+def test_a_run_that_repeats_another_under_another_name_is_in_its_group():
+    for place in range(8):
+        varied(f"a{place}", {"optimizer.lr": place / 10 + 0.1}, dict.fromkeys("bcdefg", place))
+    varied("a9", {"optimizer.lr": 0.1}, dict.fromkeys("bcdefg", 0) | {"choices": {"model": "resnet20"}})
+    keys = ["model", "optimizer.lr", *"bcdefg"]
+    assert cli.report(["runs", f"by=[{','.join(keys)}]"]) == 0
+    groups = {row["run"]: row["group"] for row in table_in("outputs/report/runs.csv")}
+    assert groups["runs/a9"] == groups["runs/a0"]
+
+
+def test_a_record_whose_numbers_are_damaged_is_skipped_and_named(sweep, capsys):
+    path = a_run("damaged", [], 0.8) / "result.json"
+    path.write_text(path.read_text().replace('"num_train": 45000', '"num_train": null'))
+    assert cli.report(["sweep", "damaged"]) == 0
+    assert "Got damaged/result.json, in which num_train must be a whole number" in capsys.readouterr().out
+
+
 def test_a_settings_last_name_is_enough_where_it_is_clear(sweep, capsys):
     assert cli.report(["sweep", "pivot=[depth,lr]", "by=[depth]"]) == 0
     assert section("Pivot")[0][0] == "val/acc, depth by lr"
-    assert cli.report(["sweep", "pivot=[depht,lr]"]) == 2
-    assert "no run has the setting depht. Got pivot=[depht,lr]" in capsys.readouterr().err
+    assert cli.report(["sweep", "by=[depth,model.depth]"]) == 0
+    assert rows_of("outputs/report/groups.csv")[0][:2] == ["depth", "n"]
+    for wrong, told in {
+        "pivot=[depht,lr]": "no run has the setting depht. Got pivot=[depht,lr] Did you mean model.depth?",
+        "pivot=[depth]": "a pivot has rows and columns. Got pivot=[depth]; give two settings",
+    }.items():
+        assert cli.report(["sweep", wrong]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_is_said_to_be_one_that_can_go_on(capsys):
@@ -227,7 +252,8 @@ def test_a_run_that_was_stopped_is_said_to_be_one_that_can_go_on(capsys):
     Path("runs/one/config.yaml").write_text("name: train\n")
     for path in ("runs", "runs/one"):
         assert cli.report([path]) == 2
-        assert "no finished run. Got " + path + "; resume=runs/one finishes what was stopped" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert f"no finished run. Got {path}; cifar-train resume=runs/one finishes what was stopped" in told
     assert cli.report(["gone"]) == 2
     assert f"Got gone, which is not there, seen from {Path.cwd()}" in capsys.readouterr().err
 

@@ -319,7 +319,7 @@ COSTLY = [text for text in SMALL if not text.startswith(("model.depth", "trainer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["random", pytest.param("tpe", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["random", "tpe"])
 def test_the_cheapest_training_that_comes_to_a_target_is_found(played, capsys, method):
     trials = ["search.rounds=1", "search.trials=24", f"search.method={method}"]
     assert cli.search([*COSTLY, *SPACE, "search.target=0.83", *trials]) == 0

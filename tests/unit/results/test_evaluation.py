@@ -53,3 +53,14 @@ def test_the_page_says_the_calibration_error_that_its_diagram_shows(has_temperat
         assert result[key]["calibration_error"] == pytest.approx(error)
         assert f"{error:.2%}" in section.text
     assert len(shown) == 1 + has_temperature
+    assert "is the most that is tried" not in section.text
+
+
+def test_a_temperature_without_end_is_said_to_be_one():
+    """Of a network that is sure, and right no more often than by chance."""
+    images, labels = Synthetic(num_test=40).read(train=False)
+    log_probs = (torch.nn.functional.one_hot((labels + 1) % 10, 10) * 9.0).log_softmax(1)
+    result = evaluate_predictions(log_probs[None], labels, (log_probs[None], labels))
+    found = sections(result, Predictions.of(images, log_probs, labels), images, Synthetic.classes)
+    (text,) = (section.text for section in found if section.name == "reliability")
+    assert "The temperature, 1000.000, was fitted on validation images, and is the most that is tried" in text
