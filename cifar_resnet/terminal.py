@@ -252,8 +252,14 @@ def words_of(cell: str) -> list[str]:
     return [cell] if "/" in cell else re.split(r" (?![\d.,]+%?$)", cell)
 
 
+def in_parts(name: str) -> str:
+    """A line for each part of a name such as depth-8_lr-0.05."""
+    return re.sub(r"(?<=[^_]_)(?=[^_])", "\n", name)
+
+
 def fitted(column: Sequence[str], width: int) -> tuple[list[str], int]:
-    """Its numbers that are too wide broken at their blanks, its texts shortened where that would not be enough.
+    """Its numbers that are too wide broken at their blanks, its names after each _, its texts shortened where that
+    would not be enough.
 
     These no more than they can still be told apart: then its width is more than that.
     """
@@ -262,6 +268,10 @@ def fitted(column: Sequence[str], width: int) -> tuple[list[str], int]:
         return list(column), width
     if not is_text(column):
         cells = ["\n".join(words_of(cell)) if cell_len(cell) > width else cell for cell in cells]
+    elif not any("/" in cell for cell in cells) and widest(parts := list(map(in_parts, cells))) <= max(
+        width, 2 * LEAST
+    ):
+        cells = parts
     elif widest(word for cell in cells for word in words_of(cell)) > width:
         folder = os.path.commonpath(map(os.path.dirname, cells)) if all("/" in cell for cell in cells) else ""
         shorter = [f"…{cell.removeprefix(folder)}" if folder.strip("/") else cell for cell in cells]

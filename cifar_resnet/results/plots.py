@@ -261,7 +261,7 @@ def draw_rate(axes: Axes, rows: Rows) -> None:
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """Images by true class (rows) and prediction (columns): right ones in blue, mistakes in orange, by their share."""
     count = len(classes)
-    side = min(11.0, 1.6 + 0.42 * count)
+    side = min(11.0, 1.2 + 0.38 * count)
     figure, axes = new_figure(side + 0.6, side)
     shares = matrix / matrix.sum(1, keepdims=True).clip(min=1)
     right = np.eye(count, dtype=bool)
@@ -274,7 +274,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         is_dark = shares > np.where(right, 0.6, 0.6 * largest)
         for row, column in np.argwhere(matrix):
             colour = "white" if is_dark[row, column] else "black"
-            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=8, color=colour)
+            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=9, color=colour)
     ticks = range(0, count, max(1, count // 50))
     names = [short(classes[index]) for index in ticks]
     axes.set_xticks(ticks, names, rotation=90 if is_large else 45, ha="center" if is_large else "right")

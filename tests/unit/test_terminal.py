@@ -71,6 +71,17 @@ def test_more_than_a_terminal_can_hold_is_wider_than_it(printed):
     assert all(number in text for number in numbers)
 
 
+def test_folders_of_a_sweep_are_broken_and_not_shortened(printed):
+    folders = [f"depth-{depth}_lr-{lr}" for depth in (8, 14) for lr in (0.05, 0.2)]
+    rows = [
+        [*folder.replace("-", "_").split("_")[1::2], "53.21%", "52.11%", "75,290", "0:30", folder] for folder in folders
+    ]
+    text = printed([["model.depth", "optimizer.lr", "validation", "test", "parameters", "time", "folder"], *rows], 80)
+    assert "…" not in text
+    column = "".join(line[-12:].strip() for line in text.splitlines())
+    assert "".join(folders) in column
+
+
 def test_names_are_no_markup_and_move_no_cursor(printed):
     names = ["[red]cat[/red]", ":cat:", "[/]", "a\x1b[2Jb\nc", "日本"]
     text = printed([["class", "images"], *([name, "1"] for name in names)], 80, ("[b]", "5"))
