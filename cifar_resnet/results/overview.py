@@ -73,7 +73,9 @@ def own_columns(groups: Groups, keys: Sequence[str]) -> list[str]:
     usual = {
         key: Counter(values).most_common(1)[0][1] for key, values in zip(keys, zip(*groups, strict=True), strict=True)
     }
-    first = sorted(keys, key=lambda key: (key not in ("data", "model"), usual[key]))[: MOST_KEYS - 1]
+    first = sorted(keys, key=lambda key: (key not in ("data", "model"), key.startswith("data."), usual[key]))[
+        : MOST_KEYS - 1
+    ]
     return [key for key in keys if key in first]
 
 
