@@ -337,7 +337,7 @@ def imported(target: str) -> Callable:
         raise UsageError(f"{wanted}. Got {target}, which is none ({reason})") from error
     finally:
         logging.disable(logging.NOTSET)
-    refuse_if(not callable(found), f"{wanted}. Got {target}, which is of {type(found).__name__}")
+    refuse_if(not callable(found), f"{wanted}. Got {target}, which is of type {type(found).__name__}")
     return found
 
 

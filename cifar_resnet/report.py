@@ -111,10 +111,6 @@ def said_below(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def check_settings(cfg: DictConfig, members: Sequence[Run]) -> None:
     """UsageError for a setting that no run has; a last name, such as depth, becomes the whole, where that is clear."""
-    refuse_if(
-        cfg.pivot and len(cfg.pivot) != 2,
-        f"a pivot has rows and columns. Got pivot=[{','.join(cfg.pivot or ())}]; give two settings",
-    )
     all_keys = dict.fromkeys(key for member in members for key in found.leaves(member.record["config"]))
     known = [key for key in all_keys if any(member.setting(key) for member in members)]
     for name in ("by", "pivot"):
@@ -128,7 +124,11 @@ def check_settings(cfg: DictConfig, members: Sequence[Run]) -> None:
                 + (f"; give {' or '.join(meant[:4])}" if meant else constraints.did_you_mean(key, known)),
             )
             whole.append(key if is_one else meant[0])
-        if cfg[name]:
+        refuse_if(
+            name == "pivot" and whole and (len(whole), len(set(whole))) != (2, 2),
+            f"a pivot has rows and columns. Got pivot=[{','.join(cfg.pivot or ())}]; give two settings",
+        )
+        if whole:
             cfg[name] = list(dict.fromkeys(whole))
 
 

@@ -60,15 +60,16 @@ def slug(overrides: list[str], max_length: int = 80) -> str:
 def in_telling_order(overrides: list[str]) -> list[str]:
     """Those that tell a run from others, the recipe and the network first and the data last, for a long name is cut at
     its end; without those that the path to its folder says already."""
-    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
-    telling = [override for override, key in keys.items() if key not in ("name", "output_dir")]
-    return sorted(
-        telling,
-        key=lambda override: (
-            keys[override].partition(".")[0] == "data",
-            FIRST_IN_NAMES.index(keys[override]) if keys[override] in FIRST_IN_NAMES else len(FIRST_IN_NAMES),
-        ),
-    )
+
+    def key_of(override: str) -> str:
+        return override.lstrip("+~").partition("=")[0]
+
+    def place(override: str) -> tuple[bool, int]:
+        key = key_of(override)
+        is_of_data = key.partition(".")[0] == "data"
+        return is_of_data, FIRST_IN_NAMES.index(key) if key in FIRST_IN_NAMES else len(FIRST_IN_NAMES)
+
+    return sorted((each for each in overrides if key_of(each) not in ("name", "output_dir")), key=place)
 
 
 def distinct_slugs(jobs: list[list[str]]) -> list[str]:

@@ -70,13 +70,10 @@ def own_columns(groups: Groups, keys: Sequence[str]) -> list[str]:
     """The settings that have a column each: all, or of many the data set, the network and those that differ most."""
     if not are_numbered(keys):
         return list(keys)
-    usual = {
-        key: Counter(values).most_common(1)[0][1] for key, values in zip(keys, zip(*groups, strict=True), strict=True)
-    }
-    first = sorted(keys, key=lambda key: (key not in ("data", "model"), key.startswith("data."), usual[key]))[
-        : MOST_KEYS - 1
-    ]
-    return [key for key in keys if key in first]
+    columns = zip(*groups, strict=True)
+    alike = {key: Counter(values).most_common(1)[0][1] for key, values in zip(keys, columns, strict=True)}
+    by_use = sorted(keys, key=lambda key: (key not in ("data", "model"), key.startswith("data."), alike[key]))
+    return [key for key in keys if key in by_use[: MOST_KEYS - 1]]
 
 
 def other_settings(groups: Groups, keys: Sequence[str]) -> tuple[list[str], str]:

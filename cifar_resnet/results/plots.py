@@ -496,11 +496,11 @@ def legend_panel(panels: Sequence[Figure]) -> list[Figure]:
     """The names of what is drawn in these panels, by itself; none where there is but one, or too many to be told
     apart."""
     drawn = [pair for panel in panels for pair in zip(*panel.axes[0].get_legend_handles_labels(), strict=True)]
-    handles, names = zip(*{name: (handle, name) for handle, name in drawn}.values(), strict=True)
-    if not 1 < len(names) <= MOST_COLOURS:
+    by_name = {name: handle for handle, name in drawn}
+    if not 1 < len(by_name) <= MOST_COLOURS:
         return []
-    figure = Figure(figsize=(4.6, 0.3 + 0.19 * len(names)), dpi=120, layout="constrained")
-    figure.legend(handles, names, loc="center left", frameon=False, fontsize=9)
+    figure = Figure(figsize=(4.6, 0.3 + 0.19 * len(by_name)), dpi=120, layout="constrained")
+    figure.legend(by_name.values(), by_name.keys(), loc="center left", frameon=False, fontsize=9)
     return [figure]
 
 

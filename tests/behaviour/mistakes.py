@@ -371,7 +371,12 @@ BEFORE_DATA_IS_READ = [
     ("train", "--config-dir mine experiment=number_within", "unknown key model.3.", "takes no such argument"),
     # unknown to what takes them
     ("train", "+optimizer.nesterof=true", "unknown key optimizer.nesterof.", "Did you mean optimizer.nesterov?"),
-    ("train", "optimizer._target_=math.pi", "_target_ names a class or a function.", "Got math.pi, which is of float"),
+    (
+        "train",
+        "optimizer._target_=math.pi",
+        "_target_ names a class or a function.",
+        "Got math.pi, which is of type float",
+    ),
     ("train", "optimizer._target_=torch.optim.Sgd", "_target_ names a class or a function.", "Got torch.optim.Sgd"),
     ("train", "+trainer.max_steps=3", "there is no trainer.max_steps here: trainer.max", "Got 3;", "leave it out"),
     ("train", "+trainer.fast_dev_run=true", "there is no trainer.fast_dev_run here", "Got True;", "leave it out"),

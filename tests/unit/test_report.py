@@ -241,6 +241,7 @@ def test_a_settings_last_name_is_enough_where_it_is_clear(sweep, capsys):
     assert rows_of("outputs/report/groups.csv")[0][:2] == ["depth", "n"]
     for wrong, told in {
         "pivot=[depht,lr]": "no run has the setting depht. Got pivot=[depht,lr] Did you mean model.depth?",
+        "pivot=[depth,model.depth]": "a pivot has rows and columns. Got pivot=[depth,model.depth]; give two settings",
         "pivot=[depth]": "a pivot has rows and columns. Got pivot=[depth]; give two settings",
     }.items():
         assert cli.report(["sweep", wrong]) == 2

@@ -32,6 +32,11 @@ def test_a_folders_name_begins_with_what_tells_most_and_leaves_out_what_its_path
     assert folder[len("2026-11-20_16-19-10-") :] == "model-resnet20_lr-0.1_seed-3_num_train-600"
 
 
+def test_of_a_setting_given_again_and_again_the_last_is_in_the_name():
+    given = ["optimizer.lr=0.1", "optimizer.lr=0.2", "optimizer.lr=0.1", "model=resnet20"]
+    assert runs.slug(runs.in_telling_order(given)) == "model-resnet20_lr-0.1"
+
+
 def test_long_folder_names_are_cut_and_stay_distinct():
     names = {runs.slug([f"model.widths=[{','.join(['128'] * 40)},{last}]"]) for last in range(5)}
     assert len(names) == 5

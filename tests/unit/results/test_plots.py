@@ -37,3 +37,4 @@ def test_a_group_has_one_colour_in_all_panels_and_a_name_in_their_legend():
         for dots in panel.axes[0].collections:
             assert tuple(dots.get_facecolor()[0]) == named[dots.get_label()]
     assert plots.legend_panel([plots.cost_figure([plots.Point(1, 1, "a", "")], "x", "y", ["a"])]) == []
+    assert plots.legend_panel(plots.runs_panels({"a": [[{"epoch": "1"}]]})[:3]) == []  # no loss in any row
