@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cifar_resnet import callbacks, checkpoints, constraints, hardware, prefligh
 from cifar_resnet.data import DataModule, OwnImages
 from cifar_resnet.data.datamodule import class_counts
 from cifar_resnet.data.loaders import limited
-from cifar_resnet.errors import as_usage_error, refuse_if
+from cifar_resnet.errors import UsageError, as_usage_error, refuse_if
 from cifar_resnet.initialisation import start_from
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
@@ -42,7 +43,8 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     teachers = [(path, checkpoints.load(path, cfg.get("trust") or ())) for path in preflight.teachers_of(cfg)]
     model = build_model(cfg, data)
     model.check_budget()
-    model.build_optimizer(total_steps=1)  # so that it complains now, if it does
+    for network in model.all_networks():
+        network.build_optimizer(total_steps=1)  # so that it complains now, if it does
     if data.train is None:
         data.prepare_data()
         data.load()
@@ -50,7 +52,8 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
         data.load_test()
     check_limits(cfg, data)
     model.init_whitening(data.sample())
-    model.weigh_classes(class_counts(data.train.labels, data.num_classes))
+    for network in model.all_networks():
+        network.weigh_classes(class_counts(data.train.labels, data.num_classes))
     if cfg.get("init") and not (cfg.run_dir and runs.last_checkpoint(cfg.run_dir).exists()):  # or it has weights by now
         log.info(f"starts with {start_from(model, cfg.init)}\n")
     model.seed, model.data_state = data.seed, data.state()
@@ -81,12 +84,32 @@ def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
         "optimizer": instantiate(cfg.optimizer, _convert_="all"),
         "scheduler": schedule and instantiate(schedule, _convert_="all"),
     }
-    model = instantiate(cfg.model, num_classes=data.num_classes, **recipe, _convert_="all")
-    model.check_parts()
-    for size in data.image_sizes:
-        model.check_image_size(size)
-    model.check_training_output(data.image_size)
+    model = build_network(cfg.model, data, recipe)
+    if cfg.get("selection"):
+        settings = {key: value for key, value in cfg.selection.items() if key != "proxy"}
+        with about("selection.proxy."):
+            proxy = build_network(cfg.selection.proxy, data, recipe)
+            proxy.check_budget()
+        model.selection = instantiate(settings, proxy=proxy)
     return model
+
+
+@contextlib.contextmanager
+def about(place: str) -> Iterator[None]:
+    """Within this a network's settings, which it takes for those of `model`, are complained of as they were given."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(re.sub(r"\bmodel[.](?=\w)", place, str(error))) from error
+
+
+def build_network(settings: DictConfig, data: DataModule, recipe: dict[str, Any]) -> Classifier:
+    network = instantiate(settings, num_classes=data.num_classes, **recipe, _convert_="all")
+    network.check_parts()
+    for size in data.image_sizes:
+        network.check_image_size(size)
+    network.check_training_output(data.image_size)
+    return network
 
 
 def new_data(cfg: DictConfig) -> DataModule:

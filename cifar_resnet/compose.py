@@ -313,10 +313,10 @@ class Composer:
                 )
         if key := re.search(r"Could not override '([^']+)'", text):
             given = [text for text in overrides if text.lstrip("+~").partition("=")[0] == key[1]]
-            return (given and instead_of(key[1], given[-1])) or (
+            known = self.known_keys(overrides)
+            return (given and (instead_of(key[1], given[-1]) or self.without_a_choice(given[-1], known))) or (
                 f"unknown key {key[1]}{'' if given or len(self.folders) == 1 else ' in a file of settings'}."
-                f"{did_you_mean(key[1], self.known_keys(overrides))} "
-                f"See {program(self.config_name)} --help"
+                f"{did_you_mean(key[1], known)} See {program(self.config_name)} --help"
             )
         if there := re.search(r"An item is already at '(.+?)'", text):
             return f"+ is for what is not there yet. Got +{there[1]}; leave out the +"
@@ -326,6 +326,14 @@ class Composer:
             what = "a list in place of settings, or the other way round" if "ListConfig" in unfit[2] else unfit[2]
             return f"{unfit[1]}.yaml does not fit what it changes. Got {what}; see {program(self.config_name)} --help"
         return f"{text} ({one_line(error.__cause__)})" if error.__cause__ else text
+
+    def without_a_choice(self, given: str, known: list[str]) -> str | None:
+        """Of a setting that only a choice of its group has, where none is made."""
+        group = given.partition("=")[0].rpartition("@")[2].partition(".")[0]
+        if group not in MAY_BE_LEFT_OUT or any(key.startswith(f"{group}.") for key in known):
+            return None
+        choices = " or ".join(f"{group}={choice}" for choice in self.choices_of(group))
+        return f"no {group} has been chosen. Got {given}; give {choices} as well"
 
     def undecodable(self) -> Iterator[Path]:
         for path in (path for folder in self.folders[1:] for path in folder.rglob("*.yaml")):

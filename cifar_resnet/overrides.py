@@ -16,7 +16,7 @@ from cifar_resnet.constraints import INSTEAD, RENAMED
 from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.quoting import in_quotes, in_shell
 
-MAY_BE_LEFT_OUT = ("scheduler", "averaging", "resize")
+MAY_BE_LEFT_OUT = ("scheduler", "averaging", "resize", "selection")
 COLLECTIONS = ("callbacks", "logger")
 # a number, a list of them, a text · true, false, a text
 OF_SEVERAL_KINDS = ("trainer.devices", "graph", "trainer.deterministic")

@@ -140,7 +140,8 @@ def announcement(record: dict) -> str:
         "data": f"{record['data']}: {record['num_train']:,} images, {held_out}"
         + (f", {kept:,} kept for the test" if (kept := record.get("num_test")) else "")
         + (f"; an epoch sees {parts}" if parts else "")
-        + (f"; {record['resize']}" if record.get("resize") else ""),
+        + (f"; {record['resize']}" if record.get("resize") else "")
+        + (f"; trained on {record['selection']}" if record.get("selection") else ""),
         "device": f"{record['device']}, {record['precision']}",
         "run folder": record["run_dir"],
     }

@@ -68,6 +68,10 @@ USUAL = {
     ),
     "a loss of nan on the second rank": (),
     "sam, as usual": SAM,
+    "a proxy": (
+        "selection=proxy", "model@selection.proxy=resnet_cifar", "selection.proxy.depth=8",
+        "selection.proxy.widths=[4,4,4]",
+    ),
     "sam in 16 bits, gradients of nan on the second rank": (*SAM, "optimizer.base.fused=false"),
 }  # fmt: skip
 CASES = FROZEN | USUAL
@@ -144,6 +148,8 @@ class Training:
     def fit(self, batches: Batches | None = None) -> dict[str, object]:
         """What came of it. batches: to train on in the place of the data's."""
         trainer, start = self.trainer(self.callbacks()), copy.deepcopy(self.model.state_dict())
+        proxy = self.model.selection.proxy if self.model.selection else None
+        proxy_start = proxy and copy.deepcopy(proxy.state_dict())
         if batches:
             self.data.train_dataloader = lambda: DataLoader(batches, batch_size=None)
         try:
@@ -153,6 +159,7 @@ class Training:
         found = {
             "start": start,
             "weights": copy.deepcopy(self.model.state_dict()),
+            "proxy": proxy and (proxy_start, proxy.state_dict()),
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
             "batches": self.watch.batches,
             "steps": trainer.global_step,

@@ -39,6 +39,9 @@ class FiniteLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.total += outputs["loss"]
+        selection = getattr(pl_module, "selection", None)
+        if selection:
+            self.total += selection.loss
         if self.scaler is not None:
             self.scales.append(self.scaler._get_scale_async().clone())
         is_last = trainer.is_last_batch or trainer.should_stop
@@ -48,6 +51,8 @@ class FiniteLoss(Callback):
             loss = trainer.strategy.reduce(outputs["loss"].clone()).item()  # the ranks' mean is not finite either
             diverged = getattr(pl_module, "diverged", None)
             whose = f" with seed {', '.join(map(str, diverged()))}" if diverged else ""
+            if selection and not selection.loss.isfinite():
+                loss, whose = selection.loss.item(), " by the proxy that selects images"
             remedy = CALMER + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
             raise Diverged(f"the loss is no longer finite. Got {loss}{whose}{where(trainer)}; give {remedy}")
         if is_asked:

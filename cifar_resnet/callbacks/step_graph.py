@@ -100,6 +100,7 @@ class StepGraph(Callback):
             "its images lie on another device": is_ours and loader.data.device.type != module.device.type,
             "augment.policy is drawn on the host": policy is not None,
             "SAM takes two passes": isinstance(optimizer, SAM),
+            "a proxy selects the images, and takes steps of its own": bool(getattr(module, "selection", None)),
             f"{type(optimizer).__name__} is not fused": not is_recordable
             and not all(group.get("fused") for group in optimizer.param_groups),
             f"{watchers and watchers[0]} looks into the step": bool(watchers),

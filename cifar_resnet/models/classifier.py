@@ -32,6 +32,7 @@ from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.metrics import Mean
 from cifar_resnet.models.parallel import exchanged, keep_gradients, share_statistics
 from cifar_resnet.models.regularisers import DropBlock
+from cifar_resnet.models.selection import Selection
 from cifar_resnet.models.summary import num_macs, num_parameters, parts_of, run_in_training, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
@@ -39,7 +40,10 @@ from cifar_resnet.monitored import Monitor
 from cifar_resnet.optim import SAM, RngState, Schedule, frozen_statistics, two_passes
 from cifar_resnet.seeds import seed_for
 
-OF_A_RUN = ("seed", "monitor", "config", "data_state", "optimizer", "scheduler", "distillation", "loss_weights", "sam")
+OF_A_RUN = (
+    "seed", "monitor", "config", "data_state", "optimizer", "scheduler", "distillation", "selection", "loss_weights",
+    "sam",
+)  # fmt: skip
 
 
 class Classifier(LightningModule):
@@ -62,6 +66,7 @@ class Classifier(LightningModule):
     scheduler: called with the optimizer and total_steps, stepped after each batch; or a `Schedule`, which may move
         otherwise; None keeps the learning rate.
     distillation: teachers whose predictions the training loss follows as well.
+    selection: of each batch the part to be trained on; None for all of it.
     """
 
     loss_weights: Tensor | None
@@ -81,6 +86,7 @@ class Classifier(LightningModule):
         optimizer: Callable[[Iterable], Optimizer] | None = None,
         scheduler: Schedule | Callable[..., LRScheduler] | None = None,
         distillation: Distillation | None = None,
+        selection: Selection | None = None,
     ):
         super().__init__()
         check(Classifier, locals())
@@ -89,14 +95,17 @@ class Classifier(LightningModule):
             f"model.tta_below says which images get other views. Got {tta_below} with model.tta=none; give flip or "
             f"flip_shift",
         )
-        self.save_hyperparameters(ignore=["optimizer", "scheduler", "distillation", "members"], logger=False)
+        self.save_hyperparameters(
+            ignore=["optimizer", "scheduler", "distillation", "selection", "members"], logger=False
+        )
         self.class_weights = class_weights
         self.register_buffer("loss_weights", None, persistent=False)  # (num_classes,)
         self.label_smoothing, self.max_params = label_smoothing, max_params
         self.freeze_parts, self.lr_factors = tuple(freeze), dict(lr_factors or {})
         self.tta, self.tta_below = tta, tta_below
         self.decay_norm_and_bias, self.bias_lr_factor = decay_norm_and_bias, bias_lr_factor
-        self.optimizer, self.scheduler, self.distillation = optimizer, scheduler, distillation
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.distillation, self.selection = distillation, selection
         self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = (Mean() for _ in range(3))
         self.seed = 0  # of dropout and its like
@@ -132,6 +141,10 @@ class Classifier(LightningModule):
                 f"{list(self.class_weights)}; give as many, or balanced",
             )
         self.loss_weights = weights.float()
+
+    def all_networks(self) -> "list[Classifier]":
+        """All that are trained: this one, and what selects its images."""
+        return [self, *([self.selection.proxy] if self.selection else [])]
 
     def check_parts(self) -> None:
         """ValueError for names, in freeze and lr_factors, of no part that is trained."""
@@ -198,7 +211,7 @@ class Classifier(LightningModule):
 
     def init_whitening(self, images: Tensor) -> None:
         """Set the layers that training images determine before any training. images: (N, C, H, W), normalised."""
-        for module in self.modules():
+        for module in (each for network in self.all_networks() for each in network.modules()):
             if isinstance(module, Whitening):
                 module.init_whitening(images)
 
@@ -245,8 +258,11 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self.is_unlogged = True  # an epoch that goes on in its middle has no start
-        self.with_progress = [module for module in self.modules() if isinstance(module, DropBlock)]
+        modules = [module for network in self.all_networks() for module in network.modules()]
+        self.with_progress = [module for module in modules if isinstance(module, DropBlock)]
         self.sam = next((optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, SAM)), None)
+        if self.selection:
+            self.selection.begin(self, self.total_steps)
 
     def train(self, mode: bool = True) -> "Classifier":
         """As of any module; norm layers of frozen parts stay in eval mode."""
@@ -268,8 +284,10 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch  # mixed images come with probabilities, (N, num_classes), for labels
+        if self.selection:
+            images, labels = self.selection(images, labels)
         if self.sam:
-            self.first_pass = batch, RngState(images.device), keep_gradients(self)
+            self.first_pass = (images, labels), RngState(images.device), keep_gradients(self)
         loss, logits = self.loss(images, labels)
         # a mixed image counts as the class that it shows most of: so a perfect network still scores 100%
         self.update_metrics("train", loss, logits, labels if labels.ndim == 1 else labels.argmax(1))
@@ -323,10 +341,12 @@ class Classifier(LightningModule):
     def training_macs(self, image_shape: tuple[int, int, int]) -> int:
         """Multiply-adds of one pass for one image of shape (C, H, W), the backward one taken for two forward ones.
 
-        Teachers are only asked. Parts that are frozen count like all others.
+        Teachers are only asked. Parts that are frozen count like all others. Where only a part of the images is trained
+        on, each image has its share of that.
         """
         teachers = self.distillation.networks if self.distillation else ()
-        return 3 * num_macs(self, image_shape) + sum(num_macs(teacher, image_shape) for teacher in teachers)
+        macs = 3 * num_macs(self, image_shape) + sum(num_macs(teacher, image_shape) for teacher in teachers)
+        return self.selection.training_macs(macs, self.passes, image_shape) if self.selection else macs
 
     @property
     def schedule(self) -> Schedule | None:
@@ -372,7 +392,13 @@ class Classifier(LightningModule):
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: float | None) -> None:
         if self.schedule.interval == "step":
-            scheduler.step()
+            for each in self.all_schedulers():
+                each.step()
+
+    def all_schedulers(self) -> list[Any]:
+        """This network's own, and that of what selects its images."""
+        proxys = self.selection.scheduler if self.selection else None
+        return [self.lr_schedulers(), *([proxys] if proxys else [])]
 
     def on_train_epoch_end(self) -> None:
         """Move the schedules that move by the epoch: Lightning would do so only once the epoch's checkpoint is written.
@@ -382,11 +408,11 @@ class Classifier(LightningModule):
         if not self.schedule or self.schedule.interval == "step":
             return
         monitor, measured = self.schedule.monitor or self.monitor, self.trainer.callback_metrics
-        scheduler: Any = self.lr_schedulers()  # there is one
-        if not self.schedule.goes_by_metric:
-            scheduler.step()
-        elif monitor in measured:  # an epoch that is not validated is no bad one
-            scheduler.step(measured[monitor])
+        for scheduler in self.all_schedulers():
+            if not self.schedule.goes_by_metric:
+                scheduler.step()
+            elif monitor in measured:  # an epoch that is not validated is no bad one
+                scheduler.step(measured[monitor])
 
     def parameter_groups(self) -> list[torch.nn.Parameter] | list[dict[str, Any]]:
         """All parameters that are trained, or where some are treated otherwise, those as groups of their own."""
@@ -460,11 +486,15 @@ class Classifier(LightningModule):
         checkpoint["architecture"] = self.architecture()
         checkpoint["config"], checkpoint["data"] = self.config, self.data_state
         checkpoint["metrics"] = metrics_of(self.trainer)
+        if self.selection:
+            checkpoint["selection"] = self.selection.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         # a run that goes on knows both by now, and may be on another machine
         self.config = self.config or checkpoint["config"]
         self.data_state = self.data_state or checkpoint["data"]
+        if self.selection and "selection" in checkpoint:
+            self.selection.load_state_dict(checkpoint["selection"])
 
 
 def is_within(name: str, part: str) -> bool:

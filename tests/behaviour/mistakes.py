@@ -61,6 +61,14 @@ WITHOUT_TORCH = [
         "Got model=[resnet20,resnet56];",
         "-m model=resnet20,",
     ),
+    ("train", "averaging.decay=0.9", "no averaging has been chosen.", "Got averaging.decay=0.9;", "give averaging=ema"),
+    (
+        "train",
+        "model@selection.proxy=resnet20",
+        "no selection has been chosen.",
+        "Got model@selection.proxy=resnet20;",
+        "give selection=proxy as well",
+    ),
     ("train", "model=[a,b]", "model is one choice, and no list.", "Got model=[a,b];", "give one of them"),
     ("train", "scheduler=[cosine,linear]", "scheduler is one choice", "Got scheduler=[cosine,linear];", "give one of"),
     ("train", "-m scheduler=[cosine,linear]", "scheduler is one choice", "Got scheduler=[cosine,linear];", "give one"),
@@ -249,7 +257,12 @@ WITHOUT_TORCH = [
     ("search", "optimizer.lr=0.1", "a search needs something to vary.", "an interval or a choice", "optimizer.lr"),
     # taken away
     ("train", "scheduler=null", "no scheduler at all is ~scheduler.", "Got scheduler=null"),
-    ("train", "~optimizer", "~ takes away scheduler, averaging, resize, a callback or a logger.", "Got ~optimizer;"),
+    (
+        "train",
+        "~optimizer",
+        "~ takes away scheduler, averaging, resize, selection, a callback or a logger.",
+        "Got ~optimizer;",
+    ),
     ("train", "~trainer.max_epochs", "~ takes away scheduler", "Got ~trainer.max_epochs;", "give another value"),
     ("train", "callbacks=[]", "nothing works without callbacks.", "leave it as it is, or give another"),
     ("train", "callbacks.best=null", "~callbacks.best takes it away.", "Got callbacks.best=null"),
@@ -473,6 +486,19 @@ BEFORE_DATA_IS_READ = [
     ("train", "sweep.max_time=00:01:00:00", "is the limit of a sweep.", "Got it without -m;", "give trainer.max_time"),
     ("train", "-m seed=0,1 sweep.max_time=60", "sweep.max_time must be a duration", "Got 60"),
     ("search", "search.max_time=00:00:00:00", "search.max_time must be a duration", "Got '00:00:00:00'"),
+    ("train", "selection=proxy selection.share=0", "selection.share must be a number above 0, up to 1.", "Got 0"),
+    (
+        "train",
+        "selection=proxy selection.proxy.whitening_size=40",
+        "selection.proxy.whitening_size leaves 0 pixels of 32;",
+        "Got 40",
+    ),
+    (
+        "train",
+        "selection=proxy selection.proxy.max_params=1000",
+        "the network is too large for selection.proxy.max_params=1,000.",
+        "Got 14",
+    ),
     ("train", "averaging=ema averaging.decay=2", "averaging.decay must be a number from 0 to below 1.", "Got 2"),
     # a teacher
     ("train", "distill.teacher=run distill.temperature=0", "distill.temperature must be a number above 0.", "Got 0"),

@@ -89,6 +89,13 @@ def test_a_student_and_its_teacher(cifar_train, watch, run_dirs):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_a_proxy_that_selects_images(cifar_train, watch, precision):
+    assert cifar_train(*AT_WORK, f"precision={precision}", "selection=proxy") == 0
+    assert steady(watch) == set()
+
+
+@pytest.mark.slow
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("precision", ["auto", "32-true"])
 def test_networks_side_by_side(cifar_train, watch, precision):

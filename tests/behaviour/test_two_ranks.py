@@ -157,6 +157,27 @@ def test_all_ranks_know_the_same(case, trained):
 
 
 @pytest.mark.slow
+def test_all_ranks_have_one_proxy_which_learns_from_what_each_of_them_sees(trained):
+    """By hand: a gradient of each rank's batch, normalised by itself, and a step by their mean."""
+    ranks, _ = trained("a proxy")
+    proxy = Training("a proxy").model.selection.proxy.train()
+    proxy.load_state_dict(ranks[0]["proxy"][0])
+    parameters = list(proxy.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    for batches in zip(*(rank["batches"] for rank in ranks), strict=True):
+        losses = [cross_entropy(proxy(images), labels) for images, labels in batches]
+        gradients = [torch.autograd.grad(loss, parameters) for loss in losses]
+        for parameter, *each in zip(parameters, *gradients, strict=True):
+            parameter.grad = torch.stack(each).mean(0)
+        optimizer.step()
+        schedule.step()
+    for rank in ranks:
+        for name, parameter in proxy.named_parameters():
+            torch.testing.assert_close(rank["proxy"][1][name], parameter.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases({"sgd": (), "ema": ()}))
 def test_nothing_warns_of_what_is_in_order(case, trained):
     _, stderr = trained(case)

@@ -29,8 +29,8 @@ NEEDED = {
     "predict": ["checkpoint=some.ckpt", "input=some.png"],
 }
 GIVEN_BY_US = {
-    "num_classes", "optimizer", "scheduler", "distillation", "augment", "resize", "params", "total_steps",
-    "accelerator", "train", "test",  # of an image folder
+    "num_classes", "optimizer", "scheduler", "distillation", "selection", "proxy", "augment", "resize", "params",
+    "total_steps", "accelerator", "train", "test",  # of an image folder
 }  # fmt: skip
 # what a choice has no default for
 WITHOUT_DEFAULT = {

@@ -104,6 +104,7 @@ def test_a_run_that_began_without_goes_on_with_it_and_the_other_way_round(cifar_
     [
         (["optimizer=sam"], "SAM takes two passes"),
         (["optimizer.fused=false"], "SGD is not fused"),
+        (["selection=proxy"], "a proxy selects the images"),
         (["augment=randaugment"], "augment.policy is drawn on the host"),
         (["trainer.accumulate_grad_batches=2"], "gradients of several batches are added up"),
         (["ensemble.size=2"], "networks side by side take their batches together"),
