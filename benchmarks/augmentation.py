@@ -12,17 +12,15 @@ Contestants take turns within each round, and the medians of the rounds' ratios 
 meanwhile.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from figures import begin, parser_of, save
 from PIL import Image
-from throughput import MEAN, STD, Ours, begin, synchronize
+from throughput import MEAN, STD, Ours, synchronize
 from torchvision.transforms import v2
 
 from cifar_resnet.data.augment import Augment, Randomness
@@ -104,12 +102,11 @@ def measure(choice: str, plain: Ours, network: str, batch_size: int, steps: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("choices", nargs="*", default=CHOICES, help="of the group augment")
     parser.add_argument("--network", default="resnet20@512", help="network@batch_size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="batches in an epoch")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     network, _, batch_size = options.network.partition("@")
@@ -126,8 +123,7 @@ def main() -> None:
             flush=True,
         )
         results.append(result)
-    if options.json:
-        options.json.write_text(json.dumps(about | {"network": options.network, "results": results}, indent=2) + "\n")
+    save(options.json, about, network=options.network, results=results)
 
 
 if __name__ == "__main__":

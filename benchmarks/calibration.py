@@ -8,16 +8,14 @@ by netcal's binary error of each class, the temperature by netcal's `Temperature
 elsewhere by a little. It is fitted here on the predictions themselves, to compare the two, and used for nothing.
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from figures import begin, parser_of, save
 from netcal.metrics import ECE
 from netcal.scaling import TemperatureScaling
 from sklearn.metrics import brier_score_loss, log_loss
-from throughput import begin
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cifar_resnet.results import calibration, metrics
@@ -63,9 +61,8 @@ def figures(log_probs: torch.Tensor, labels: torch.Tensor) -> dict[str, tuple[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="with predictions.npz")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     results = []
@@ -80,8 +77,7 @@ def main() -> None:
             {"run": folder.name, "num_images": len(kept.labels)}
             | {name: {"ours": ours} | theirs for name, (ours, theirs) in found.items()}
         )
-    if options.json:
-        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+    save(options.json, about, results=results)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ A ratio above 1 means that side by side is faster: images/s of all members toget
 and each size take turns within each round; the medians of the rounds are printed. Nothing else should run meanwhile.
 """
 
-import argparse
-import json
 import statistics
-from pathlib import Path
 
-from throughput import Ours, begin
+from figures import begin, parser_of, save
+from throughput import Ours
 
 from cifar_resnet.data import StackedData
 from cifar_resnet.instantiation import instantiate
@@ -55,12 +53,11 @@ def measure(name: str, sizes: list[int], rounds: int, steps: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
     parser.add_argument("--sizes", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="batches per round")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     print(f"{'network':12}{'batch':>6}{'members':>9}{'images/s':>10}   side by side / one after the other")
@@ -71,8 +68,7 @@ def main() -> None:
             speed = result["images_per_second"][size]
             print(f"{result['network']:12}{result['batch_size']:6}{size:9}{speed:10,.0f}   {ratio:.2f}", flush=True)
         results.append(result)
-    if options.json:
-        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+    save(options.json, about, results=results)
 
 
 if __name__ == "__main__":

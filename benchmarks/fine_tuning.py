@@ -9,13 +9,11 @@ from scratch on seeds 10 and 11, of 0.015, 0.03 and 0.1; the fifth was best of 0
 (trials of which no record was kept). Both have averaged weights.
 """
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from throughput import begin
+from figures import begin, parser_of, save
 
 from cifar_resnet import runs
 from cifar_resnet.api import train
@@ -46,11 +44,10 @@ def epochs_until(record: dict) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60, help="at most, of each")
     parser.add_argument("--per-class", type=int, default=100, help="images of the new classes")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     with tempfile.TemporaryDirectory() as place:
@@ -78,8 +75,7 @@ def main() -> None:
                 row[name] = epochs_until(train([*SHARED, *then, *length, *more]))
             found.append(row)
             print(f"seed {seed}: from scratch {row['scratch']} epochs, from other weights {row['tuned']}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(about | {"goal": GOAL, "results": found}, indent=2) + "\n")
+    save(options.json, about, goal=GOAL, results=found)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ counted (tests/fake_cuda.py), views and allocations left out. `bare` is the same
 loop of five lines on one fixed batch, as in benchmarks/throughput.py.
 """
 
-import argparse
 import importlib
-import json
 import os
 import shlex
 import sys
 from pathlib import Path
 
-from throughput import Bare, begin
+from figures import begin, parser_of, save
+from throughput import Bare
 
 from cifar_resnet.build import QUIET, build_data_and_model, new_trainer
 from cifar_resnet.callbacks import FiniteLoss
@@ -52,11 +51,10 @@ def launches(overrides: list[str]) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument(
         "commands", nargs="*", default=DEFAULT, help="overrides, such as 'model=resnet20 optimizer=sam'"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     print(f"{'launches a step':50}{'ours':>6}{'bare':>6}")
@@ -65,8 +63,7 @@ def main() -> None:
         ours, bare = launches(shlex.split(command))
         print(f"{command:50}{ours:6}{bare:6}", flush=True)
         results.append({"command": command, "ours": ours, "bare": bare})
-    if options.json:
-        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+    save(options.json, about, results=results)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ with 7 others, and which rates the range test's other rules give. A suggestion i
 the best of the grid. Runs lie under outputs/lr_finder; started again, it goes on where it was. About an hour.
 """
 
-import argparse
 import itertools
 import json
 import logging
 from pathlib import Path
 
-from throughput import begin
+from figures import begin, parser_of, save
 
 from cifar_resnet import runs
 from cifar_resnet.build import kept_images
@@ -74,11 +73,10 @@ def row(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--optimizers", nargs="*", default=list(GRIDS))
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options, more = parser.parse_known_args()
     about = begin()
     logging.getLogger("cifar_resnet").setLevel(logging.WARNING)
@@ -91,8 +89,7 @@ def main() -> None:
     rule, others = results[0]["suggested"]["rule"], list(results[0]["other rules"])
     head = ["network", "optimizer", f"suggested ({rule})", "best of the grid", "points lost", *others]
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}", *rows, sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+    save(options.json, about, results=results)
 
 
 if __name__ == "__main__":

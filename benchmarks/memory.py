@@ -7,15 +7,13 @@ On a CPU the most that the process ever held (which counts Python and torch, som
 that torch had allocated there. The data set lies in that memory as well: its size is printed beside it.
 """
 
-import argparse
-import json
 import multiprocessing
 import resource
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
-from throughput import DEFAULT, Bare, Ours, begin
+from figures import begin, parser_of, save
+from throughput import DEFAULT, Bare, Ours
 
 from cifar_resnet.hardware import keep_freed_memory
 from cifar_resnet.terminal import set_up_logging
@@ -47,10 +45,9 @@ def in_a_process_of_its_own(*arguments) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     print(f"{'network':12}{'batch':>6}{'ours, MB':>10}{'bare, MB':>10}{'images, MB':>12}   ours / bare")
@@ -65,8 +62,7 @@ def main() -> None:
         figures = f"{ours / 2**20:10,.0f}{bare / 2**20:10,.0f}{held / 2**20:12,.0f}   {ours / bare:.2f}"
         print(f"{network:12}{batch_size:>6}{figures}", flush=True)
         results.append({"network": name, "ours": ours, "bare": bare, "images": held, "ours / bare": ours / bare})
-    if options.json:
-        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+    save(options.json, about, results=results)
 
 
 if __name__ == "__main__":

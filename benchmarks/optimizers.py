@@ -7,21 +7,18 @@ They take turns within each round, and the medians of the rounds' ratios are pri
 backward passes a step, on images that are augmented once. Nothing else should run meanwhile.
 """
 
-import argparse
-import json
 import statistics
-from pathlib import Path
 
-from throughput import Ours, begin
+from figures import begin, parser_of, save
+from throughput import Ours
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("optimizers", nargs="*", default=["sam", "asam", "adam", "muon"], help="of the group optimizer")
     parser.add_argument("--network", default="resnet20@512", help="network@batch_size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="batches per round")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     network, _, batch_size = options.network.partition("@")
@@ -43,8 +40,7 @@ def main() -> None:
         ratio = statistics.median(speed["sgd"] / speed[name] for speed in speeds)
         print(f"{name:12}{median:10,.0f}{ratio:14.3f}")
         results.append({"optimizer": name, "images_per_second": median, "time / SGD": ratio})
-    if options.json:
-        options.json.write_text(json.dumps(about | {"network": options.network, "results": results}, indent=2) + "\n")
+    save(options.json, about, network=options.network, results=results)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ So that lengths of runs compare between machines, and between a machine's good h
 also said as the number of images that ResNet-18's bare loop, which takes its turn as well, handles in that time.
 """
 
-import argparse
 import json
 import math
 import os
@@ -25,9 +24,10 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from figures import begin, parser_of, save
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
-from throughput import Bare, Ours, begin, synchronize
+from throughput import Bare, Ours, synchronize
 
 from cifar_resnet.instantiation import instantiate
 
@@ -136,8 +136,7 @@ def measure(overrides: list[str]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser = parser_of(__doc__)
     options, overrides = parser.parse_known_args()
     overrides = overrides or DEFAULT
     about = begin()
@@ -153,9 +152,8 @@ def main() -> None:
         f"  as long as {found['yardstick_images']:,.0f} images take in the bare loop of ResNet-18, of which there were "
         f"{found['yardstick']:.0f} a second"
     )
-    if options.json:
-        told = [override for override in overrides if not override.startswith("data.root=")]  # a place on this machine
-        options.json.write_text(json.dumps(about | {"overrides": told} | found, indent=2) + "\n")
+    told = [override for override in overrides if not override.startswith("data.root=")]  # a place on this machine
+    save(options.json, about, overrides=told, **found)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ bare  Pillow, NumPy and the network, one batch after the other
 Both look at the same files of 32x32 with the same network and precision, in turns; the first turn is for warming up.
 """
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -20,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import begin, parser_of, save
 from PIL import Image
-from throughput import begin
 
-from cifar_resnet import runs
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
 from cifar_resnet.hardware import resolve_precision
@@ -54,12 +51,11 @@ def bare(ensemble: Ensemble, paths: list[Path], batch_size: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     os.environ["FORCE_COLOR"] = "1"  # the bar is drawn even where its lines go to a file
     about = begin()
@@ -89,14 +85,8 @@ def main() -> None:
         f"{options.images:,} PNGs, {options.network}: images/s ours {medians['ours']:,.0f}, bare {medians['bare']:,.0f}"
     )
     print(f"ours / bare {ratio:.3f}")
-    if options.json:
-        result = {
-            "images": options.images,
-            "network": options.network,
-            "images_per_second": medians,
-            "ours / bare": ratio,
-        }
-        runs.write_atomically(options.json, json.dumps(about | result, indent=2) + "\n")
+    found = {"images": options.images, "network": options.network, "images_per_second": medians, "ours / bare": ratio}
+    save(options.json, about, **found)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ Corruptions are our own (data=corrupted), not CIFAR-10-C; the far set is data=sy
 of cifar-evaluate alone.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
-from throughput import begin
+from figures import begin, parser_of, save
 
 from cifar_resnet import cli, runs
 
@@ -30,11 +29,10 @@ def evaluated(checkpoint: Path, *overrides: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("sweep", type=Path, help="folder of runs that differ in their seed")
     parser.add_argument("--root", default="data", help="where CIFAR-10 is")
     parser.add_argument("--num-test", type=int, help="images under each condition; all of them by default")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     members = sorted({path.parent for path in options.sweep.rglob(runs.RECORD)})
@@ -49,10 +47,8 @@ def main() -> None:
                 "corrupted": evaluated(checkpoint, "data=corrupted", root, *part),
             }
         )
-    if options.json:
-        trained = {runs.read_record(member).get("commit") for member in members}
-        found = about | {"n": len(members), "trained_at": sorted(trained), "results": results}
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    trained = {runs.read_record(member).get("commit") for member in members}
+    save(options.json, about, n=len(members), trained_at=sorted(trained), results=results)
 
 
 if __name__ == "__main__":

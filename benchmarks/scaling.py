@@ -11,19 +11,17 @@ step that goes when the processes train on without exchanging gradients and stat
 other: what is exchanged while a backward pass is still computing costs nothing. Nothing else should run meanwhile.
 """
 
-import argparse
 import itertools
-import json
 import multiprocessing
 import os
 import socket
 import statistics
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
+from figures import begin, parser_of, save
 from lightning.pytorch import Callback, LightningModule, Trainer
-from throughput import DEFAULT, Ours, begin
+from throughput import DEFAULT, Ours
 
 from cifar_resnet import processes, ranks
 from cifar_resnet.hardware import keep_freed_memory
@@ -113,12 +111,11 @@ def measure(name: str, counts: list[int], rounds: int, steps: int) -> list[dict]
 def main() -> None:
     most = torch.cuda.device_count() or max(2, len(os.sched_getaffinity(0)))
     more = [2**power for power in range(1, most.bit_length()) if 2**power <= most]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
     parser.add_argument("--processes", nargs="*", type=int, default=more, help="how many, beside one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="batches per round")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     for name, count in itertools.product(options.networks, options.processes):
         if count < 2 or int(name.partition("@")[2]) % count:
@@ -135,8 +132,7 @@ def main() -> None:
                 flush=True,
             )
             results.append(result)
-    if options.json:
-        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+    save(options.json, about, results=results)
 
 
 if __name__ == "__main__":

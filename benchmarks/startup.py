@@ -8,8 +8,6 @@ from the start of that process to its first training step, beside that of `pytho
 time from one job's record to the next job's first step. Nothing else should run meanwhile.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from figures import begin, parser_of, save
 from lightning.pytorch import Callback, LightningModule, Trainer
-from throughput import begin
 
 SMALL = [
     "model=resnet_cifar", "model.depth=8", "model.widths=[4,4,4]", "trainer.max_epochs=1", "page=false",
@@ -67,10 +65,9 @@ def measure(jobs: int, overrides: list[str]) -> tuple[float, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=4)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options, overrides = parser.parse_known_args()
     about = begin()
     seconds_of([sys.executable, "-c", "import torch"])  # the first finds the files cold
@@ -85,8 +82,7 @@ def main() -> None:
     ratio = statistics.median(entry["first"] / entry["import"] for entry in rounds)
     print(f"command to first step     {first:6.2f} s   {ratio:.2f} times import torch ({imports:.2f} s)")
     print(f"job to job of a sweep     {statistics.median(between):6.2f} s   at most {max(between):.2f} s")
-    if options.json:
-        options.json.write_text(json.dumps(about | {"overrides": overrides, "rounds": rounds}, indent=2) + "\n")
+    save(options.json, about, overrides=overrides, rounds=rounds)
 
 
 if __name__ == "__main__":

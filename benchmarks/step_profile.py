@@ -15,8 +15,6 @@ GPU also how much of the step the GPU works at all. The profiler's own work is i
 operations most of all. Nothing else should run meanwhile.
 """
 
-import argparse
-import json
 import os
 import re
 import statistics
@@ -29,8 +27,9 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or torch's profiler reports the GPU that a CPU machine lacks
 
 import torch
+from figures import begin, parser_of, save
 from lightning.pytorch import Callback, LightningModule, Trainer
-from throughput import DTYPES, Bare, Ours, begin, matmul_flops, synchronize
+from throughput import DTYPES, Bare, Ours, matmul_flops, synchronize
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -161,13 +160,12 @@ def profiled(ours: Ours, steady: Steady, rows: int, trace: Path | None) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", default=["resnet18@128"], help="network@batch_size")
     parser.add_argument("--rounds", type=int, default=15, help="turns of the bare step and its convolutions")
     parser.add_argument("--steps", type=int, default=8, help="that are profiled")
     parser.add_argument("--rows", type=int, default=15, help="operations that are named")
     parser.add_argument("--trace", type=Path, help="also write the last network's trace here")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options, overrides = parser.parse_known_args()
     networks = [text for text in options.networks if "=" not in text]
     overrides += [text for text in options.networks if "=" in text]
@@ -190,8 +188,7 @@ def main() -> None:
         )
         kinds = profiled(ours, steady, options.rows, options.trace)
         results.append({"network": network, "batch_size": int(batch_size), **found, "profiled_seconds": kinds})
-    if options.json:
-        options.json.write_text(json.dumps(about | {"matmul_flops": most, "results": results}, indent=2) + "\n")
+    save(options.json, about, matmul_flops=most, results=results)
 
 
 if __name__ == "__main__":

@@ -16,40 +16,33 @@ forward pass; on a GPU their share of what it does in a large product of matrice
 should run meanwhile.
 """
 
-import argparse
 import contextlib
 import itertools
-import json
 import multiprocessing
-import re
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from figures import begin, parser_of, save
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cifar_resnet import callbacks, provenance
+from cifar_resnet import callbacks
 from cifar_resnet.build import build_data_and_model, build_trainer
 from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
-from cifar_resnet.errors import UsageError
-from cifar_resnet.hardware import device_name, keep_freed_memory, resolve_precision
+from cifar_resnet.hardware import resolve_precision
 from cifar_resnet.images import Normalise
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models.summary import num_macs
-from cifar_resnet.terminal import set_up_logging
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
@@ -259,33 +252,6 @@ def matmul_flops(dtype: torch.dtype | None, seconds: float = 2.0) -> float:
     return 2 * size**3 * count / (time.perf_counter() - start)
 
 
-def in_one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    if isinstance(error, UsageError):
-        print(f"error: {error}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-def begin() -> dict:
-    """Set this process up as cifar-train would, and say on what the figures are taken."""
-    set_up_logging()
-    sys.excepthook = in_one_line
-    keep_freed_memory()  # it serves the bare loop as well
-    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"{device}; torch {torch.__version__}; commit {provenance.commit()}; {date.today()}\n")
-    script, *arguments = sys.argv
-    # where somebody's files lie says nothing to others
-    arguments = [re.sub(r"^(--?\w[\w-]*=|[\w.]+=)?/.*/", r"\1…/", text) for text in arguments]
-    return {
-        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments]),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
-        "date": str(date.today()),
-    }
-
-
 def measure(name: str, rounds: int, steps: int) -> dict:
     network, _, batch_size = name.partition("@")
     batch_size = int(batch_size)
@@ -315,11 +281,10 @@ def measure(name: str, rounds: int, steps: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="batches per round")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     about = begin()
     most = matmul_flops(DTYPES.get(resolve_precision())) if torch.cuda.is_available() else None
@@ -340,8 +305,7 @@ def main() -> None:
             flush=True,
         )
         results.append(result)
-    if options.json:
-        options.json.write_text(json.dumps(about | {"matmul_flops": most, "results": results}, indent=2) + "\n")
+    save(options.json, about, matmul_flops=most, results=results)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import shutil
 import struct
 import subprocess
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -66,6 +68,11 @@ def png_that_claims(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def every_other_slow(cases: Sequence[object]) -> list[object]:
+    """For tests that compose a whole configuration in each case, which takes a quarter of a second."""
+    return [pytest.param(case, marks=[pytest.mark.slow] * (place % 2)) for place, case in enumerate(cases)]
 
 
 class Asks(Callback):

@@ -78,6 +78,7 @@ def test_frozen_parts_stay_as_they_are_to_the_last_statistic(trained, five_class
         assert torch.equal(tensor, source.get(name, tensor)) == is_frozen or name.startswith("fc"), name
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_freeze_the_same_parts_and_learn_them_at_the_same_rate(trained, run_dirs):
     source = weights_of(trained)
     options = [f"init={trained}", "model.freeze=[conv1,bn1]", "model.lr_factors={fc: 0.5}"]
@@ -95,6 +96,7 @@ def test_networks_side_by_side_freeze_the_same_parts_and_learn_them_at_the_same_
         torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_frozen_parts_count_as_parameters_and_their_run_goes_on(trained, five_classes, crash, run_dirs):
     command = [*(text for text in TINY if not text.startswith("data")), *FIVE, f"init={trained}",
                "model.freeze=[stages]", "trainer.max_epochs=2"]  # fmt: skip

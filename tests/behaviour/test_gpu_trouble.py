@@ -48,7 +48,7 @@ def fail(monkeypatch):
     return at
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ERRORS)
 def test_a_training_says_so_in_one_line_and_goes_on_later(cifar_train, tmp_path, fail, capsys, case):
     error, expected = ERRORS[case]

@@ -196,6 +196,7 @@ def test_a_finished_run_is_tested_where_that_is_asked_for_and_not_trained(
     assert record_of(run_dir) == record  # nothing is taken away
 
 
+@pytest.mark.slow
 def test_epochs_are_not_chosen_by_two_different_parts(cifar_train, run_dirs, crash, capsys):
     crash(1)
     with pytest.raises(RuntimeError, match="power"):

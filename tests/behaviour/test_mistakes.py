@@ -20,7 +20,7 @@ import pytest
 import torch
 from behaviour.bad_inputs import EXECUTED, PARTS, bad_inputs
 from behaviour.mistakes import BEFORE_DATA_IS_READ, LATER, WITHOUT_TORCH
-from helpers import TINY
+from helpers import TINY, every_other_slow
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -232,11 +232,6 @@ def test_unknown_words_kinds_grammar_and_missing_files_are_told_without_torch(th
 def slow_if_long(row: tuple[str, ...]) -> object:
     """Where other processes are started, which take seconds."""
     return pytest.param(row, marks=pytest.mark.slow) if "trainer.devices=2" in row[1] else row
-
-
-def every_other_slow(rows: list[tuple[str, ...]]) -> list[object]:
-    """Each composes a whole configuration, which takes a quarter of a second."""
-    return [pytest.param(row, marks=[pytest.mark.slow] * (place % 2)) for place, row in enumerate(rows)]
 
 
 def names_of(row: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ def pets():
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_a_run_begun_before_goes_on_with_its_order_of_classes_to_the_last_bit(pets, crash, monkeypatch, side_by_side):
     """When names were sorted as texts: 10, 11, 2, 3, …"""

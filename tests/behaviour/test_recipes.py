@@ -62,7 +62,7 @@ def test_a_sweep_shows_no_finished_job_of_another_recipe(capsys):
     assert "finished before" in capsys.readouterr().out
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_resume_auto_goes_on_with_no_other_recipe(change, crash, capsys):
     command = [*SMALL, *MINE, "trainer.max_epochs=2", "resume=auto"]

@@ -114,6 +114,7 @@ def test_with_every_kind_of_optimizer(overrides, run_dirs, crash, send):
     assert [rate / rates[0] for rate in rates] == pytest.approx([1, 1, 0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_an_epoch_that_was_not_validated_does_not_count_as_a_bad_one(run_dirs):
     """Of four epochs two are validated, the second of them no better than the first."""
     assert (

@@ -113,6 +113,7 @@ def test_a_job_whose_process_dies_is_taken_over_by_a_sweep_that_waits_for_it(
     assert (run_dir / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_what_another_process_of_the_sweep_failed_at_is_not_tried_again_as_long_as_that_lives(
     cifar_train, run_dirs, hold, capsys
 ):

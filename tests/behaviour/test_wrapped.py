@@ -58,7 +58,7 @@ def their_networks(tmp_path, monkeypatch):
     sys.modules.pop("their_networks", None)
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "trusting"), [(OWN, ["trust=[their_networks]"]), (TORCHVISION, [])], ids=["own", "torchvision"]
 )
@@ -129,6 +129,7 @@ def test_nor_has_one_of_a_network_derived_from_ours(tmp_path, run_dirs, capsys):
         sys.modules.pop(name)
 
 
+@pytest.mark.slow
 def test_an_installed_package_can_say_that_its_modules_are_meant(tmp_path, monkeypatch, run_dirs):
     assert cli.train([*ALONE, *OWN]) == 0
     (run_dir,) = run_dirs()

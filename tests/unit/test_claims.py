@@ -73,6 +73,7 @@ def test_what_a_living_process_holds_is_refused_at_once_and_it_is_named(folder, 
     assert f"which process {other_process.pid} on {socket.gethostname()}" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_claim_outlives_its_time_as_long_as_its_heart_beats(folder, other_process):
     claim, end = claims.Claim(folder), time.monotonic() + 2.5
     while time.monotonic() < end:

@@ -259,6 +259,7 @@ def test_flipping_at_test_time_averages_both_sides(own_run, test_images):
     assert result_in(folder)["scores"]["acc"] == pytest.approx((both.argmax(1) == labels).float().mean().item())
 
 
+@pytest.mark.slow
 def test_a_test_set_of_ones_own_by_the_names_of_its_classes(own_run, tmp_path):
     images, labels = Synthetic(num_test=60).read(train=False)
     names = Synthetic.classes

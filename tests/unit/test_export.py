@@ -108,6 +108,7 @@ def test_a_network_that_an_older_opset_cannot_tell_gets_one_line(capfd, tmp_path
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_an_exported_program_asks_for_no_gradient(trained):
     assert exported(trained, "formats=[torch]") == 0
     images, probabilities = expected(trained)

@@ -424,6 +424,7 @@ def written(count: int = 60, size: int = 32) -> None:
 NPY = {"train": "train.npy", "train_labels": "train-labels.npy", "test": "test.npy", "test_labels": "test-labels.npy"}
 
 
+@pytest.mark.slow
 def test_a_mapped_file_trains_as_one_in_memory_to_the_bit(run_dirs):
     written()
     others = [text for text in TINY if not text.startswith("data")]

@@ -249,6 +249,7 @@ def test_a_trial_that_was_begun_is_left_too_where_there_is_no_time(scored, monke
     assert [trial["state"] for trial in trials_of()] == ["COMPLETE", "RUNNING"]
 
 
+@pytest.mark.slow
 def test_no_trial_is_begun_that_would_be_too_dear_for_what_is_left(scored, capsys):
     command = [*SMALL, "search.trials=4", "search.rounds=1"]
     assert cli.search([*command, "search.max_flops=5e12"]) == 0

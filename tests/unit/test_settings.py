@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 import pytest
+from helpers import every_other_slow
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
@@ -84,7 +85,7 @@ DECLARED = declarations()
 OURS = sorted(target for target in DECLARED if function_of(target))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", every_other_slow(CHOICES))
 def test_every_choice_composes_names_only_arguments_and_can_be_built(choice):
     job = composed(choice)
     check_config(job.cfg)

@@ -108,7 +108,7 @@ def test_lookahead_equals_a_plain_loop_over_the_weights_of_each_step(cifar_train
     assert_equal(kept, after[15])
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["averaging.start=0.5", "trainer.accumulate_grad_batches=2"], ["graph=true"]])
 def test_lookahead_goes_on_bit_for_bit(cifar_train, tmp_path, send, options):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

@@ -128,7 +128,7 @@ def test_what_cannot_be_recorded_is_trained_as_usual_and_said(
     assert "graph" not in "".join(capsys.readouterr())
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

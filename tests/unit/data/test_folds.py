@@ -102,6 +102,7 @@ def test_it_repeats_goes_on_within_an_epoch_and_differs_between_epochs():
     assert not torch.equal(torch.stack(list(sampler)), whole)
 
 
+@pytest.mark.slow
 def test_a_run_draws_so(cifar_train, run_dirs):
     """A network that sees a rare class as often as the others answers with it more often."""
     images, labels = Synthetic(num_train=400, num_test=100).read(True)

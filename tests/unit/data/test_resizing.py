@@ -106,7 +106,7 @@ def test_training_images_shrink_and_validation_and_test_do_not(cifar_train, run_
     assert record["training_flops"] == expected
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["graph=true", "augment=cutmix"], ["graph=false"]])
 def test_stopped_within_a_phase_it_goes_on_bit_for_bit(cifar_train, tmp_path, send, options):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

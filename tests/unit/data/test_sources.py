@@ -41,6 +41,7 @@ def test_synthetic_images_follow_their_seed_and_halves_differ():
     assert not torch.equal(images, Synthetic(num_train=300, num_test=70, image_seed=1).read(train=True)[0])
 
 
+@pytest.mark.slow
 def test_synthetic_images_defeat_a_linear_classifier():
     data = Synthetic()
     (images, labels), (test_images, test_labels) = data.read(train=True), data.read(train=False)

@@ -202,6 +202,7 @@ def test_weights_that_cannot_be_are_refused(weights, counts, text):
         ResNet(widths=[4], class_weights="even")
 
 
+@pytest.mark.slow
 def test_a_run_weighs_its_classes_and_networks_side_by_side_do_too(cifar_train, run_dirs):
     weighed = ["model.class_weights=[1,0,0,0,0,0,0,0,0,0]", "trainer.max_epochs=3"]
     assert cifar_train(*weighed) == 0

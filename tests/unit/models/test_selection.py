@@ -170,6 +170,7 @@ def test_networks_side_by_side_have_no_proxy(cifar_train, capsys):
     assert "leave selection out, or train one after the other" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_range_test_is_of_all_images(tmp_path, monkeypatch):
     monkeypatch.setattr(Selection, "__call__", lambda *args: pytest.fail("selects"))
     probes = ["range_test.steps=20", "range_test.suggest=minimum"]

@@ -1,0 +1,55 @@
+"""What the benchmarks share: how they are called, on what their figures are taken, and the record of these."""
+
+import argparse
+import re
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from cifar_resnet import provenance, runs
+from cifar_resnet.errors import UsageError
+from cifar_resnet.hardware import device_name, keep_freed_memory
+from cifar_resnet.terminal import set_up_logging
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's, with its module's docstring for help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    return parser
+
+
+def in_one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    if isinstance(error, UsageError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def begin() -> dict:
+    """Set this process up as cifar-train would, and say on what the figures are taken."""
+    set_up_logging()
+    sys.excepthook = in_one_line
+    keep_freed_memory()  # it serves the bare loop as well
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(f"{device}; torch {torch.__version__}; commit {provenance.commit()}; {date.today()}\n")
+    script, *arguments = sys.argv
+    # where somebody's files lie says nothing to others
+    arguments = [re.sub(r"^(--?\w[\w-]*=|[\w.]+=)?/.*/", r"\1…/", text) for text in arguments]
+    return {
+        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments]),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "date": str(date.today()),
+    }
+
+
+def save(path: Path | None, about: dict, **found: object) -> None:
+    """Write a record, where there is to be one. about: as `begin` has it."""
+    if path:
+        runs.write_json(path, about | found)
