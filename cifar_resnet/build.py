@@ -42,9 +42,10 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     # before the network, whose weights are drawn after theirs
     teachers = [(path, checkpoints.load(path, cfg.get("trust") or ())) for path in preflight.teachers_of(cfg)]
     model = build_model(cfg, data)
-    model.check_budget()
-    for network in model.all_networks():
-        network.build_optimizer(total_steps=1)  # so that it complains now, if it does
+    for network, about in networks_of(model):
+        with about:
+            network.check_budget()
+            network.build_optimizer(total_steps=1)  # so that it complains now, if it does
     if data.train is None:
         data.prepare_data()
         data.load()
@@ -52,8 +53,9 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
         data.load_test()
     check_limits(cfg, data)
     model.init_whitening(data.sample())
-    for network in model.all_networks():
-        network.weigh_classes(class_counts(data.train.labels, data.num_classes))
+    for network, about in networks_of(model):
+        with about:
+            network.weigh_classes(class_counts(data.train.labels, data.num_classes))
     if cfg.get("init") and not (cfg.run_dir and runs.last_checkpoint(cfg.run_dir).exists()):  # or it has weights by now
         log.info(f"starts with {start_from(model, cfg.init)}\n")
     model.seed, model.data_state = data.seed, data.state()
@@ -72,8 +74,9 @@ def sketch(cfg: DictConfig, check_budget: bool = True) -> tuple[DataModule, Clas
         data = new_data(cfg)
         check_limits(cfg, data)
         model = build_model(cfg, data)
-        if check_budget:
-            model.check_budget()
+        for network, about in networks_of(model) if check_budget else ():
+            with about:
+                network.check_budget()
     return data, model
 
 
@@ -87,20 +90,27 @@ def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
     model = build_network(cfg.model, data, recipe)
     if cfg.get("selection"):
         settings = {key: value for key, value in cfg.selection.items() if key != "proxy"}
-        with about("selection.proxy."):
+        with about_the_proxy():
             proxy = build_network(cfg.selection.proxy, data, recipe)
-            proxy.check_budget()
         model.selection = instantiate(settings, proxy=proxy)
     return model
 
 
+def networks_of(model: Classifier) -> Iterator[tuple[Classifier, contextlib.AbstractContextManager]]:
+    """The network, and what selects its images; each with what a complaint of it is to be raised within."""
+    yield model, contextlib.nullcontext()
+    if model.selection:
+        yield model.selection.proxy, about_the_proxy()
+
+
 @contextlib.contextmanager
-def about(place: str) -> Iterator[None]:
-    """Within this a network's settings, which it takes for those of `model`, are complained of as they were given."""
+def about_the_proxy() -> Iterator[None]:
+    """Within this a network complains of its settings as of those of `selection.proxy`."""
     try:
-        yield
-    except ValueError as error:
-        raise UsageError(re.sub(r"\bmodel[.](?=\w)", place, str(error))) from error
+        with as_usage_error():
+            yield
+    except UsageError as error:
+        raise UsageError(re.sub(r"(?<![\w/.])model[.](?=[a-z_]+\b)", "selection.proxy.", str(error))) from error
 
 
 def build_network(settings: DictConfig, data: DataModule, recipe: dict[str, Any]) -> Classifier:
@@ -182,6 +192,10 @@ def build_trainer(
     if not data.has_val:
         cfg.trainer.limit_val_batches = 0
     before = checkpoints.resumable(last, model.state_dict()) if last.exists() else {}
+    refuse_if(
+        before and model.selection and "selection" not in before,
+        f"nothing for the proxy that selects images to go on from. Got {last}, without it; begin a new run",
+    )
     # `resume.keep_global_batch` has set it by the number of processes
     is_shared = len(before.get("mid_epoch_state", ())) != processes.num_processes(cfg)
     resume.check_same_config(cfg, before.get("config"), ["data.batch_size"] if is_shared else [])
@@ -347,10 +361,18 @@ def resolve_conflicts(cfg: DictConfig) -> None:
         trainer.get("limit_test_batches") == 0,
         "nothing would be tested. Got trainer.limit_test_batches=0; to leave the test out: test=false",
     )
+    for place in ("model", "selection.proxy"):
+        given = OmegaConf.select(cfg, f"{place}.num_classes")
+        refuse_if(
+            given is not None,
+            f"the data says how many classes there are. Got {place}.num_classes={given}; leave it out",
+        )
     refuse_if(
-        "num_classes" in cfg.model,
-        f"the data says how many classes there are. Got model.num_classes={cfg.model.get('num_classes')}; leave it out",
+        cfg.get("selection") and not cfg.selection.get("proxy"),
+        "what selects images is a network. Got a selection without a proxy; give model@selection.proxy=tiny_speednet",
     )
+    views = OmegaConf.select(cfg, "selection.proxy.tta") or "none"
+    refuse_if(views != "none", f"a proxy sees each image once. Got selection.proxy.tta={views}; leave it out")
     strategy, known = trainer.get("strategy"), ("auto", *StrategyRegistry.available_strategies())
     refuse_if(
         isinstance(strategy, str) and strategy not in known,

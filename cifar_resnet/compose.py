@@ -9,7 +9,7 @@ import functools
 import itertools
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -269,14 +269,20 @@ class Composer:
                     f"Got {override.input_line}; give another value",
                 )
             elif override.is_add() or (override.is_force_add() and expected is None):
-                self.refuse_stray_addition(cfg, override)
+                self.refuse_stray_addition(cfg, override, list(leaves(default)))
             else:
                 given, usual = select(cfg, key), select(ours, key)
+                by_name = next((name for name in default.hydra.runtime.choices if name.endswith(f"@{key}")), None)
+                refuse_if(
+                    by_name and isinstance(given, str),
+                    f"{key} is chosen by name. Got {override.input_line}; give {by_name}={given}",
+                )
                 is_usual = usual is None or kind(given) == kind(expected)
                 refuse_mismatch(override, expected if is_usual else usual, given)
 
-    def refuse_stray_addition(self, cfg: DictConfig, override: Override) -> None:
-        """A key behind + must be an argument of something, or be something itself: a callback, a logger."""
+    def refuse_stray_addition(self, cfg: DictConfig, override: Override, known: Sequence[str]) -> None:
+        """A key behind + must be an argument of something, or be something itself: a callback, a logger. known: keys
+        without it."""
         key = override.key_or_group
         parent, _, name = key.rpartition(".")
         owner, added = OmegaConf.select(cfg, parent), OmegaConf.select(cfg, key)
@@ -287,7 +293,9 @@ class Composer:
         is_stray = lists_all and not is_explained_later and len(self.folders) == 1
         refuse_if(
             (is_stray or "_target_" not in owner) and not (isinstance(added, DictConfig) and "_target_" in added),
-            instead_of(key, override.input_line) or f"unknown key {key}.{did_you_mean(key, leaves(cfg))}",
+            instead_of(key, override.input_line)
+            or self.of_another_choice(override.input_line, known)
+            or f"unknown key {key}.{did_you_mean(key, leaves(cfg))}",
         )
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
@@ -314,7 +322,7 @@ class Composer:
         if key := re.search(r"Could not override '([^']+)'", text):
             given = [text for text in overrides if text.lstrip("+~").partition("=")[0] == key[1]]
             known = self.known_keys(overrides)
-            return (given and (instead_of(key[1], given[-1]) or self.without_a_choice(given[-1], known))) or (
+            return (given and (instead_of(key[1], given[-1]) or self.of_another_choice(given[-1], known))) or (
                 f"unknown key {key[1]}{'' if given or len(self.folders) == 1 else ' in a file of settings'}."
                 f"{did_you_mean(key[1], known)} See {program(self.config_name)} --help"
             )
@@ -327,13 +335,26 @@ class Composer:
             return f"{unfit[1]}.yaml does not fit what it changes. Got {what}; see {program(self.config_name)} --help"
         return f"{text} ({one_line(error.__cause__)})" if error.__cause__ else text
 
-    def without_a_choice(self, given: str, known: list[str]) -> str | None:
-        """Of a setting that only a choice of its group has, where none is made."""
-        group = given.partition("=")[0].rpartition("@")[2].partition(".")[0]
-        if group not in MAY_BE_LEFT_OUT or any(key.startswith(f"{group}.") for key in known):
+    def of_another_choice(self, given: str, known: Sequence[str]) -> str | None:
+        """Of a setting that other choices of its group have than the one that was made, or where none was.
+
+        known: what there is with those that were made.
+        """
+        key = given.lstrip("+~").partition("=")[0]
+        group, _, rest = key.rpartition("@")[2].partition(".")
+        if group not in self.defaults(()).hydra.runtime.choices or not rest:
             return None
-        choices = " or ".join(f"{group}={choice}" for choice in self.choices_of(group))
-        return f"no {group} has been chosen. Got {given}; give {choices} as well"
+        name = rest.partition(".")[0]
+        if any(f"{there}.".startswith(f"{group}.{name}.") for there in known):  # it is something within that
+            return None
+        having = [f"{group}={choice}" for choice in self.choices_of(group) if name in self.settings_of(group, choice)]
+        listed = " or ".join(having[:4]) + " or another" * (len(having) > 4)
+        return f"{key} is a setting of {listed}. Got {given}; give that as well" if having else None
+
+    def settings_of(self, group: str, choice: str) -> Iterable[object]:
+        """What its own file lists, at the top."""
+        path = next(path for folder in self.folders if (path := folder / group / f"{choice}.yaml").is_file())
+        return OmegaConf.load(path)
 
     def undecodable(self) -> Iterator[Path]:
         for path in (path for folder in self.folders[1:] for path in folder.rglob("*.yaml")):

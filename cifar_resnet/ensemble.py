@@ -64,6 +64,11 @@ def refuse(cfg: DictConfig) -> None:
             cfg.resume or cfg.run_dir,
             "an ensemble names and resumes its runs itself, by the same command again: leave out run_dir and resume",
         ),
+        (
+            cfg.get("selection"),
+            "networks side by side share their batches, of which each would select its own part. Got ensemble.size="
+            f'{cfg.ensemble.size}; leave selection out, or train one after the other: -m "seed=range(0,…)"',
+        ),
         (cfg.compile, "networks side by side are not compiled. Got compile=true; leave it out, or ensemble.size=1"),
         (
             "early_stopping" in cfg.callbacks,

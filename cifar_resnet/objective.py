@@ -72,7 +72,7 @@ class Watch(Callback):
 
     def __init__(self, trial: Trial, objective: Objective):
         self.trial, self.objective = trial, objective
-        self.macs: dict[int, int] = {}
+        self.macs: dict[int, tuple[float, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:  # type: ignore[override]
         """Count before the network is shared out to devices, for only the first process has this callback."""

@@ -139,7 +139,7 @@ def refuse_mismatch(override: Override, expected: object, given: object) -> None
     if key in OF_SEVERAL_KINDS:
         return
     must_be = needed and (found or not owner or needed == "settings")
-    per_stage = owner == "model" and (needed, found) == ("a number", "a list")
+    per_stage = owner in ("model", "selection.proxy") and (needed, found) == ("a number", "a list")
     of_the_shell = f"; oc.env gives text, so let the shell put it in: {key}=$…" * ("oc.env" in got)
     refuse_if(
         must_be and needed != found and not per_stage,

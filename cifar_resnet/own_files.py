@@ -51,7 +51,8 @@ def refuse_no_part(key: str, part: Any, chosen: Mapping[str, str | None], defaul
     )
     refuse_if(
         (default.get(key) is None or "_target_" in default[key]) and "_target_" not in part,
-        f"{key}._target_ says what it is. Got none; leave it as it is, or give another",
+        f"{key}._target_ says what it is. Got none; leave it as it is, or give another"
+        + f"; or choose one in the file's defaults: override /{key}: …" * (key in groups),
     )
     refuse_if(
         key in groups and key not in (*chosen, *COLLECTIONS),

@@ -249,7 +249,7 @@ def train_briefly(
         cfg.scheduler.max_lr = lr
     data, model = build_data_and_model(cfg)
     data.resize = None  # a step to another size would show in the losses as one to another rate
-    model.selection = None  # nor would the losses be those of all images
+    model.selection = None  # what a proxy finds hard changes as it learns, and with it the loss
     model.scheduler = lambda optimizer, total_steps: scheduler(optimizer, steps)
     length = {"max_epochs": -1, "min_epochs": None, "max_steps": steps, "max_time": None}
     length |= {"limit_val_batches": 0, "accumulate_grad_batches": 1}

@@ -29,7 +29,7 @@ SHOWN = (
     "optimizer.lr", "optimizer.weight_decay", "optimizer.momentum", "data.batch_size", "data.num_val", "seed",
     "trainer.max_epochs", "model.label_smoothing", "precision.precision",
 )  # fmt: skip
-CHOICES = ("model", "data", "optimizer", "scheduler", "augment", "averaging")
+CHOICES = ("model", "data", "optimizer", "scheduler", "augment", "averaging", "resize", "selection")
 
 
 def build(cfg: DictConfig, step: int | None) -> list[Logger]:

@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from omegaconf import DictConfig
 
 from cifar_resnet import callbacks, checkpoints, constraints, processes, ranks, resume, runs, sweep, terminal, trackers
-from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, sketch
+from cifar_resnet.build import build_data_and_model, build_trainer, keep_images, kept_images, networks_of, sketch
 from cifar_resnet.compose import Job
 from cifar_resnet.constraints import plain
 from cifar_resnet.data import DataModule
@@ -99,7 +99,8 @@ def train_and_test(
     to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}', *needed_to_go_on(cfg))}"
     with narrated(cfg, record, run_dir, range_test, to_continue), trackers.opened(cfg, trainer.loggers):
         if cfg.compile:
-            model.compile()
+            for network in model.all_networks():
+                network.compile()
         record |= fit(trainer, model, data, run_dir, start)
         test_and_record(cfg, record, trainer, model, data)
         if trainer.is_global_zero:
@@ -140,5 +141,9 @@ def describe(job: Job) -> None:
     """Print the network, stage by stage; nothing is read, allocated or written."""
     data, model = sketch(resume.chosen_run(job), check_budget=False)
     log.info(" ".join([job.cfg.choices.model, *job.varying]))
-    print_table(*size_rows(summarize(model, data.image_shape)))
-    model.check_budget()
+    for network, about in networks_of(model):
+        if network is not model:
+            log.info("selection.proxy")
+        print_table(*size_rows(summarize(network, data.image_shape)))
+        with about:
+            network.check_budget()

@@ -1,5 +1,6 @@
 """Whether the numbers are still numbers."""
 
+import math
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class FiniteLoss(Callback):
         self.scales: list[Tensor] = []  # after each step since it was last asked
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.total = torch.zeros((), device=pl_module.device)  # of losses: finite as long as each of them is
+        # of losses: finite as long as each of them is
+        self.total, self.total_of_proxy = torch.zeros(2, device=pl_module.device).unbind()
         self.skipped_in_a_row = 0
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.scale = self.scaler and self.scaler.get_scale()  # it has no tensor of it before the first step
@@ -38,21 +40,24 @@ class FiniteLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.total += outputs["loss"]
         selection = getattr(pl_module, "selection", None)
+        self.total += outputs["loss"]
         if selection:
-            self.total += selection.loss
+            self.total_of_proxy += selection.loss
         if self.scaler is not None:
             self.scales.append(self.scaler._get_scale_async().clone())
         is_last = trainer.is_last_batch or trainer.should_stop
         is_asked = is_last or (batch_idx + 1) % self.every_n_steps == 0 or pl_module.device.type == "cpu"
         # of several processes none ends alone
-        if is_asked and not trainer.strategy.reduce_boolean_decision(bool(self.total.isfinite())):
+        if is_asked and not trainer.strategy.reduce_boolean_decision(
+            bool((self.total + self.total_of_proxy).isfinite())
+        ):
             loss = trainer.strategy.reduce(outputs["loss"].clone()).item()  # the ranks' mean is not finite either
             diverged = getattr(pl_module, "diverged", None)
             whose = f" with seed {', '.join(map(str, diverged()))}" if diverged else ""
-            if selection and not selection.loss.isfinite():
-                loss, whose = selection.loss.item(), " by the proxy that selects images"
+            total_of_proxy = trainer.strategy.reduce(self.total_of_proxy.clone()).item()
+            if not math.isfinite(total_of_proxy):
+                loss, whose = total_of_proxy, " from the proxy that selects images,"
             remedy = CALMER + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
             raise Diverged(f"the loss is no longer finite. Got {loss}{whose}{where(trainer)}; give {remedy}")
         if is_asked:

@@ -249,12 +249,16 @@ class Classifier(LightningModule):
         # torchmetrics warns on the first, if it knows which that is
         rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
         self.to(memory_format=torch.channels_last)
-        if stage == "fit" and self.freeze_parts:
-            for names, parameter in self.all_names():
-                if self.is_frozen(*names):
-                    parameter.requires_grad = False
+        if stage == "fit":
+            self.hold_frozen_parts()
         if self.distillation and stage == "fit":
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
+
+    def hold_frozen_parts(self) -> None:
+        """Have no gradients computed for them."""
+        for names, parameter in self.all_names() if self.freeze_parts else ():
+            if self.is_frozen(*names):
+                parameter.requires_grad = False
 
     def on_fit_start(self) -> None:
         self.is_unlogged = True  # an epoch that goes on in its middle has no start
@@ -338,15 +342,18 @@ class Classifier(LightningModule):
         """Forward and backward through the network for each batch; known from the beginning of a training on."""
         return 2 if self.sam else 1
 
-    def training_macs(self, image_shape: tuple[int, int, int]) -> int:
-        """Multiply-adds of one pass for one image of shape (C, H, W), the backward one taken for two forward ones.
+    def training_macs(self, image_shape: tuple[int, int, int], batch_size: int) -> tuple[float, float]:
+        """Multiply-adds for one image of shape (C, H, W), the backward pass taken for two forward ones: of each of the
+        network's `passes`, and of what selects its images.
 
-        Teachers are only asked. Parts that are frozen count like all others. Where only a part of the images is trained
-        on, each image has its share of that.
+        Teachers are only asked. Parts that are frozen count like all others. Where a part of a batch is trained on, its
+        images share that.
         """
         teachers = self.distillation.networks if self.distillation else ()
         macs = 3 * num_macs(self, image_shape) + sum(num_macs(teacher, image_shape) for teacher in teachers)
-        return self.selection.training_macs(macs, self.passes, image_shape) if self.selection else macs
+        if not self.selection:
+            return macs, 0
+        return macs * self.selection.count(batch_size) / batch_size, self.selection.macs(image_shape)
 
     @property
     def schedule(self) -> Schedule | None:

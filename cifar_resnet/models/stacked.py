@@ -81,11 +81,6 @@ class StackedEnsemble(Classifier):
             "ReduceLROnPlateau would go by the mean of networks side by side, which share a schedule. Got "
             f"ensemble.size={len(self.members)}; give another scheduler, or ensemble.size=1",
         )
-        refuse_if(
-            self.members[0].selection,
-            "networks side by side share their batches, of which each would select its own part. Got ensemble.size="
-            f'{len(self.members)}; leave selection out, or train one after the other: -m "seed=range(0,…)"',
-        )
         skips = next((module for module in self.modules() if isinstance(module, (ShakeDrop, StochasticDepth))), None)
         refuse_if(
             skips,

@@ -97,15 +97,18 @@ def refuse_not_finite(metrics: Mapping[str, float], name: str, checkpoint: Path)
         raise Diverged(f"{name} is no longer finite. Got {loss} with {checkpoint}; give {CALMER}")
 
 
-def macs_by_size(model: Classifier, data: DataModule) -> dict[int, int]:
+def macs_by_size(model: Classifier, data: DataModule) -> dict[int, tuple[float, float]]:
     """`Classifier.training_macs` for each side that images of the training have, in pixels."""
     channels = data.image_shape[0]
-    return {size: model.training_macs((channels, size, size)) for size in data.image_sizes}
+    return {size: model.training_macs((channels, size, size), data.batch_size) for size in data.image_sizes}
 
 
-def training_flops(model: Classifier, macs: Mapping[int, int], images_by_size: Mapping[Any, int]) -> int:
+def training_flops(
+    model: Classifier, macs: Mapping[int, tuple[float, float]], images_by_size: Mapping[Any, int]
+) -> int:
     """Of so many images of each side: two for each multiply-add. macs: for one image."""
-    return 2 * model.passes * sum(macs[int(size)] * count for size, count in images_by_size.items())
+    each = {size: model.passes * network + proxy for size, (network, proxy) in macs.items()}
+    return round(2 * sum(each[int(size)] * count for size, count in images_by_size.items()))
 
 
 def predictions_of(model: Classifier, data: DataModule) -> Predictions:

@@ -291,8 +291,8 @@ def played(monkeypatch):
     def train_run(cfg, extra_callbacks):
         (watch,) = extra_callbacks
         counted = Throughput()
-        model = SimpleNamespace(passes=1, training_macs=lambda shape: 3 * cfg.model.depth)
-        data = SimpleNamespace(image_shape=(3, 32, 32), image_sizes=[32])
+        model = SimpleNamespace(passes=1, training_macs=lambda *shape: (3 * cfg.model.depth, 0))
+        data = SimpleNamespace(image_shape=(3, 32, 32), image_sizes=[32], batch_size=20)
         trainer = SimpleNamespace(
             datamodule=data, callbacks=[counted], should_stop=False, callback_metrics={}, sanity_checking=False
         )

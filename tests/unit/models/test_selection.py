@@ -1,6 +1,7 @@
 """The images that a proxy selects, against a plain loop, and a proxy that stays out of the network."""
 
 import copy
+import csv
 import types
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, assert_equal, last_of, record_of, write_files
+from lightning.pytorch import Trainer
 from torch.nn.functional import cross_entropy
 
 from cifar_resnet import checkpoints, cli
+from cifar_resnet.data import Synthetic
 from cifar_resnet.models import ResNet, Selection
 from cifar_resnet.models.summary import num_macs
 from cifar_resnet.optim import cosine
@@ -28,10 +31,10 @@ def proxy(**options) -> ResNet:
     return ResNet(depth=8, widths=[4, 4, 4], **options)
 
 
-def begun(network: ResNet, share: float, steps: int = 4) -> Selection:
+def begun(network: ResNet, share: float, steps: int = 4, **trainer: object) -> Selection:
     selection = Selection(network, share)
-    trainer = types.SimpleNamespace(world_size=1, max_epochs=1)
-    model = types.SimpleNamespace(device=torch.device("cpu"), trainer=trainer, monitor="val/loss")
+    facts = {"world_size": 1, "max_epochs": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
+    model = types.SimpleNamespace(device=torch.device("cpu"), trainer=types.SimpleNamespace(**facts | trainer))
     selection.begin(model, steps)
     return selection
 
@@ -59,18 +62,54 @@ def test_the_hardest_of_a_batch_are_selected_while_the_proxy_learns_from_all(sha
         torch.testing.assert_close(network.state_dict()[name], value)
 
 
-def test_labels_may_be_probabilities_and_the_proxys_loss_is_its_own():
-    """Which smooths and weighs; what is hard is told by the plain one."""
-    network = proxy(optimizer=partial(torch.optim.SGD, lr=0.1), label_smoothing=0.3)
+def test_of_mixed_images_those_are_hard_that_are_far_from_their_labels():
+    """Not those whose labels are evenly mixed: half of these are told as they are, and half otherwise."""
+    labels = torch.rand(8, 10).softmax(1)
+    labels[::2] = torch.eye(10)[:4]
+    far = labels.roll(1, dims=1)
+    told = torch.where(torch.arange(8)[:, None] < 4, labels, far).clamp(min=1e-6)
+    selection = begun(proxy(optimizer=partial(torch.optim.SGD, lr=0.1)), 0.5)
+    distances = selection.distances(told.log(), labels)
+    expected = [
+        sum(p * (p / q).log() for p, q in zip(row, other, strict=True) if p > 0)
+        for row, other in zip(labels, told, strict=True)
+    ]
+    torch.testing.assert_close(distances, torch.stack(expected), rtol=1e-3, atol=1e-4)
+    assert distances.topk(4).indices.sort().values.tolist() == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_proxys_loss_is_as_it_was_told(mixed):
+    """Which smooths and weighs, here nothing but the first three classes: others are never hard."""
+    weights = [1.0, 2.0, 3.0] + [0.0] * 7
+    network = proxy(optimizer=partial(torch.optim.SGD, lr=0.1), label_smoothing=0.3, class_weights=weights)
+    network.weigh_classes(torch.ones(10))
     alone, selection = copy.deepcopy(network), begun(network, 0.5)
-    images, labels = torch.randn(8, 3, 32, 32), torch.rand(8, 10).softmax(1)
-    chosen, targets = selection(images, labels)
-    logits = alone(images)
-    hardest = sorted((-(labels * logits.log_softmax(1)).sum(1)).argsort(descending=True)[:4].tolist())
-    assert_equal((chosen, targets), (images[hardest], labels[hardest]))
-    cross_entropy(logits, labels, label_smoothing=0.3).backward()
-    weight = alone.fc.weight - 0.1 * alone.fc.weight.grad
-    torch.testing.assert_close(network.fc.weight, weight)
+    images, labels = torch.randn(8, 3, 32, 32), torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
+    given = torch.eye(10)[labels] if mixed else labels
+    _, found = selection(images, given)
+    assert_equal(found, given[[0, 1, 2, 7]])
+    cross_entropy(alone(images), given, torch.tensor(weights), label_smoothing=0.3).backward()
+    torch.testing.assert_close(network.fc.weight, alone.fc.weight - 0.1 * alone.fc.weight.grad)
+
+
+@pytest.mark.parametrize("algorithm", [None, "norm", "value"])
+def test_its_gradients_are_clipped_as_the_networks_are(algorithm):
+    network = proxy(optimizer=partial(torch.optim.SGD, lr=1.0))
+    before = copy.deepcopy(network)
+    selection = begun(network, 0.5, gradient_clip_val=0.01, gradient_clip_algorithm=algorithm)
+    selection(torch.randn(8, 3, 32, 32), torch.randint(10, (8,)))
+    moved = torch.cat([(a - b).flatten() for a, b in zip(network.parameters(), before.parameters(), strict=True)])
+    size = moved.abs().max() if algorithm == "value" else moved.norm()
+    assert size.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_frozen_parts_of_a_proxy_have_no_gradients():
+    network = proxy(optimizer=partial(torch.optim.SGD, lr=1.0), freeze=["conv1"])
+    before, selection = network.conv1.weight.clone(), begun(network, 0.5)
+    selection(torch.randn(8, 3, 32, 32), torch.randint(10, (8,)))
+    assert torch.equal(network.conv1.weight, before)
+    assert not network.conv1.weight.requires_grad
 
 
 def test_in_float16_a_proxy_takes_its_steps_in_float32(monkeypatch):
@@ -103,7 +142,7 @@ def test_a_network_trains_on_the_selected_and_its_proxy_is_no_part_of_it(cifar_t
     assert before["parameters"] == after["parameters"]
     assert last_of(plain)["state_dict"].keys() == last_of(selected)["state_dict"].keys()
     proxy_macs = num_macs(proxy(shortcut="pad"), (3, 32, 32))
-    assert after["training_flops"] == round(0.3 * 3 * after["macs"] + 3 * proxy_macs) * 2 * 200
+    assert after["training_flops"] == pytest.approx(6 * 200 * (0.3 * after["macs"] + proxy_macs))
     assert checkpoints.load(selected).selection is None
 
 
@@ -146,11 +185,102 @@ def test_stopped_it_goes_on_bit_for_bit_at_the_networks_learning_rate(cifar_trai
 
 
 @pytest.mark.slow
-def test_sams_second_pass_is_the_networks_alone(cifar_train, run_dirs):
-    assert cifar_train(*PROXY, "optimizer=sam") == 0
-    record = record_of(*run_dirs())
+def test_sams_second_pass_is_the_networks_alone_in_a_search_as_well(tmp_path):
+    search = ["search.rounds=1", "search.trials=1", "search.target=0.01", "optimizer.lr=interval(0.01,0.02)"]
+    assert cli.search([*TINY, *PROXY, "optimizer=sam", *search, f"output_dir={tmp_path}"]) == 0
+    record = record_of(next(tmp_path.rglob("result.json")).parent)
     proxy_macs = num_macs(proxy(shortcut="pad"), (3, 32, 32))
-    assert record["training_flops"] == 2 * 200 * (2 * round(0.5 * 3 * record["macs"] + 3 * proxy_macs / 2))
+    expected = pytest.approx(6 * 200 * (2 * 0.5 * record["macs"] + proxy_macs))
+    assert record["training_flops"] == expected
+    with next(tmp_path.rglob("trials.csv")).open() as table:
+        (row,) = csv.DictReader(table)
+    assert float(row["training_flops"]) == float(row["flops_to_target"]) == expected
+
+
+def test_of_few_images_one_is_selected_and_counted(cifar_train, run_dirs):
+    assert cifar_train(*PROXY, "selection.share=0.001") == 0
+    record, proxy_macs = record_of(*run_dirs()), num_macs(proxy(shortcut="pad"), (3, 32, 32))
+    assert record["training_flops"] == pytest.approx(6 * 200 * (record["macs"] / 40 + proxy_macs))
+
+
+def test_without_its_proxy_a_checkpoint_is_nothing_to_go_on_from(cifar_train, run_dirs, send, capsys):
+    send(3)
+    assert cifar_train(*PROXY) == 143
+    send(None)
+    (run_dir,) = run_dirs()
+    checkpoint = last_of(run_dir)
+    del checkpoint["selection"]
+    torch.save(checkpoint, run_dir / "checkpoints" / "last.ckpt")
+    assert cli.train([f"resume={run_dir}"]) == 2
+    assert "nothing for the proxy that selects images to go on from" in capsys.readouterr().err
+
+
+def test_a_proxy_is_set_up_as_a_network_is(monkeypatch):
+    """Its whitening by the training's images, its classes' weights by their number, its steps as the network's."""
+    made = []
+    begin = Selection.begin
+    monkeypatch.setattr(Selection, "begin", lambda self, *rest: made.append(self.proxy) or begin(self, *rest))
+    told = ["model.class_weights=balanced", "model.label_smoothing=0.2", "model.bias_lr_factor=3", "model.tta=flip"]
+    tiny = [text for text in TINY if not text.startswith("model")]
+    drop = ["model=resnet18", "model.widths=[4,4,4,4]", "selection.proxy.drop_block=0.2"]
+    assert cli.train([*tiny, *drop[:2], "selection=proxy", *told]) == 0
+    (network,) = made
+    assert (network.label_smoothing, network.bias_lr_factor, network.tta) == (0.2, 3, "none")
+    assert network.loss_weights is not None
+    with torch.no_grad():
+        data = Synthetic(num_train=240, num_val=40, num_test=50)
+        data.prepare_data()
+        data.setup("fit")
+        features = network.whitening(data.sample())[:, :12].permute(1, 0, 2, 3).flatten(1)
+    assert torch.allclose(torch.cov(features), torch.eye(12), atol=0.3)
+
+
+def test_its_dropblock_follows_the_training_too(cifar_train, monkeypatch):
+    seen = []
+    select = Selection.__call__
+
+    def note(self, *batch):
+        seen.append(next(each.progress.item() for each in self.proxy.modules() if hasattr(each, "progress")))
+        return select(self, *batch)
+
+    monkeypatch.setattr(Selection, "__call__", note)
+    assert cifar_train(*PROXY, "selection.proxy.drop_block=0.2") == 0
+    assert seen == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+
+
+TOGETHER = {
+    "averaging": ["averaging=ema", "trainer.gradient_clip_val=1", "model.freeze=[conv1]"],
+    "resizing": ["resize=progressive", "resize.sizes=[24]", "resize.until=[0.5]", "averaging=lookahead"],
+    "compiled": ["compile=true", "augment=mixup", "init=before"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", TOGETHER)
+def test_it_goes_together_with_what_else_there_is(cifar_train, option):
+    """And what comes of it is evaluated, exported and asked like any other network."""
+    assert cifar_train("run_dir=before") == 0
+    assert cifar_train(*PROXY, "trainer.max_epochs=2", "run_dir=run", "distill.teacher=before", *TOGETHER[option]) == 0
+    record, macs = record_of(Path("run")), [num_macs(proxy(shortcut="pad"), (3, size, size)) for size in (32, 24)]
+    teacher = record["macs"]
+    if option == "resizing":
+        network = num_macs(ResNet(depth=8, widths=[4, 8, 8], shortcut="pad"), (3, 24, 24))
+        expected = sum(2 * 200 * (0.5 * 4 * own + 3 * of) for own, of in ((network, macs[1]), (teacher, macs[0])))
+    else:
+        expected = 2 * 400 * (0.5 * 4 * teacher + 3 * macs[0])
+    assert record["training_flops"] == pytest.approx(expected)
+    assert cli.evaluate(["checkpoint=run", "output_dir=evaluated"]) == 0
+    assert cli.export(["checkpoint=run", "output=exported"]) == 0
+
+
+def test_from_python_a_network_has_one_too():
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    network = ResNet(depth=8, widths=[4, 8, 8], optimizer=sgd, selection=Selection(proxy(optimizer=sgd), 0.25))
+    data, sizes = Synthetic(num_train=240, num_val=40, num_test=50, batch_size=40), []
+    loss = network.loss
+    network.loss = lambda images, labels: sizes.append(len(images)) or loss(images, labels)
+    Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False).fit(network, data)
+    assert sizes == [10] * 5
 
 
 def test_a_proxy_that_diverges_is_told_from_the_network(cifar_train, capsys, monkeypatch):
@@ -162,7 +292,9 @@ def test_a_proxy_that_diverges_is_told_from_the_network(cifar_train, capsys, mon
 
     monkeypatch.setattr(Selection, "begin", spoiled)
     assert cifar_train(*PROXY) == 1
-    assert "the loss is no longer finite. Got nan by the proxy that selects images" in capsys.readouterr().err
+    assert (
+        "the loss is no longer finite. Got nan from the proxy that selects images, by step 1" in capsys.readouterr().err
+    )
 
 
 def test_networks_side_by_side_have_no_proxy(cifar_train, capsys):
@@ -181,4 +313,4 @@ def test_a_range_test_is_of_all_images(tmp_path, monkeypatch):
 def test_the_usual_proxy_is_small():
     assert cli.train([*TINY, "selection=proxy", "data.batch_size=20"]) == 0
     (log,) = Path().glob("outputs/*/*/train.log")
-    assert "50% of each batch, selected by a SpeedNet of 14" in log.read_text()
+    assert "50% of each batch, selected by a SpeedNet of 146,136 parameters" in log.read_text()
