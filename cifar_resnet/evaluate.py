@@ -55,16 +55,7 @@ def run(jobs: list[Job]) -> int:
 
 def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     """Evaluate the networks on every test image; what comes out, and the folder that it lies in as well."""
-    precision = precision_of(cfg, paths)
-    ensemble = inference.Ensemble(paths, cfg.tta, cfg.accelerator, precision, list(cfg.trust))
-    if "image_size" in cfg.data and not any(text.startswith("data.image_size=") for text in cfg.overrides):
-        cfg.data.image_size = ensemble.image_size
-    data = instantiate(cfg.data, _convert_="all")
-    refuse_if(
-        data.image_size != ensemble.image_size,
-        f"the network looks at {ensemble.image_size} pixels. Got images of {data.image_size}",
-    )
-    data.order_classes(ensemble.classes)
+    ensemble, data = ensemble_and_data(cfg, paths)
     run_dir = runs.run_dir_of(paths[0]) if len(paths) == 1 else None
     curves = page.curves(run_dir) if run_dir else []  # a damaged table is named before anything is computed
     data.prepare_data()
@@ -79,7 +70,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     head = next(sets)
     images, labels = head.images, places_of(head.labels, data.classes, ensemble.classes)
     own_images = None if head.condition else are_of_own_tests(paths, images, labels)
-    folder = output_folder(cfg, differences(paths, job.overrides, precision, own_images, images))
+    folder = output_folder(cfg, differences(paths, job.overrides, ensemble.precision, own_images, images))
     runs.check_writable(folder)
     tested_on = content_hash(images) if strangers else ""
     for name, others in strangers.items():
@@ -101,7 +92,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
         "classes": ensemble.classes,
         "tta": cfg.tta or ensemble.networks[0].tta,
         "tta_below": 1.0 if cfg.tta else ensemble.networks[0].tta_below,
-        "precision": precision,
+        "precision": ensemble.precision,
         **evaluation.evaluate_predictions(each, labels, val, cfg.resamples, cfg.seed, data.conditions),
         "temperature_from": val_text,
         "ood": against_others(strangers, ensemble, images, own, cfg) if strangers else {},
@@ -125,19 +116,40 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     else:
         predictions = Predictions.of(images, log_probs, labels, files=data.test_files)
         result["mistakes"] = evaluation.worst_mistakes(predictions, ensemble.classes)
-    shown = [*curves, *evaluation.sections(result, predictions, images, ensemble.classes)]
-    title = f"{paths[0].parent.parent.name if run_dir else folder.name} on {' '.join(places_shown(result))}"
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_json(folder / "evaluation.json", result)
     predictions.save(folder / FILE)
-    is_of_run = run_dir is not None and folder.resolve() == run_dir
-    shown += page.augmented(run_dir) if is_of_run else []
-    trained = terminal.summary_facts(records_of(paths)[0]) if is_of_run else {}
-    first = {name: text for name, text in trained.items() if name in ("trained", "validation")} | facts(result)
-    config = None if len(paths) > 1 else ensemble.networks[0].config
+    shown = [*curves, *evaluation.sections(result, predictions, images, ensemble.classes)]
+    write_page(folder, run_dir, result, shown, None if len(paths) > 1 else ensemble.networks[0].config)
+    return result, folder
+
+
+def ensemble_and_data(cfg: DictConfig, paths: list[Path]) -> tuple[inference.Ensemble, DataModule]:
+    """The networks, and the data set that they are to be evaluated on, of which no image is read."""
+    ensemble = inference.Ensemble(paths, cfg.tta, cfg.accelerator, precision_of(cfg, paths), list(cfg.trust))
+    if "image_size" in cfg.data and not any(text.startswith("data.image_size=") for text in cfg.overrides):
+        cfg.data.image_size = ensemble.image_size
+    data = instantiate(cfg.data, _convert_="all")
+    refuse_if(
+        data.image_size != ensemble.image_size,
+        f"the network looks at {ensemble.image_size} pixels. Got images of {data.image_size}",
+    )
+    data.order_classes(ensemble.classes)
+    return ensemble, data
+
+
+def write_page(
+    folder: Path, run_dir: Path | None, result: dict, shown: list[page.Section], config: dict | None
+) -> None:
+    """The evaluation's page. run_dir: of the one run that was evaluated, if it was one."""
+    first = facts(result)
+    if run_dir and folder.resolve() == run_dir:  # it takes the place of the run's own
+        trained = terminal.summary_facts(runs.read_record(run_dir) or {})
+        first = {name: text for name, text in trained.items() if name in ("trained", "validation")} | first
+        shown = [*shown, *page.augmented(run_dir)]
+    title = f"{run_dir.name if run_dir else folder.name} on {' '.join(places_shown(result))}"
     headline = page.headline_of(result, under(result))
     page.write(folder / "page.html", title, page.about(result) | first, shown, config, headline)
-    return result, folder
 
 
 def predictions_for(

@@ -54,7 +54,7 @@ class Ensemble:
     ):
         check(Ensemble, locals())
         keep_freed_memory()
-        self.tta = tta
+        self.tta, self.precision = tta, precision
         try:
             self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
         except (RuntimeError, ImportError) as error:  # where there is none
