@@ -13,7 +13,7 @@ read -ra networks <<< "${GPU_NETWORKS:-resnet18@128 resnet18@512 resnet18@2048 r
 runs=outputs/gpu/$(date +%Y-%m-%d_%H-%M-%S)
 results=$runs/figures  # until the end: a record's commit is to be a clean one
 mkdir -p "$results"
-trap 'rm -f "$results"/part.txt; cp -r "$results"/. benchmarks/results/' EXIT
+trap 'cp -r "$results"/. benchmarks/results/' EXIT
 failed=0
 within_time() {
     echo "$SECONDS s: $*" >&2
@@ -32,8 +32,8 @@ CIFAR_RESNET_TEST_GPU=1 within_time timeout 90 python3 -m pytest -q -p no:cachep
     -k "logits or steps_of_each or graph or resumed"
 within_time python3 benchmarks/throughput.py --rounds 3 --steps "$steps" "${networks[@]}" \
     --json "$results/throughput-gpu.json"         # the chip's share; ours against the bare step, eager and as one graph
-profile="python3 benchmarks/step_profile.py ${networks[-1]} graph=false --steps $((steps / 2))"  # kernels a step, too
-within_time $profile > "$results/part.txt" && mv "$results/part.txt" "$results/step_profile-gpu.txt"
+within_time python3 benchmarks/step_profile.py "${networks[-1]}" graph=false --steps $((steps / 2)) \
+    --json "$results/step_profile-gpu.json"       # the share of its convolutions; kernels a step
 train experiment=speed94 "$@"                                   # time to 94%: three seeds, the first one warms up
 train experiment=speed96 "$@"                                   # time to 96%
 within_time python3 benchmarks/overhead.py experiment=speed94 "$@" --json "$results/overhead-gpu.json"

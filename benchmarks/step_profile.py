@@ -99,7 +99,7 @@ def timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def shares(ours: Ours, batch_size: int, rounds: int) -> dict[str, float]:
+def shares(ours: Ours, batch_size: int, rounds: int) -> dict[str, Any]:
     """How the bare step's time compares with its convolutions'."""
     bare = Bare(ours.new_model(), ours.precision, batch_size)
     for _ in range(3):
@@ -124,8 +124,8 @@ def kind_of(name: str) -> str:
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "all others")
 
 
-def profiled(ours: Ours, steady: Steady, rows: int, trace: Path | None) -> dict[str, float]:
-    """Print where the time goes; seconds a step by kind of operation."""
+def profiled(ours: Ours, steady: Steady, rows: int, trace: Path | None) -> dict[str, object]:
+    """Print where the time goes; seconds a step by kind of operation, and how busy a GPU is."""
     ours.fit(steady)
     found = steady.profile.key_averages()
     on_gpu = torch.cuda.is_available()
@@ -145,6 +145,7 @@ def profiled(ours: Ours, steady: Steady, rows: int, trace: Path | None) -> dict[
     kinds = Counter({"outside of all operations": max(0.0, span - within)} if not on_gpu else {})
     for event in operations:
         kinds[kind_of(event.key)] += getattr(event, key)
+    of_gpu: dict[str, object] = {}
     print(f"a step takes {span / steady.steps / 1e3:.1f} ms, profiled; of {'the kernels' if on_gpu else 'that'}")
     for kind, microseconds in kinds.most_common():
         print(f"  {kind:28}{microseconds / steady.steps / 1e3:9.2f} ms{microseconds / kinds.total():8.1%}")
@@ -152,11 +153,13 @@ def profiled(ours: Ours, steady: Steady, rows: int, trace: Path | None) -> dict[
         print(f"outside of all operations: {max(0.0, 1 - within / span):.1%} of it")
         kernels = [event for event in found if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
         busy = sum(event.self_device_time_total for event in kernels)
+        launched = sum(event.count for event in kernels) / steady.steps
         print(f"the GPU works {busy / span:.1%} of it")
-        print(f"{sum(event.count for event in kernels) / steady.steps:.0f} kernels a step")
+        print(f"{launched:.0f} kernels a step")
+        of_gpu = {"gpu_busy": busy / span, "kernels": launched}
     if trace:
         steady.profile.export_chrome_trace(str(trace))
-    return {kind: microseconds / steady.steps / 1e6 for kind, microseconds in kinds.most_common()}
+    return of_gpu | {"profiled_seconds": {kind: each / steady.steps / 1e6 for kind, each in kinds.most_common()}}
 
 
 def main() -> None:
@@ -186,8 +189,8 @@ def main() -> None:
             f"they are {found['share']:.3f} of it\n",
             flush=True,
         )
-        kinds = profiled(ours, steady, options.rows, options.trace)
-        results.append({"network": network, "batch_size": int(batch_size), **found, "profiled_seconds": kinds})
+        found |= profiled(ours, steady, options.rows, options.trace)
+        results.append({"network": network, "batch_size": int(batch_size), **found})
     save(options.json, about, matmul_flops=most, results=results)
 
 
