@@ -70,9 +70,9 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def every_other_slow(cases: Sequence[object]) -> list[object]:
+def one_in_four_quick(cases: Sequence[object]) -> list[object]:
     """For tests that compose a whole configuration in each case, which takes a quarter of a second."""
-    return [pytest.param(case, marks=[pytest.mark.slow] * (place % 2)) for place, case in enumerate(cases)]
+    return [pytest.param(case, marks=[pytest.mark.slow] * (place % 4 > 0)) for place, case in enumerate(cases)]
 
 
 class Asks(Callback):

@@ -114,7 +114,7 @@ def test_a_network_derived_from_one_of_ours_is_known_to_its_checkpoints(tmp_path
     sys.modules.pop("my_resnet")
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 def test_a_way_of_ones_own_to_learn_from_a_teacher(tmp_path, monkeypatch, trained, run_dirs):
     (tmp_path / "my_teaching.py").write_text(
         "from cifar_resnet.models import Distillation\nclass Ignored(Distillation):\n"

@@ -163,6 +163,7 @@ def test_an_exported_file_and_one_of_torchvision_are_read_as_well(trained, tmp_p
     assert torch.equal(wrapped.net.conv5[0].weight, other.conv5[0].weight)
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [

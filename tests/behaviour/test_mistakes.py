@@ -20,7 +20,7 @@ import pytest
 import torch
 from behaviour.bad_inputs import EXECUTED, PARTS, bad_inputs
 from behaviour.mistakes import BEFORE_DATA_IS_READ, LATER, WITHOUT_TORCH
-from helpers import TINY, every_other_slow
+from helpers import TINY, one_in_four_quick
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -238,7 +238,7 @@ def names_of(row: tuple[str, ...]) -> str:
     return " ".join(row[:2])[:80]
 
 
-@pytest.mark.parametrize("row", every_other_slow(BEFORE_DATA_IS_READ), ids=names_of)
+@pytest.mark.parametrize("row", one_in_four_quick(BEFORE_DATA_IS_READ), ids=names_of)
 def test_ranges_types_and_relations_are_told_before_data_is_read_and_before_there_is_a_folder(
     row, refused, monkeypatch
 ):
@@ -252,6 +252,7 @@ def test_ranges_types_and_relations_are_told_before_data_is_read_and_before_ther
     assert not made
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("row", [slow_if_long(row) for row in LATER], ids=names_of)
 def test_what_only_images_or_a_trainer_can_tell_leaves_no_folder(row, refused):
     command, line, *words = row
@@ -316,6 +317,7 @@ def generated(count: int) -> Iterator[tuple[str, str]]:
 SHARED = ("data.", "augment.", "model", "optimizer.w", "optimizer.m", "optimizer=", "scheduler", "averaging", "seed")
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize(("command", "line"), generated(COUNT))
 def test_whatever_is_mistaken_gets_one_line_exit_code_two_and_leaves_nothing(command, line, refused):
     refused(command, line)
@@ -329,7 +331,7 @@ def inputs(trained, tmp_path_factory) -> list[list[str]]:
     return bad_inputs(tmp_path_factory.mktemp("bad"), trained / "checkpoints" / "best.ckpt")
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_two_hundred_bad_inputs_get_one_line_each_run_no_code_and_leave_nothing(part, inputs, capsys, tmp_path):
     assert len(inputs) == 200

@@ -11,6 +11,7 @@ from cifar_resnet import cli
 FILES = ("fit-profile.txt", "test-profile.txt")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("profiler", "words"),
     [

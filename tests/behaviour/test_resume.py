@@ -211,6 +211,7 @@ def test_a_signal_in_the_last_epochs_validation_stops_before_the_test(cifar_trai
     assert record_of(run_dir)["epochs"] == 1
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_test_has_its_exit_code_and_the_test_can_be_taken_again(
     cifar_train, run_dirs, monkeypatch, capsys, number
@@ -391,6 +392,7 @@ DAMAGE = {
 }  # fmt: skip
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_run_is_not_resumed_and_stays_as_it_is(begun, capsys, damage):
     spoil, message = DAMAGE[damage]

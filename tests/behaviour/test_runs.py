@@ -202,6 +202,7 @@ def test_a_dry_run_prints_the_network_and_leaves_nothing(cifar_train, capsys):
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("augment", ["mixup", "cutmix", "ricap"])
 def test_accuracy_on_mixed_images_is_of_the_class_they_show_most_of(cifar_train, run_dirs, augment, monkeypatch):
     """A classifier that reads the target off a perfect oracle scores 100%, whatever is mixed."""
@@ -294,6 +295,7 @@ def test_augmentation_runs_in_training_only(cifar_train, monkeypatch):
     assert stages == [40] * 10  # 2 epochs of 5 batches; none of the 40 validation or 50 test images
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "what", ["~scheduler", "~callbacks.best", "~callbacks.last", "~callbacks.metrics", "~logger.tensorboard"]
 )
@@ -303,6 +305,7 @@ def test_what_a_training_can_do_without_may_be_taken_away(cifar_train, run_dirs,
     assert record_of(run_dir)["epochs"] == 1
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "overrides",
     [

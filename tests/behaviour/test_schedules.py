@@ -134,7 +134,7 @@ def test_without_validation_images_a_plateau_is_looked_for_on_training_images(ru
     assert record_of(run_dir)["selected"] == "last"
 
 
-@pytest.mark.quick_cases(9)
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -73,7 +73,7 @@ def strange(trained) -> Path:
     return run_dir
 
 
-@pytest.mark.quick_cases(16)
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("case", HOSTILE)
 def test_resume_builds_nothing_that_only_a_strangers_file_names(case, strange, capsys):
     poisoned(strange, HOSTILE[case])
@@ -184,7 +184,7 @@ def begun_with_own(tmp_path, monkeypatch, cifar_train, run_dirs, crash) -> Path:
     sys.modules.pop("my_callbacks", None)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "naming", [["trust=[my_callbacks]"], ["trust=[my_callbacks.Mine]"], ["--config-dir", "mine"]], ids=" ".join
 )

@@ -91,6 +91,7 @@ def test_what_the_network_is_made_of_is_shown_part_by_part(capsys):
     assert parts["net.head"][2] == f"{6 * 10 + 10}"
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
 def test_a_checkpoint_has_nothing_imported_that_nobody_has_named(command, run_dirs, capsys):
     assert cli.train([*ALONE, *OWN]) == 0

@@ -56,6 +56,7 @@ def test_what_launches_a_sweep_says_nothing_of_where_it_lies():
     assert jobs[0].cfg == jobs[1].cfg
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("settings", "got"),
     [

@@ -305,7 +305,7 @@ def with_classes(own_run):
     return rename
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("classes", CLASSES.values(), ids=CLASSES.keys())
 def test_cifar_predicts_own_labels_given_back_are_all_right(with_classes, classes):
     run = with_classes(classes)

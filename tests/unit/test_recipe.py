@@ -21,7 +21,7 @@ def changed(before, now, raw=None) -> list[str]:
     return differences(json.loads(json.dumps(plain(before))), now, (), raw)  # as a record has it
 
 
-@pytest.mark.quick_cases(12)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     ("override", "key"),
     [
@@ -51,7 +51,7 @@ def test_whatever_bears_on_the_result_is_a_difference_both_ways(override, key):
         assert all(other in ("data.seed",) for other in others)
 
 
-@pytest.mark.quick_cases(12)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     "override",
     [

@@ -259,6 +259,7 @@ def test_a_run_that_was_stopped_is_said_to_be_one_that_can_go_on(capsys):
     assert f"Got gone, which is not there, seen from {Path.cwd()}" in capsys.readouterr().err
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("key", ["sweep.max_time", "graph", "trainer.strategy", "data.eval_batch_size"])
 def test_runs_that_differ_in_nothing_that_bears_on_results_are_one_group(key):
     """Such as those of a sweep that was given more time for the rest of its jobs."""

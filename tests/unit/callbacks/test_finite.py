@@ -95,6 +95,7 @@ def test_a_training_in_half_precision_logs_how_many_steps_it_skipped():
     assert trainer.callback_metrics["train/skipped_steps"] == halvings
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

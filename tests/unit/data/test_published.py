@@ -197,6 +197,7 @@ def test_each_image_has_its_label(choice, tmp_path, monkeypatch):
         assert len(data.val) == 15
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("choice", CASES)
 def test_what_is_not_there_is_told_in_one_line(choice, tmp_path, monkeypatch, capsys):
     def refused(*arguments: object, **options: object) -> None:

@@ -37,7 +37,7 @@ def build(overrides: str) -> Classifier:
     return instantiate(Composer("train").jobs(overrides.split())[0].cfg.model, num_classes=10, _convert_="all")
 
 
-@pytest.mark.quick_cases(9)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(("overrides", "counts"), COUNTS.items())
 def test_parameters_and_multiply_adds_as_published(overrides, counts):
     parameters, macs = counts
@@ -48,6 +48,7 @@ def test_parameters_and_multiply_adds_as_published(overrides, counts):
 
 
 # the papers' tables, in millions; theirs are rounded
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     ("overrides", "millions"),
     [
@@ -87,6 +88,7 @@ RECIPES = {  # parameters, epochs, batch size and learning rate, as ../shared/ar
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(("recipe", "expected"), RECIPES.items())
 def test_a_recipe_trains_the_network_it_is_named_for(recipe, expected):
     (job,) = Composer("train").jobs([f"experiment={recipe}"])
