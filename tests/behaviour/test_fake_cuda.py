@@ -53,12 +53,13 @@ def test_a_training_step_waits_for_nothing(cifar_train, watch, options):
     "network",
     [
         "speednet", "custom_resnet", "resnet20", "wide_resnet", "resnet18", "rescaled_resnet18", "preact_resnet18",
-        "slim_resnet26", "slim_resnet34", "slim_resnet50", "resnet50", "preact_resnet_cifar", "pyramidnet",
+        "slim_resnet26", "slim_resnet34", "slim_resnet50", "resnet50",
+        "preact_resnet_cifar model.depth=29", "pyramidnet model.depth=20",  # of 164 and 110 layers, which are all alike
     ],
 )  # fmt: skip
 def test_every_network_trains_without_a_wait(watch, network):  # at its size, for nothing is computed
     tiny = [text for text in TINY if not text.startswith("model")]
-    assert cli.train([*tiny, *AT_WORK, f"model={network}", "trainer.limit_val_batches=1"]) == 0
+    assert cli.train([*tiny, *AT_WORK, *f"model={network}".split(), "trainer.limit_val_batches=1"]) == 0
     assert steady(watch) == set()
 
 
