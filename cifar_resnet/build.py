@@ -53,9 +53,10 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
         data.load_test()
     check_limits(cfg, data)
     model.init_whitening(data.sample())
+    counts = class_counts(data.train.labels, data.num_classes)
     for network, about in networks_of(model):
         with about:
-            network.weigh_classes(class_counts(data.train.labels, data.num_classes))
+            network.weigh_classes(counts)
     if cfg.get("init") and not (cfg.run_dir and runs.last_checkpoint(cfg.run_dir).exists()):  # or it has weights by now
         log.info(f"starts with {start_from(model, cfg.init)}\n")
     model.seed, model.data_state = data.seed, data.state()
@@ -98,9 +99,7 @@ def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
 
 def networks_of(model: Classifier) -> Iterator[tuple[Classifier, contextlib.AbstractContextManager]]:
     """The network, and what selects its images; each with what a complaint of it is to be raised within."""
-    yield model, contextlib.nullcontext()
-    if model.selection:
-        yield model.selection.proxy, about_the_proxy()
+    return zip(model.all_networks(), (contextlib.nullcontext(), about_the_proxy()), strict=False)
 
 
 @contextlib.contextmanager

@@ -404,8 +404,8 @@ class Classifier(LightningModule):
 
     def all_schedulers(self) -> list[Any]:
         """This network's own, and that of what selects its images."""
-        proxys = self.selection.scheduler if self.selection else None
-        return [self.lr_schedulers(), *([proxys] if proxys else [])]
+        of_proxy = self.selection.scheduler if self.selection else None
+        return [self.lr_schedulers(), *([of_proxy] if of_proxy else [])]
 
     def on_train_epoch_end(self) -> None:
         """Move the schedules that move by the epoch: Lightning would do so only once the epoch's checkpoint is written.

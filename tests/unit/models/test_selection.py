@@ -222,8 +222,7 @@ def test_a_proxy_is_set_up_as_a_network_is(monkeypatch):
     monkeypatch.setattr(Selection, "begin", lambda self, *rest: made.append(self.proxy) or begin(self, *rest))
     told = ["model.class_weights=balanced", "model.label_smoothing=0.2", "model.bias_lr_factor=3", "model.tta=flip"]
     tiny = [text for text in TINY if not text.startswith("model")]
-    drop = ["model=resnet18", "model.widths=[4,4,4,4]", "selection.proxy.drop_block=0.2"]
-    assert cli.train([*tiny, *drop[:2], "selection=proxy", *told]) == 0
+    assert cli.train([*tiny, "model=resnet18", "model.widths=[4,4,4,4]", "selection=proxy", *told]) == 0
     (network,) = made
     assert (network.label_smoothing, network.bias_lr_factor, network.tta) == (0.2, 3, "none")
     assert network.loss_weights is not None
@@ -295,11 +294,6 @@ def test_a_proxy_that_diverges_is_told_from_the_network(cifar_train, capsys, mon
     assert (
         "the loss is no longer finite. Got nan from the proxy that selects images, by step 1" in capsys.readouterr().err
     )
-
-
-def test_networks_side_by_side_have_no_proxy(cifar_train, capsys):
-    assert cifar_train(*PROXY, "ensemble.size=2") == 2
-    assert "leave selection out, or train one after the other" in capsys.readouterr().err
 
 
 @pytest.mark.slow
