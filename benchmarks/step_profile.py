@@ -3,11 +3,13 @@
     python benchmarks/step_profile.py                     # ResNet-18 at batch 128
     python benchmarks/step_profile.py resnet20@512 speednet@500 --json shares.json
     python benchmarks/step_profile.py resnet20@512 --trace trace.json      # open it in chrome://tracing or Perfetto
+    python benchmarks/step_profile.py resnet20@512 --compile --beside ../another_checkout
 
 First the bare step (throughput.py's: forward, backward, optimizer, on one batch in memory) takes turns with its own
 convolutions: those of one such step, forward and backward, called again with the tensors that they had there. The share
 is the median of the ratios of their times. FLOP/s are six for each multiply-add of the whole network's forward pass;
-beside them, a large product of matrices in the same precision.
+beside them, a large product of matrices in the same precision. With --compile the step as torch.compile makes it takes
+its turn as well, and with --beside the bare step of another commit, in a process of its own.
 
 Then torch's profiler looks at cifar-train's own loop: the kinds of operations that a step's time goes to, those that
 take most, and how much passes outside of all operations, which is Python's, Lightning's and the callbacks' share. On a
@@ -18,6 +20,8 @@ operations most of all. Nothing else should run meanwhile.
 import os
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -91,6 +95,46 @@ class Convolutions(TorchDispatchMode):
             func(*args, **kwargs)
 
 
+class Elsewhere:
+    """The bare step of another checkout of this project, whose benchmarks/throughput.py has Ours and Bare, too."""
+
+    SERVE = """
+import sys
+folder, network, batch_size = sys.argv[1:]
+sys.path[:0] = [f"{folder}/benchmarks", folder]
+import cifar_resnet
+from throughput import Bare, Ours
+assert cifar_resnet.__file__.startswith(folder), cifar_resnet.__file__
+ours = Ours(network, int(batch_size), int(batch_size))
+bare = Bare(ours.new_model(), ours.precision, int(batch_size))
+for line in sys.stdin:
+    bare.go_on(1)
+    print("done", file=sys.__stdout__, flush=True)
+"""
+
+    def __init__(self, folder: Path, network: str, batch_size: int):
+        of_git = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
+        self.commit = subprocess.check_output(of_git, text=True).strip()
+        # as keep_freed_memory does, whatever it is called there
+        memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
+        command = [sys.executable, "-c", self.SERVE, str(folder.resolve()), network, str(batch_size)]
+        self.process = subprocess.Popen(
+            command, env=os.environ | memory, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def step(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        while (line := self.process.stdout.readline()) != "done\n":
+            if not line:
+                sys.exit(f"the other checkout's step ended with status {self.process.wait()}")
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
 def timed(call: Callable[[], None]) -> float:
     synchronize()
     start = time.perf_counter()
@@ -99,25 +143,50 @@ def timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def shares(ours: Ours, batch_size: int, rounds: int) -> dict[str, Any]:
-    """How the bare step's time compares with its convolutions'."""
+def shares(ours: Ours, batch_size: int, rounds: int, compiled: bool, elsewhere: Elsewhere | None) -> dict[str, Any]:
+    """How the bare step's time compares with its convolutions', and with those of its rivals."""
     bare = Bare(ours.new_model(), ours.precision, batch_size)
     for _ in range(3):
         bare.step()
     convolutions = Convolutions()
     with convolutions:
         bare.step()
-    pairs = [(timed(bare.step), timed(convolutions.again)) for _ in range(1 + rounds)][1:]
-    step, alone = (statistics.median(each) for each in zip(*pairs, strict=True))
+    calls = {"bare": bare.step, "convolutions": convolutions.again}
+    found: dict[str, Any] = {"calls": len(convolutions.calls)}
+    if compiled:
+        by_compiler = Bare(ours.new_model(), ours.precision, batch_size)
+        by_compiler.model.compile()
+        found["compile_seconds"] = timed(by_compiler.step)
+        calls["compiled"] = by_compiler.step
+    if elsewhere:
+        found["elsewhere_commit"] = elsewhere.commit
+        calls["elsewhere"] = elsewhere.step
+    rounds_of = [{name: timed(call) for name, call in calls.items()} for _ in range(2 + rounds)][2:]
+    for name in calls:
+        found[f"{name}_seconds"] = statistics.median(each[name] for each in rounds_of)
+        found[f"{name} / bare"] = statistics.median(each[name] / each["bare"] for each in rounds_of)
     flops = 6 * num_macs(bare.model, ours.data.image_shape) * batch_size
-    return {
-        "step_seconds": step,
-        "convolution_seconds": alone,
-        "share": statistics.median(alone / whole for whole, alone in pairs),
-        "step_flops": flops / step,
-        "convolution_flops": flops / alone,
-        "calls": len(convolutions.calls),
-    }
+    return found | {f"{name}_flops": flops / found[f"{name}_seconds"] for name in ("bare", "convolutions")}
+
+
+def sentence(name: str, found: dict[str, Any], most: float) -> str:
+    lines = [
+        f"{name}: the bare step {1e3 * found['bare_seconds']:.1f} ms, {found['bare_flops'] / 1e9:,.0f} GFLOP/s "
+        f"({found['bare_flops'] / most:.1%} of the product's); its {found['calls']} convolutions alone "
+        f"{1e3 * found['convolutions_seconds']:.1f} ms, {found['convolutions_flops'] / 1e9:,.0f} GFLOP/s; "
+        f"they are {found['convolutions / bare']:.3f} of it"
+    ]
+    if "compile_seconds" in found:
+        lines.append(
+            f"compiled {1e3 * found['compiled_seconds']:.1f} ms, {found['compiled / bare']:.3f} of the bare step's, "
+            f"after {found['compile_seconds']:.0f} s"
+        )
+    if "elsewhere_commit" in found:
+        lines.append(
+            f"at {found['elsewhere_commit']} the bare step {1e3 * found['elsewhere_seconds']:.1f} ms, "
+            f"{found['elsewhere / bare']:.3f} of this one's"
+        )
+    return "\n".join(lines)
 
 
 def kind_of(name: str) -> str:
@@ -168,6 +237,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns of the bare step and its convolutions")
     parser.add_argument("--steps", type=int, default=8, help="that are profiled")
     parser.add_argument("--rows", type=int, default=15, help="operations that are named")
+    parser.add_argument("--compile", action="store_true", help="compare with the compiled step")
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="compare with another checkout's bare step")
     parser.add_argument("--trace", type=Path, help="also write the last network's trace here")
     options, overrides = parser.parse_known_args()
     networks = [text for text in options.networks if "=" not in text]
@@ -181,14 +252,11 @@ def main() -> None:
         if most is None:
             most = matmul_flops(DTYPES.get(ours.precision))
             print(f"a large product of matrices: {most / 1e9:,.0f} GFLOP/s\n")
-        found = shares(ours, int(batch_size), options.rounds)
-        print(
-            f"{name}: the bare step {1e3 * found['step_seconds']:.1f} ms, {found['step_flops'] / 1e9:,.0f} GFLOP/s "
-            f"({found['step_flops'] / most:.1%} of the product's); its {found['calls']} convolutions alone "
-            f"{1e3 * found['convolution_seconds']:.1f} ms, {found['convolution_flops'] / 1e9:,.0f} GFLOP/s; "
-            f"they are {found['share']:.3f} of it\n",
-            flush=True,
-        )
+        elsewhere = options.beside and Elsewhere(options.beside, network, int(batch_size))
+        found = shares(ours, int(batch_size), options.rounds, options.compile, elsewhere)
+        if elsewhere:
+            elsewhere.close()
+        print(sentence(name, found, most), end="\n\n", flush=True)
         found |= profiled(ours, steady, options.rows, options.trace)
         results.append({"network": network, "batch_size": int(batch_size), **found})
     save(options.json, about, matmul_flops=most, results=results)
