@@ -9,7 +9,8 @@ First the bare step (throughput.py's: forward, backward, optimizer, on one batch
 convolutions: those of one such step, forward and backward, called again with the tensors that they had there. The share
 is the median of the ratios of their times. FLOP/s are six for each multiply-add of the whole network's forward pass;
 beside them, a large product of matrices in the same precision. With --compile the step as torch.compile makes it takes
-its turn as well, and with --beside the bare step of another commit, in a process of its own.
+its turn as well. With --beside the bare step of another commit is compared with this one's, each in a process of its
+own, for a few percent depend on what else a process holds in memory.
 
 Then torch's profiler looks at cifar-train's own loop: the kinds of operations that a step's time goes to, those that
 take most, and how much passes outside of all operations, which is Python's, Lightning's and the callbacks' share. On a
@@ -96,7 +97,7 @@ class Convolutions(TorchDispatchMode):
 
 
 class Elsewhere:
-    """The bare step of another checkout of this project, whose benchmarks/throughput.py has Ours and Bare, too."""
+    """The bare step of a checkout of this project, whose benchmarks/throughput.py has Ours and Bare, too."""
 
     SERVE = """
 import sys
@@ -129,10 +130,30 @@ for line in sys.stdin:
         self.process.stdin.flush()
         while (line := self.process.stdout.readline()) != "done\n":
             if not line:
-                sys.exit(f"the other checkout's step ended with status {self.process.wait()}")
+                sys.exit(f"the bare step at {self.commit} ended with status {self.process.wait()}")
 
     def close(self) -> None:
         self.process.communicate()
+
+
+def medians(calls: dict[str, Callable[[], None]], base: str, rounds: int) -> dict[str, float]:
+    """Seconds of each call, and of what part of the base's time that is; they take turns."""
+    found = [{name: timed(call) for name, call in calls.items()} for _ in range(2 + rounds)][2:]
+    seconds = {f"{name}_seconds": statistics.median(each[name] for each in found) for name in calls}
+    return seconds | {
+        f"{name} / {base}": statistics.median(each[name] / each[base] for each in found)
+        for name in calls
+        if name != base
+    }
+
+
+def beside(folder: Path, network: str, batch_size: int, rounds: int) -> dict[str, Any]:
+    """How the bare step of another checkout compares with this one's."""
+    here, there = (Elsewhere(each, network, batch_size) for each in (Path(__file__).parents[1], folder))
+    found = medians({"here": here.step, "there": there.step}, "there", rounds)
+    here.close()
+    there.close()
+    return {"there_commit": there.commit, **found}
 
 
 def timed(call: Callable[[], None]) -> float:
@@ -143,8 +164,8 @@ def timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def shares(ours: Ours, batch_size: int, rounds: int, compiled: bool, elsewhere: Elsewhere | None) -> dict[str, Any]:
-    """How the bare step's time compares with its convolutions', and with those of its rivals."""
+def shares(ours: Ours, batch_size: int, rounds: int, compiled: bool) -> dict[str, Any]:
+    """How the bare step's time compares with its convolutions', and with the compiled one's."""
     bare = Bare(ours.new_model(), ours.precision, batch_size)
     for _ in range(3):
         bare.step()
@@ -158,13 +179,7 @@ def shares(ours: Ours, batch_size: int, rounds: int, compiled: bool, elsewhere: 
         by_compiler.model.compile()
         found["compile_seconds"] = timed(by_compiler.step)
         calls["compiled"] = by_compiler.step
-    if elsewhere:
-        found["elsewhere_commit"] = elsewhere.commit
-        calls["elsewhere"] = elsewhere.step
-    rounds_of = [{name: timed(call) for name, call in calls.items()} for _ in range(2 + rounds)][2:]
-    for name in calls:
-        found[f"{name}_seconds"] = statistics.median(each[name] for each in rounds_of)
-        found[f"{name} / bare"] = statistics.median(each[name] / each["bare"] for each in rounds_of)
+    found |= medians(calls, "bare", rounds)
     flops = 6 * num_macs(bare.model, ours.data.image_shape) * batch_size
     return found | {f"{name}_flops": flops / found[f"{name}_seconds"] for name in ("bare", "convolutions")}
 
@@ -181,10 +196,10 @@ def sentence(name: str, found: dict[str, Any], most: float) -> str:
             f"compiled {1e3 * found['compiled_seconds']:.1f} ms, {found['compiled / bare']:.3f} of the bare step's, "
             f"after {found['compile_seconds']:.0f} s"
         )
-    if "elsewhere_commit" in found:
+    if "there_commit" in found:
         lines.append(
-            f"at {found['elsewhere_commit']} the bare step {1e3 * found['elsewhere_seconds']:.1f} ms, "
-            f"{found['elsewhere / bare']:.3f} of this one's"
+            f"each in a process of its own, the bare step {1e3 * found['here_seconds']:.1f} ms, at "
+            f"{found['there_commit']} {1e3 * found['there_seconds']:.1f} ms; {found['here / there']:.3f} of that"
         )
     return "\n".join(lines)
 
@@ -252,10 +267,9 @@ def main() -> None:
         if most is None:
             most = matmul_flops(DTYPES.get(ours.precision))
             print(f"a large product of matrices: {most / 1e9:,.0f} GFLOP/s\n")
-        elsewhere = options.beside and Elsewhere(options.beside, network, int(batch_size))
-        found = shares(ours, int(batch_size), options.rounds, options.compile, elsewhere)
-        if elsewhere:
-            elsewhere.close()
+        found = shares(ours, int(batch_size), options.rounds, options.compile)
+        if options.beside:
+            found |= beside(options.beside, network, int(batch_size), options.rounds)
         print(sentence(name, found, most), end="\n\n", flush=True)
         found |= profiled(ours, steady, options.rows, options.trace)
         results.append({"network": network, "batch_size": int(batch_size), **found})
