@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, checkpoints, constraints, hardware, preflight, processes, resume, runs, trackers
 from cifar_resnet.data import DataModule, OwnImages
-from cifar_resnet.data.datamodule import class_counts
 from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import UsageError, as_usage_error, refuse_if
 from cifar_resnet.initialisation import start_from
@@ -53,13 +52,12 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
         data.load_test()
     check_limits(cfg, data)
     model.init_whitening(data.sample())
-    counts = class_counts(data.train.labels, data.num_classes)
     for network, about in networks_of(model):
         with about:
-            network.weigh_classes(counts)
+            network.weigh_classes(data.class_counts)
     if cfg.get("init") and not (cfg.run_dir and runs.last_checkpoint(cfg.run_dir).exists()):  # or it has weights by now
         log.info(f"starts with {start_from(model, cfg.init)}\n")
-    model.seed, model.data_state = data.seed, data.state()
+    model.seed, model.data_state, model.is_prepared = data.seed, data.state(), True
     for path, teacher in teachers:
         check_teacher(path, teacher, data.image_size, list(data.classes))
     if teachers:
@@ -259,7 +257,7 @@ def check_accumulation(cfg: DictConfig, batches: int) -> None:
 def build_callbacks(cfg: DictConfig, has_val: bool) -> list[Callback]:
     check_callbacks(cfg, has_val)
     found = dict(instantiate(cfg.callbacks))
-    if "averaging" in cfg:
+    if cfg.get("averaging"):
         found["averaging"] = instantiate(cfg.averaging)
     if not has_val:
         found.pop("best", None)

@@ -67,11 +67,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path, checkpoint = Path(path), on_the_host(checkpoint)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
+            with replacing(path, alone=True) as file:  # a run folder is claimed by who trains
                 torch.save(checkpoint | {"format": FORMAT}, file)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-            with contextlib.suppress(OSError):
-                path.with_name(f"{path.name}.part").unlink()
             kept = f"the one before is whole: {path}" if path.exists() else "there is none yet"
             raise RunError(f"a checkpoint could not be written ({one_line(error)}); {kept}") from error
 

@@ -28,6 +28,10 @@ class Busy(UsageError):
     """Another process is at work on the folder."""
 
 
+class Lost(RunError):
+    """Another process has taken the folder over, and goes on there."""
+
+
 class Claim:
     """This process's claim on a folder, once `take` has said so. The same object has to be asked again, until then: it
     watches the heartbeat of whoever holds it."""
@@ -120,6 +124,6 @@ def check_free(folder: Path) -> None:
 
 
 def check_kept(folder: Path) -> None:
-    """RunError where another process has taken the folder over: this one must have stood still for long."""
+    """Lost where another process has taken the folder over: this one must have stood still for long."""
     if _lost and folder.resolve() in _lost:  # asked in each step: mostly there is nothing to resolve
-        raise RunError(f"another process has taken this run over while this one stood still. Got {folder}; it goes on")
+        raise Lost(f"another process has taken this run over while this one stood still. Got {folder}; it goes on")

@@ -60,6 +60,8 @@ def refuse_misplaced(given: Iterable[Override], command: str, in_sweep: bool) ->
         refuse_if(
             command == "search" and not is_launcher, f"a search names its folders itself. Got {text}; leave it out"
         )
+        if key.startswith("hydra.job.config.override_dirname"):  # which either kind of folder may be named by
+            continue
         is_of_a_sweep = is_launcher or not key.startswith("hydra.run")
         refuse_if(
             command == "train" and is_of_a_sweep and not in_sweep,

@@ -105,6 +105,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     folder: of the ensemble. run_dirs: by seed. asked: the overrides, but for the seed.
     """
     start = time.perf_counter()
+    runs.check_writable(folder)
     members = members_of(cfg, run_dirs, asked)
     modules, models = zip(*map(build_data_and_model, members), strict=True)
     data, everyone, shared = modules[0], StackedEnsemble(models), folder / runs.TOGETHER

@@ -90,8 +90,8 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
         "own_test_images": own_images,
         "num_images": len(images),
         "classes": ensemble.classes,
-        "tta": cfg.tta or ensemble.networks[0].tta,
-        "tta_below": 1.0 if cfg.tta else ensemble.networks[0].tta_below,
+        "tta": cfg.tta or ", ".join(dict.fromkeys(network.tta for network in ensemble.networks)),
+        "tta_below": 1.0 if cfg.tta else min(network.tta_below for network in ensemble.networks),
         "precision": ensemble.precision,
         **evaluation.evaluate_predictions(each, labels, val, cfg.resamples, cfg.seed, data.conditions),
         "temperature_from": val_text,
@@ -213,8 +213,11 @@ def are_of_own_tests(paths: Sequence[Path], images: Tensor, labels: Tensor) -> b
 
 
 def is_of_own_test(run_dir: Path, images: Tensor, labels: Tensor) -> bool | None:
-    if tested_on := (runs.read_record(run_dir) or {}).get("test_hash"):
-        return tested_on == content_hash(images, labels)
+    record = runs.read_record(run_dir) or {}
+    if tested_on := record.get("test_hash"):
+        is_same = tested_on == content_hash(images, labels)
+        was_part = record.get("num_tested", 0) < record.get("num_test", 0)  # which was it?
+        return None if was_part and not is_same else is_same
     try:  # of a version whose records hold no hash
         own = Predictions.load(run_dir / FILE)
     except Exception:  # none, or a damaged archive, which may raise anything

@@ -105,7 +105,8 @@ def other_formats(folder: Path, formats: Sequence[str], weights: str) -> list[st
         text and "trained by cifar_resnet" not in text,
         f"output is a folder of its own. Got {folder}, whose {CARD} is no model card; give another one",
     )
-    found = [name for name, file in card.FILES.items() if name not in formats and (folder / file).exists()]
+    there = [name for name, file in card.FILES.items() if (folder / file).exists()]
+    found = there if not text else [name for name in there if name not in formats]
     refuse_if(
         found and f"{card.WEIGHTS}{weights}" not in text,
         f"output holds another network. Got {folder} with {', '.join(card.FILES[name] for name in found)}; give "
@@ -119,7 +120,7 @@ def all_or_none(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
     """Files to write, which get these names once all of them are whole; nothing is left otherwise."""
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [folder / f"part-{name}" for name in names]
+    parts = [folder / f"part-{os.getpid()}-{name}" for name in names]
     try:
         yield parts
         for part, name in zip(parts, names, strict=True):
@@ -156,7 +157,8 @@ def scores_of(networks: Sequence[Classifier], paths: Sequence[Path]) -> list[str
     run_dirs = list(map(runs.run_dir_of, paths))
     records = [record_of(path, run_dir) for path, run_dir in zip(paths, run_dirs, strict=True)]
     if len(paths) > 1:
-        return card.ensemble_scores(records, run_dirs[0] and run_dirs[0].parent, paths)
+        ttas = [network.tta for network in networks]
+        return card.ensemble_scores(records, ttas, run_dirs[0] and run_dirs[0].parent, paths)
     return card.scores_of(records[0], networks[0].config["seed"], networks[0].tta) if records[0] else []
 
 

@@ -234,8 +234,9 @@ def child(place: Place, rank: int, cfg: DictConfig) -> subprocess.Popen:
 def watch(children: list[subprocess.Popen], is_over: threading.Event) -> None:
     """End this process where another is lost and it does not notice by itself, as when it waits for a GPU."""
     while not is_over.wait(0.5):
-        if any(each.poll() for each in children):
-            if is_over.wait(2 * PATIENCE):
+        if codes := {each.poll() for each in children} - {None, 0}:
+            in_order = codes <= {128 + number for number in SIGNALS}  # asked to stop, as this process is
+            if is_over.wait((12 if in_order else 2) * PATIENCE):
                 return
             print("error: a process of this training was lost; what had been saved is whole", file=sys.stderr)
             end(children, patience=0.0)
@@ -335,6 +336,16 @@ def train_along(meeting: Meeting, train: Callable[[DictConfig], object]) -> int:
             say_lost(meeting.place)
         return code or 1
     return meeting.exit_code() or 0
+
+
+@contextlib.contextmanager
+def after_the_first() -> Iterator[None]:
+    """Within this a UsageError of one of the others is its own, and ends it: the first has come through."""
+    try:
+        yield
+    except UsageError as error:
+        print(f"error: process {_here.rank}: {error}", file=sys.stderr)
+        raise RunError(str(error)) from error
 
 
 def say_lost(place: Place) -> None:

@@ -87,6 +87,15 @@ def literal(text: str, whole: bool = False) -> str:
     return path if read(path) == path else in_quotes(path)
 
 
+def written(value: object) -> str:
+    """A setting's value as an override gives it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    return literal(value, whole=True) if isinstance(value, str) else str(value)
+
+
 def expanded(path: str) -> str:
     """With the home folder in place of ~, as a shell puts it there only at the beginning of a word."""
     if not path.startswith("~"):

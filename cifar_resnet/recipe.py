@@ -10,12 +10,16 @@ from cifar_resnet.errors import UsageError
 from cifar_resnet.quoting import OF_IMAGES
 
 AUTO = "auto"  # of resume: begin, or go on where the same command was stopped; of scheduler.max_lr: find it
-# names, places, the machine, and what only shows how it goes: none of these changes what comes out but by rounding
+# where it is computed, and what only shows how it goes: none of these changes what comes out but by rounding
+OF_THE_MACHINE = (
+    "data.device", "graph", "trainer.accelerator", "trainer.strategy", "trainer.num_nodes", "trainer.log_every_n_steps",
+    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.profiler", "trainer.detect_anomaly",
+    "trainer.inference_mode",
+)  # fmt: skip
+# beside names and places
 NO_PART_OF_IT = (
-    "name", "output_dir", "run_dir", "resume", "trust", "overrides", "choices", "dry_run", "graph", "page", "logger",
-    "search", "sweep", "data.device", "callbacks.finite_loss.every_n_steps", "trainer.accelerator", "trainer.strategy",
-    "trainer.num_nodes", "trainer.log_every_n_steps", "trainer.enable_model_summary", "trainer.enable_progress_bar",
-    "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode",
+    *OF_THE_MACHINE, "name", "output_dir", "run_dir", "resume", "trust", "overrides", "choices", "dry_run", "page",
+    "logger", "search", "sweep", "callbacks.finite_loss.every_n_steps",
 )  # fmt: skip
 SHOW_ONLY = {
     *(f"cifar_resnet.callbacks.{name}" for name in ("AugmentedBatch", "MetricsCSV", "Progress", "ScheduleCurve")),

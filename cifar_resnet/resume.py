@@ -12,18 +12,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import quoting, runs
 from cifar_resnet.compose import Job
-from cifar_resnet.constraints import plain
+from cifar_resnet.constraints import plain, value_at
 from cifar_resnet.errors import as_usage_error, refuse_if
-from cifar_resnet.recipe import AUTO, differences
+from cifar_resnet.quoting import command_line
+from cifar_resnet.recipe import AUTO, OF_THE_MACHINE, differences
 from cifar_resnet.terminal import log
-from cifar_resnet.trust import check_targets, named_in, named_in_files
+from cifar_resnet.trust import check_targets, named_in, named_in_files, needed_to_go_on
 
 # what a run may go on with another value of: where it is computed, the places where the same images lie, how much time
 # it has, and what bears on its test and its looks alone
 MAY_CHANGE = (
-    *quoting.OF_IMAGES, "resume", "trust", "data.device", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.strategy", "trainer.max_time", "graph", "test", "page", "logger",
-    "data.eval_batch_size", "trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.profiler",
+    *quoting.OF_IMAGES, *OF_THE_MACHINE, "resume", "trust", "trainer.devices", "trainer.max_time", "test", "page",
+    "logger", "data.eval_batch_size", "trainer.limit_test_batches",
 )  # fmt: skip
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark")  # from other settings
 RANGE_TEST = "lr_range_test.json"  # left where scheduler.max_lr=auto was found
@@ -118,8 +118,12 @@ def keep_global_batch(cfg: DictConfig, before: tuple[int, int, object, bool] | N
     if before is None:
         return
     earlier, batch_size, devices, is_within_epoch = before
-    if count == earlier and devices == plain(runs.load_config(Path(cfg.run_dir)).trainer)["devices"]:
-        return  # as it began
+    if count == earlier:
+        begun = plain(runs.load_config(Path(cfg.run_dir)))
+        is_any_number = devices in ("auto", -1, "-1")  # so that it may have begun on another one
+        is_same_batch = batch_size == begun["data"]["batch_size"] or not is_any_number
+        if devices == begun["trainer"]["devices"] and is_same_batch:
+            return  # as it began
     images = earlier * batch_size
     refuse_if(
         images % count,
@@ -134,6 +138,26 @@ def keep_global_batch(cfg: DictConfig, before: tuple[int, int, object, bool] | N
             f"will not end with the same weights, bit for bit\n"
         )
     cfg.data.batch_size = images // count
+
+
+def how_to_go_on(cfg: DictConfig) -> str:
+    """The command for it."""
+    return (
+        f"to continue: {command_line('cifar-train', f'resume={cfg.run_dir}', *given_anew(cfg), *needed_to_go_on(cfg))}"
+    )
+
+
+def given_anew(cfg: DictConfig) -> list[str]:
+    """What this command gave beside resume, as overrides: the folder's own configuration does not hold it."""
+    if not cfg.resume:
+        return []
+    begun, now = plain(runs.load_config(Path(cfg.run_dir))), plain(cfg)
+    values = {key: (value_at(begun, key), value_at(now, key)) for key in MAY_CHANGE if key not in ("resume", "trust")}
+    return [
+        f"{key}={quoting.written(value)}"
+        for key, (before, value) in values.items()
+        if value != before and not isinstance(value, Mapping)
+    ]
 
 
 def without_folders(overrides: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ from cifar_resnet.terminal import log
 IN_A_CONFIG = ("name", "seed", "data", "model", "optimizer", "trainer", "callbacks", "logger", "overrides", "choices")
 IN_A_RECORD = (
     "name", "run_dir", "network", "data", "parameters", "num_train", "num_val", "device", "selected", "epoch", "epochs",
-    "train_seconds", "metrics", "config",
+    "train_seconds", "images_per_second", "precision", "metrics", "config",
 )  # fmt: skip
 MENDING = "take it away, and resume=<run folder> tests the run again"
 RECORD, CONFIG, METRICS, LOG, CURVES = "result.json", "config.yaml", "metrics.csv", "train.log", "tensorboard"
@@ -193,14 +193,21 @@ def sweep_dir(parent: Path, fixed: list[str], varying: list[str]) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file to write that takes the place of `path` once it is whole: at no moment is there only half of one."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())  # or, after a power cut, the new name could stand for an empty file
-    part.replace(path)
+def replacing(path: Path, alone: bool = False) -> Iterator[io.BufferedWriter]:
+    """A file to write that takes the place of `path` once it is whole: at no moment is there only half of one.
+
+    alone: no other process can be writing it, so that what a killed one has left is written over.
+    """
+    part = path.with_name(f"{path.name}.part" if alone else f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or, after a power cut, the new name could stand for an empty file
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -282,7 +289,9 @@ def asks_for_more(cfg: DictConfig, record: dict) -> bool:
     """Whether a finished run is to be tested, on other images or at all, or shown, where it was not before; or to be
     trained for longer than its time allowed."""
     before, limit = record["config"], cfg.trainer.get("limit_test_batches")
-    is_tested = before.get("test") and value_at(before, "trainer.limit_test_batches") == limit
+    tested = value_at(before, "trainer.limit_test_batches")
+    is_less = type(limit) is type(tested) and limit is not None and limit <= tested
+    is_tested = before.get("test") and (tested is None or is_less)
     is_shown = before.get("page")
     time = value_at(before, "trainer.max_time")
     has_more_time = time and time != cfg.trainer.get("max_time") and record["epochs"] < cfg.trainer.max_epochs

@@ -8,7 +8,6 @@ the same command, a search goes on where it was.
 """
 
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import optuna
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -49,6 +48,7 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 }
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
 FINISHED = [TrialState.COMPLETE, TrialState.PRUNED]
+RECIPE = "recipe"  # attribute of a study
 # attributes of a trial
 ROUND, DIVERGED, PART, SECONDS, ACC = "round", "diverged", "part", "seconds", "acc"
 IN_WORDS = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}
@@ -88,10 +88,25 @@ def refuse(cfg: DictConfig) -> None:
         f"a search trains one network at a time. Got ensemble.size={cfg.ensemble.size}; leave it out",
     )
     refuse_if(cfg.data.get("num_val") == 0, "a search needs validation images. Got data.num_val=0; give some")
+    monitor, every = OmegaConf.select(cfg, "callbacks.best.monitor"), cfg.trainer.get("check_val_every_n_epoch")
+    refuse_if(
+        str(monitor).startswith("train/") and every not in (1, None),
+        f"a search compares val/acc of the epochs that are kept. Got callbacks.best.monitor={monitor}, which may keep "
+        f"one that is not validated, and trainer.check_val_every_n_epoch={every}; leave one of them out",
+    )
     refuse_if(
         cfg.trainer.get("limit_val_batches") == 0,
         "a search goes by validation images. Got trainer.limit_val_batches=0; give more, or null for all",
     )
+
+
+def without_secret(overrides: Iterable[str]) -> list[str]:
+    """Without the database's URL, which may hold a password, and says nothing about a trial."""
+    return [text for text in overrides if not text.startswith("search.storage=")]
+
+
+def without_storage(recipe: dict) -> dict:
+    return recipe | {"search": None, "overrides": without_secret(recipe["overrides"])}
 
 
 class Search:
@@ -143,11 +158,11 @@ class Search:
         self.folder = runs.parent_dir(job.cfg) / f"search-{runs.slug(list(self.space))}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
         with claims.held(self.folder, wait=True):
+            self.connect()
             self.check_recipe([job.cfg for job in jobs])
         self.began = datetime.now()
         clock = functools.partial(runs.time_in, self.folder)
         self.time = time_budget("search.max_time", self.max_time, clock(), clock)
-        self.connect()
 
     def connect(self) -> None:
         journal = JournalFileBackend(str(self.folder / "trials.log"))
@@ -165,17 +180,17 @@ class Search:
         return {key: value for key, value in vars(self).items() if key not in ("study", "claimed")}
 
     def check_recipe(self, corners: list[DictConfig]) -> None:
-        """UsageError where trials of another recipe lie in the folder; these are noted for the next time."""
-        file = self.folder / "recipe.json"
-        if file.is_file():
-            for before, cfg in zip(json.loads(file.read_text()), corners, strict=True):
-                refuse_if(
-                    changed := differences(before, cfg, resume.SET_BY_US, raw=cfg),
-                    f"its recipe has changed since this search was begun. Got another {resume.listed(changed)} than in "
-                    f"{self.folder}; take that folder away, or give another name=…",
-                )
-        else:
-            runs.write_json(file, [plain(cfg) for cfg in corners])
+        """UsageError where the trials so far are of another recipe; these are noted for the next time."""
+        where = "search.storage, under this name" if self.storage else str(self.folder)
+        remedy = "give another name=…" if self.storage else "take that folder away, or give another name=…"
+        for before, cfg in zip(self.study.user_attrs.get(RECIPE, ()), corners, strict=False):
+            refuse_if(
+                changed := differences(before, cfg, resume.SET_BY_US, raw=cfg),
+                f"its recipe has changed since this search was begun. Got another {resume.listed(changed)} than in "
+                f"{where}; {remedy}",
+            )
+        if RECIPE not in self.study.user_attrs:
+            self.study.set_user_attr(RECIPE, [without_storage(plain(cfg)) for cfg in corners])
 
     def go_on(self) -> None:
         """Finish what was begun, then try out what is missing, round by round; what fails is tried again next time."""
@@ -194,7 +209,7 @@ class Search:
         """The same by the workers of a launcher, one trial each."""
         for round_ in range(self.rounds):
             missing = self.trials - len(self.of_round(round_, *FINISHED))
-            if missing and not self.lack():
+            if missing > 0 and not self.lack():
                 launch(self.job, self.folder, missing, functools.partial(one_trial, self, round_))
 
     def next_trial(self, round_: int) -> Trial | int | None:
@@ -293,7 +308,7 @@ class Search:
 
     def train(self, trial: Trial, varying: list[str], run_dir: Path) -> None:
         try:
-            (job,) = self.job.composer.jobs([*self.job.overrides, *varying])
+            (job,) = self.job.composer.jobs([*without_secret(self.job.overrides), *varying])
         except UsageError:
             self.study.tell(trial, state=TrialState.FAIL)
             raise
@@ -303,6 +318,8 @@ class Search:
         except Diverged:  # which says something about its values: there is nothing to try again
             trial.set_user_attr(DIVERGED, True)
             self.study.tell(trial, state=TrialState.PRUNED)
+        except claims.Lost as error:  # who has taken it over says what came out
+            log.warning(f"warning: {error}")
         except Exception:
             self.study.tell(trial, state=TrialState.FAIL)
         else:

@@ -5,6 +5,7 @@ The same command in another process, here or on another host that sees the folde
 
 import contextlib
 import functools
+import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -106,16 +107,17 @@ def folders_of(jobs: Sequence[Job]) -> tuple[Path, list[Path]]:
     job, varying = jobs[0], list(dict.fromkeys(override for job in jobs for override in job.varying))
     lasting = [text for text in job.overrides if not text.startswith("sweep.")]  # another limit is no other sweep
     usual = runs.sweep_dir(runs.parent_dir(job.cfg), [*job.composer.arguments, *lasting], varying)
-    folder = Path(job.engine.sweep_dir) if job.engine.sweep_dir else usual
+    folders = [Path(each.engine.sweep_dir) if each.engine.sweep_dir else usual for each in jobs]
     names = [job.engine.subdir for job in jobs]
     if names[0] is None:
         # where there is one job, nothing varies
         names = [name or "run" for name in runs.distinct_slugs([job.varying for job in jobs])]
-    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    found = [folder / name for folder, name in zip(folders, names, strict=True)]
+    twice = next((path.name for place, path in enumerate(found) if path in found[:place]), None)
     refuse_if(
         twice, f"each job needs a folder of its own. Got hydra.sweep.subdir={twice} twice; put ${{hydra.job.num}} in it"
     )
-    return folder, [folder / name for name in names]
+    return Path(os.path.commonpath(folders)), found
 
 
 class Task:
@@ -163,6 +165,10 @@ class Task:
             if record is None:
                 log.info(f"\n{self.title}")
                 record = run_in(self.run_dir, self.cfg, run)
+        except claims.Lost as error:
+            log.warning(f"warning: {error}")
+            self.claim.release()
+            return None
         except Exception as error:
             return reason_of(error)
         except BaseException:
@@ -175,6 +181,8 @@ class Task:
         record = runs.read_record(self.run_dir)
         if record or runs.can_go_on(self.run_dir):
             resume.check_same_job(self.cfg, self.run_dir)
+        elif (self.run_dir / runs.CONFIG).is_file():
+            runs.load_config(self.run_dir)  # of a run, or it is somebody else's folder
         return record
 
     def left(self) -> Left | None:
@@ -221,12 +229,15 @@ def run_in(run_dir: Path, cfg: DictConfig, run: Callable[[DictConfig], dict]) ->
     failure = run_dir / runs.FAILURE
     failure.unlink(missing_ok=True)
     try:
-        goes_on = runs.can_go_on(run_dir)
+        keeps_last = "last" in cfg.callbacks or runs.last_checkpoint(run_dir).exists()
+        goes_on = runs.can_go_on(run_dir) and keeps_last
         if (run_dir / runs.CONFIG).is_file() and not goes_on:  # it may have been mended since
             runs.clear(run_dir)
         cfg = resume.load_begun(run_dir, cfg) if goes_on else cfg
         cfg.run_dir, cfg.resume = str(run_dir), str(run_dir) if goes_on else None
         return run(cfg)
+    except claims.Lost:  # it is no failure of the job, which another process is at
+        raise
     except Exception as error:
         text = reason_of(error, whole=True)
         log.error(f"error: {text}")

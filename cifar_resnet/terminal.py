@@ -14,6 +14,7 @@ from rich import box, console, get_console, table
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from cifar_resnet.errors import as_usage_error
 from cifar_resnet.quoting import command_line
 
 log = logging.getLogger("cifar_resnet")
@@ -82,7 +83,8 @@ class TimedLines(logging.Formatter):
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    handler = logging.NullHandler() if is_silent() else logging.FileHandler(path)
+    with as_usage_error():
+        handler = logging.NullHandler() if is_silent() else logging.FileHandler(path)
     handler.setFormatter(TimedLines("%(asctime)s", "%H:%M:%S"))
     log.addHandler(handler)
     try:

@@ -33,11 +33,9 @@ from cifar_resnet.gpus import claim_gpu
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import size_rows, summarize
 from cifar_resnet.narration import narrated
-from cifar_resnet.quoting import command_line
 from cifar_resnet.range_test import RangeTest, resolve_max_lr
 from cifar_resnet.results.record import begin_record, test_and_record
 from cifar_resnet.terminal import log, print_table, summary
-from cifar_resnet.trust import needed_to_go_on
 
 
 def run(jobs: list[Job]) -> int:
@@ -96,8 +94,8 @@ def train_and_test(
     trainer = build_trainer(cfg, data, model, extra_callbacks)
     model.config = plain(cfg)
     record = begin_record(cfg, data, model, trainer)
-    to_continue = f"to continue: {command_line('cifar-train', f'resume={run_dir}', *needed_to_go_on(cfg))}"
-    with narrated(cfg, record, run_dir, range_test, to_continue), trackers.opened(cfg, trainer.loggers):
+    going_on = resume.how_to_go_on(cfg)
+    with narrated(cfg, record, run_dir, range_test, going_on), trackers.opened(cfg, trainer.loggers):
         if cfg.compile:
             for network in model.all_networks():
                 network.compile()
@@ -134,7 +132,9 @@ def follow() -> int:
 
 
 def train_along(cfg: DictConfig) -> dict:
-    return train_and_test(cfg, *build_data_and_model(cfg), (), None, time.perf_counter())
+    with processes.after_the_first():
+        built = build_data_and_model(cfg)
+    return train_and_test(cfg, *built, (), None, time.perf_counter())
 
 
 def describe(job: Job) -> None:

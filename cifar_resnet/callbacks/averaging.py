@@ -71,7 +71,8 @@ class Lookahead(Callback):
     """Some steps forward, one back: slow weights follow the trained ones, which then go on from there (Zhang et al.
     2019, algorithm 1).
 
-    BatchNorm's statistics are weights in this, for they belong to them. The last step of a training is followed too.
+    BatchNorm's statistics are weights in this, for they belong to them. The last of all planned steps is followed too;
+    a training that ends before has the trained weights, unless it ends with one that is followed.
 
     every: so many of the optimizer's steps forward (k in the paper).
     share: of the way that the trained weights have gone, which the slow ones follow (alpha).

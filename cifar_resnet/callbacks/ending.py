@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from cifar_resnet.terminal import log
 
@@ -73,6 +74,8 @@ class Ending(LightningCheckpoint):
         checkpoint["out_of_time"] = TimeLimit.overrun(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:  # a test goes on with nothing
+            return
         seconds, loops = checkpoint["out_of_time"], checkpoint["loops"]["fit_loop"]
         self.ended = checkpoint["ended"] and (seconds is None or TimeLimit.overrun(trainer, seconds) is not None)
         if checkpoint["ended"] and not self.ended:

@@ -57,11 +57,11 @@ class Interruption(Callback):
             self.stop(asked, f"after step {trainer.global_step}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop_if_asked(f"after epoch {trainer.current_epoch}")
+        self.stop_if_asked(trainer, f"after epoch {trainer.current_epoch}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.put_handlers_back()
-        self.stop_if_asked("after the last epoch, before the test")
+        self.stop_if_asked(trainer, "after the last epoch, before the test")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.put_handlers_back()
@@ -70,8 +70,10 @@ class Interruption(Callback):
         for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
 
-    def stop_if_asked(self, when: str) -> None:
+    def stop_if_asked(self, trainer: Trainer, when: str) -> None:
         if asked := self.shared.now(self.received) if self.shared else self.received:
+            if not any(getattr(each, "filename", None) == self.path.stem for each in trainer.checkpoint_callbacks):
+                trainer.save_checkpoint(self.path)  # for the end of the epoch has not
             self.stop(asked, when)
 
     def stop(self, asked: int, when: str) -> None:

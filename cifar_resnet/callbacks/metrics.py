@@ -96,9 +96,9 @@ class Throughput(Callback):
     def state_dict(self) -> dict:
         images, seconds = dict(self.images_by_size), self.seconds
         whole = {"images_by_size": images, "seconds": seconds, "command_seconds": self.command_seconds}
-        here = {"epoch_images": dict(self.epoch_images), "epoch_seconds": time.perf_counter() - self.start}
-        is_within_an_epoch = self.latest is None and self.epoch_images
-        return whole | (here if is_within_an_epoch else {})
+        if self.latest is not None or not self.epoch_images:  # not within an epoch
+            return whole
+        return whole | {"epoch_images": dict(self.epoch_images), "epoch_seconds": time.perf_counter() - self.start}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.images_by_size, self.seconds = Counter(state_dict["images_by_size"]), state_dict["seconds"]

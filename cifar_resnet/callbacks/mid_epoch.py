@@ -23,8 +23,9 @@ class MidEpochState(Callback):
         self.restored: list[dict] = []
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        loader = trainer.train_dataloader
         own = {
-            "sampler": trainer.train_dataloader.sampler.state_dict(),
+            "sampler": loader.sampler.state_dict() if loader else {},  # a callback may save before there is one
             "rng": RngState(pl_module.device).state,
             "metrics": {
                 name: dict(metric.metric_state)

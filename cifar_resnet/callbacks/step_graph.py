@@ -97,6 +97,7 @@ class StepGraph(Callback):
             "gradients of several batches are added up": trainer.accumulate_grad_batches > 1,
             "gradients are clipped under a loss scale": scaler is not None and bool(trainer.gradient_clip_val),
             "its batches come from elsewhere": not is_ours,
+            "trainer.reload_dataloaders_every_n_epochs makes others": trainer.reload_dataloaders_every_n_epochs > 0,  # type: ignore[attr-defined]
             "its images lie on another device": is_ours and loader.data.device.type != module.device.type,
             "augment.policy is drawn on the host": policy is not None,
             "SAM takes two passes": isinstance(optimizer, SAM),

@@ -248,6 +248,11 @@ class DataModule(LightningDataModule, ABC):
         return Normalise(*torch.tensor([self.mean, self.std], device=images.device))(images)
 
     @property
+    def class_counts(self) -> Tensor:
+        """Training images of each class: (num_classes,) float64."""
+        return torch.bincount(self.train.labels.cpu(), minlength=self.num_classes).double()
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return 3, self.image_size, self.image_size
@@ -259,7 +264,7 @@ class DataModule(LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Bring what the stage ("fit" or "test") needs onto the device: test images only for the test."""
         usual = self.trainer.strategy.root_device if self.trainer and not self.is_mapped else "cpu"
-        device = torch.device(self.device or usual)
+        device = torch.empty(0, device=self.device or usual).device  # a GPU with its number
         self.load()
         if device != self.train.device and not self.is_mapped:
             self.check_room(len(self.train) + len(self.val), device)
@@ -279,8 +284,7 @@ class DataModule(LightningDataModule, ABC):
             f"too few training images for one batch on every device. Got {count} for {world_size} "
             f"batches of {self.batch_size}; lower data.batch_size or trainer.devices",
         )
-        labels = self.train.labels.cpu()
-        weights = (1 / class_counts(labels, self.num_classes))[labels] if self.balanced_sampling else None
+        weights = (1 / self.class_counts)[self.train.labels.cpu()] if self.balanced_sampling else None
         sampler = ShuffledBatchSampler(count, self.batch_size, self.seed, rank, world_size, device, weights)
         flip_mask = random_mask(count, 0.5, Generator().manual_seed(seed_for("flips", self.seed))).to(device)
         return TrainLoader(self.train, sampler, self.augment, self.normalise, self.num_classes, flip_mask, self.resize)
@@ -344,11 +348,6 @@ class DataModule(LightningDataModule, ABC):
             "num_train": len(self.train),
             "num_val": len(self.val),
         }
-
-
-def class_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """Images of each class: (num_classes,) float64. labels: (N,) int64."""
-    return torch.bincount(labels, minlength=num_classes).double()
 
 
 class StackedData(LightningDataModule):

@@ -7,6 +7,7 @@ import socket
 import time
 from abc import abstractmethod
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ class Downloaded(DataModule):
         socket.setdefaulttimeout(30)
         try:
             self.fetch()
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, HTTPException) as error:
             return error
         finally:
             socket.setdefaulttimeout(timeout)
@@ -273,9 +274,8 @@ class TinyImageNet(OfLists):
         refuse_missing("Tiny ImageNet", "tiny-imagenet-200.zip, unpacked", needed)
         wnids = needed[0].read_text("utf-8-sig").split()
         words = place / "words.txt"
-        rows = (
-            dict(line.split("\t", 1) for line in words.read_text("utf-8-sig").splitlines()) if words.is_file() else {}
-        )
+        named = words.read_text("utf-8-sig").splitlines() if words.is_file() else []
+        rows = dict(line.split("\t", 1) for line in named if "\t" in line)
         names = {wnid: f"{rows[wnid].split(',')[0]} ({wnid})" if wnid in rows else wnid for wnid in wnids}
         train = [
             (path, names[wnid]) for wnid in wnids for path in sorted((place / "train" / wnid / "images").glob("*.JPEG"))
@@ -304,11 +304,9 @@ class KaggleCIFAR10(OfLists):
     def parts_in(self, root: Path) -> dict[str, ListedPart]:
         table = root / "trainLabels.csv"
         refuse_missing("Kaggle's CIFAR-10", "train.7z, unpacked, and trainLabels.csv", [table, root / "train"])
-        head, *rows = csv.reader(table.read_text("utf-8-sig").splitlines())
-        refuse_if(
-            head != ["id", "label"] or any(len(row) != 2 for row in rows),
-            f"two columns, id and label. Got {head} in {table}",
-        )
+        head, *rows = [row for row in csv.reader(table.read_text("utf-8-sig").splitlines()) if row] or [[]]
+        strange = head if head != ["id", "label"] else next((row for row in rows if len(row) != 2), None)
+        refuse_if(strange is not None, f"two columns, id and label. Got {strange} in {table}")
         found = [(root / "train" / f"{number}.png", label) for number, label in rows]
         part = ListedPart(root / "train", sorted({label for _, label in rows}), listed=found)
         return {"train": part, "test": part}

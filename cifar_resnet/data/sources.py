@@ -60,7 +60,7 @@ class OwnImages(DataModule):
 
     def prepare_data(self) -> None:
         for part in itertools.chain.from_iterable(self.halves.parts.values()):
-            if part.archive is None:
+            if part.archive is None and os.access(part.path.parent, os.W_OK):  # or what is decoded could not be kept
                 self.decode(part)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -194,6 +194,10 @@ class Files(OwnImages):
     ):
         super().__init__(**shared)
         check(Files, locals())
+        refuse_if(
+            memory_map and self.device not in (None, "cpu"),
+            f"data.memory_map leaves images in their file. Got data.device={self.device}; leave one of them out",
+        )
         self.is_mapped = memory_map
         labels = {"train": train_labels, "val": val_labels, "test": test_labels}
         labels = {half: path for half, path in labels.items() if path}
@@ -256,6 +260,7 @@ def write_cache(path: Path, fingerprint: str, arrays: dict[str, Any]) -> None:
         part.replace(path)
     except OSError as error:
         log.warning(f"warning: no cache could be written, so images are decoded anew each time ({error})")
+    finally:
         part.unlink(missing_ok=True)
 
 

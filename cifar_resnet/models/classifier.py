@@ -70,6 +70,7 @@ class Classifier(LightningModule):
     """
 
     loss_weights: Tensor | None
+    no_hyperparameters: tuple[str, ...] = ("optimizer", "scheduler", "distillation", "selection")
 
     def __init__(
         self,
@@ -95,9 +96,7 @@ class Classifier(LightningModule):
             f"model.tta_below says which images get other views. Got {tta_below} with model.tta=none; give flip or "
             f"flip_shift",
         )
-        self.save_hyperparameters(
-            ignore=["optimizer", "scheduler", "distillation", "selection", "members"], logger=False
-        )
+        self.save_hyperparameters(ignore=self.no_hyperparameters, logger=False)
         self.class_weights = class_weights
         self.register_buffer("loss_weights", None, persistent=False)  # (num_classes,)
         self.label_smoothing, self.max_params = label_smoothing, max_params
@@ -108,11 +107,40 @@ class Classifier(LightningModule):
         self.distillation, self.selection = distillation, selection
         self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = (Mean() for _ in range(3))
-        self.seed = 0  # of dropout and its like
+        self.seed: int | None = None  # of dropout and its like
+        self.is_prepared = False
         self.sam: SAM | None = None  # while it is trained with one
         self.monitor: Monitor = "val/loss"  # of schedules that go by a metric
         self.config: dict | None = None  # of the run, kept in its checkpoints
         self.data_state: dict | None = None  # what its images and classes are (`DataModule.state`), kept likewise
+
+    def prepare(self, data: Any) -> None:
+        """Take what the training images decide, before the first step: whitening filters, class weights, what the
+        pixels mean. ValueError where they cannot be known.
+
+        data: a data module of this package, set up; of others and of loaders nothing is known.
+        """
+        own_classes, is_known = self.hparams["num_classes"], hasattr(data, "class_counts")
+        classes = data.num_classes if is_known else own_classes
+        self.check_parts()
+        refuse_if(
+            classes != own_classes,
+            f"the network tells {own_classes} classes apart. Got data of {classes}; give num_classes={classes}",
+        )
+        unfitted = any(each.is_unfitted for network in self.all_networks() for each in network.whitening_layers())
+        needs = {
+            "whitening layers are fitted to them; or call init_whitening(images)": unfitted,
+            "model.class_weights=balanced counts them; or give a list": self.class_weights == "balanced",
+            "distillation asks the teachers with their own normalisation": self.distillation,
+        }
+        lacking = next((text for text, is_needed in needs.items() if is_needed and not is_known), None)
+        refuse_if(lacking, f"the training images must come from a data module of cifar_resnet. Got another: {lacking}")
+        if unfitted:
+            self.init_whitening(data.sample())
+        for network in self.all_networks():
+            network.weigh_classes(data.class_counts if is_known else torch.ones(classes))
+        self.data_state = data.state() if is_known else self.data_state
+        self.is_prepared = True
 
     def check_budget(self) -> None:
         count = num_parameters(self)
@@ -150,7 +178,7 @@ class Classifier(LightningModule):
         """ValueError for names, in freeze and lr_factors, of no part that is trained."""
         trained = {name for names, parameter in self.all_names() if parameter.requires_grad for name in names}
         for key, names in (("freeze", self.freeze_parts), ("lr_factors", self.lr_factors)):
-            strange = next((part for part in names if not any(is_within(name, part) for name in trained)), None)
+            strange = next((part for part in names if not any(self.is_within(name, part) for name in trained)), None)
             parts = dict.fromkeys(name for name, _ in parts_of(self))
             refuse_if(
                 strange is not None,
@@ -171,11 +199,15 @@ class Classifier(LightningModule):
 
     def is_frozen(self, *names: str) -> bool:
         """names: a module's, or all those of a parameter."""
-        return any(is_within(name, part) for part in self.freeze_parts for name in names)
+        return any(self.is_within(name, part) for part in self.freeze_parts for name in names)
+
+    def is_within(self, name: str, part: str) -> bool:
+        """Whether a module or a parameter is, or belongs to, the part of this name."""
+        return f"{name}.".startswith(f"{part}.")
 
     def lr_factor_of(self, *names: str) -> float:
         """names: all those of a parameter."""
-        fitting = [part for part in self.lr_factors if any(is_within(name, part) for name in names)]
+        fitting = [part for part in self.lr_factors if any(self.is_within(name, part) for name in names)]
         return self.lr_factors[max(fitting, key=len)] if fitting else 1.0
 
     def check_image_size(self, image_size: int) -> None:
@@ -211,9 +243,11 @@ class Classifier(LightningModule):
 
     def init_whitening(self, images: Tensor) -> None:
         """Set the layers that training images determine before any training. images: (N, C, H, W), normalised."""
-        for module in (each for network in self.all_networks() for each in network.modules()):
-            if isinstance(module, Whitening):
-                module.init_whitening(images)
+        for layer in (each for network in self.all_networks() for each in network.whitening_layers()):
+            layer.init_whitening(images)
+
+    def whitening_layers(self) -> list[Whitening]:
+        return [module for module in self.modules() if isinstance(module, Whitening)]
 
     def pixel_stats(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the training images' pixels, (C,) each."""
@@ -250,6 +284,8 @@ class Classifier(LightningModule):
         rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
         self.to(memory_format=torch.channels_last)
         if stage == "fit":
+            if not self.is_prepared:  # by cifar-train
+                self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
             self.hold_frozen_parts()
         if self.distillation and stage == "fit":
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
@@ -265,6 +301,8 @@ class Classifier(LightningModule):
         modules = [module for network in self.all_networks() for module in network.modules()]
         self.with_progress = [module for module in modules if isinstance(module, DropBlock)]
         self.sam = next((optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, SAM)), None)
+        if self.seed is None:
+            self.seed = torch.initial_seed()
         if self.selection:
             self.selection.begin(self, self.total_steps)
 
@@ -502,11 +540,6 @@ class Classifier(LightningModule):
         self.data_state = self.data_state or checkpoint["data"]
         if self.selection and "selection" in checkpoint:
             self.selection.load_state_dict(checkpoint["selection"])
-
-
-def is_within(name: str, part: str) -> bool:
-    """Whether a module or a parameter is, or belongs to, the part of this name; in an ensemble, of each member."""
-    return f"{re.sub(r'^members[.][0-9]+[.]', '', name)}.".startswith(f"{part}.")
 
 
 def metrics_of(trainer: Trainer) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Several networks of one architecture, trained at once as one module."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ class StackedEnsemble(Classifier):
     members: alike in everything but their weights. What the training needs is taken from the first of them.
     """
 
+    no_hyperparameters = (*Classifier.no_hyperparameters, "members")
+
     def __init__(self, members: Sequence[Classifier]):
         first = members[0]
         super().__init__(
@@ -67,7 +70,11 @@ class StackedEnsemble(Classifier):
         )
         self.members: Sequence[Classifier] = nn.ModuleList(members)  # type: ignore[assignment]  # which is one in use
         self.loss_weights = first.loss_weights
-        self.seed, self.data_state = first.seed, first.data_state
+        self.seed, self.data_state, self.is_prepared = first.seed, first.data_state, first.is_prepared
+
+    def is_within(self, name: str, part: str) -> bool:
+        """Of any member."""
+        return super().is_within(re.sub(r"^members[.][0-9]+[.]", "", name), part)
 
     def check_trainer(self, trainer: Trainer) -> None:
         """ValueError for what networks side by side cannot have."""

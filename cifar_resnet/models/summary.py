@@ -1,6 +1,7 @@
 """How large a network is."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,8 @@ def num_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
-    """The network's direct children that have parameters, in the order of the forward pass; stages one by one.
+    """The network's direct children that have parameters, in the order of the forward pass; stages one by one. What it
+    has beside them comes last.
 
     Where all parameters are in one child, its children are meant. Of the parameters the trainable ones are counted.
     """
@@ -44,15 +46,27 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]
 
     def note(module: nn.Module, _: Any, output: torch.Tensor) -> None:
         if module in watched:
-            shapes[module] = tuple(output.shape[1:])
+            shapes[module] = shape_of(output)
 
     with FlopCounterMode(display=False) as counter, nn.modules.module.register_module_forward_hook(note):
         run_once(model, image_shape)
     flops = {name.partition(".")[2]: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
-    return [
+    parts = [
         Part(watched[module], shape, num_parameters(module), flops.get(watched[module], 0) // 2)
         for module, shape in shapes.items()
     ]
+    parameters = num_parameters(model) - sum(part.parameters for part in parts)
+    macs = counter.get_total_flops() // 2 - sum(part.macs for part in parts)
+    return [*parts, Part("all else", (), parameters, macs)] if parameters or macs else parts
+
+
+def shape_of(output: Any) -> tuple[int, ...]:
+    """For one image; of several tensors that of the first."""
+    if isinstance(output, torch.Tensor):
+        return tuple(output.shape[1:])
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return shape_of(output[0]) if isinstance(output, (tuple, list)) and output else ()
 
 
 def has_parameters(module: nn.Module) -> bool:

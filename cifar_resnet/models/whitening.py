@@ -1,5 +1,7 @@
 """A first layer that need not be learned: it decorrelates what small patches of the training images show."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,11 @@ class Whitening(nn.Conv2d):
 
     `init_whitening` fits the filters, which then stay; the bias is learned.
     out_channels is 2 * in_channels * kernel_size².
+
+    is_unfitted: whether the filters are still random, neither fitted nor loaded.
     """
+
+    is_unfitted = True
 
     def __init__(self, in_channels: int, kernel_size: int, padding: int = 0, eps: float = 5e-4):
         super().__init__(in_channels, 2 * in_channels * kernel_size**2, kernel_size, padding=padding)
@@ -31,3 +37,8 @@ class Whitening(nn.Conv2d):
         variances, components = torch.linalg.eigh(second_moments / count)
         filters = (components / (variances + self.eps).sqrt()).T.flip(0)  # the strongest first
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
+        self.is_unfitted = False
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.is_unfitted = False

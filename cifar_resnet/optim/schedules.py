@@ -87,7 +87,7 @@ def one_cycle(
     for the factors; peak_epoch, of `epochs`, for peak_fraction.
     """
     check(one_cycle, locals())
-    descent, lr = DESCENTS[shape], optimizer.param_groups[0]["lr"]
+    descent, lr = DESCENTS[shape], optimizer.defaults["lr"]  # of its groups each may have a multiple of it
     if isinstance(max_lr, str):
         raise UsageError(f"scheduler.max_lr has not been found yet. Got {max_lr}; give a learning rate, or null")
     refuse_if(

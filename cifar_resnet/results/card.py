@@ -100,12 +100,15 @@ def scores_of(record: dict, seed: int, tta: str) -> list[str]:
     ]
 
 
-def ensemble_scores(records: Sequence[dict | None], folder: Path | None, paths: Sequence[Path]) -> list[str]:
+def ensemble_scores(
+    records: Sequence[dict | None], ttas: Sequence[str], folder: Path | None, paths: Sequence[Path]
+) -> list[str]:
     """Lines about how good an ensemble and its members are: of those its own evaluation in this folder, if there is one
     without test-time augmentation, and of these their runs' records."""
+    told = ["" if tta == "none" else f", with test-time augmentation ({tta})" for tta in ttas]
     rows = [
-        f"| member {place}, alone | {record['metrics']['test/acc']:.2%} | {record['metrics']['test/loss']:.4f} |"
-        for place, record in enumerate(records)
+        f"| member {place}, alone{views} | {record['metrics']['test/acc']:.2%} | {record['metrics']['test/loss']:.4f} |"
+        for place, (record, views) in enumerate(zip(records, told, strict=True))
         if record and "test/acc" in record["metrics"]
     ]
     if folder and (scores := own_evaluation(folder, paths)):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.results.predictions import FILE, Predictions
 
 
@@ -57,4 +57,5 @@ def predictions_of(path: Path) -> Predictions:
     try:
         return Predictions.load(file)
     except Exception as error:  # a damaged archive may raise anything
-        raise ValueError(f"not readable: {file} ({type(error).__name__}); cifar-evaluate makes a new one") from error
+        reason = str(error) if isinstance(error, UsageError) else type(error).__name__
+        raise ValueError(f"not readable: {file} ({reason}); cifar-evaluate makes a new one") from error

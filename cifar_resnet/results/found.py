@@ -61,13 +61,14 @@ class Run:
 
     def origin(self) -> list[object]:
         """What tells its data set from others: its classes and what was held out, all images to train on, those of the
-        test. None for what its record, perhaps of an older version, does not say."""
+        test, and whether it is divided into folds. None for what its record, perhaps of an older version, does not
+        say."""
         record, data = self.record, self.record["config"].get("data") or {}
         unhashed = places_of_images(data) if "image_size" in data else None  # CIFAR is the same wherever it lies
         found = {key: record.get(key) for key in ("classes", "split_hash", "train_hash", "test_hash")}
-        if data.get("fold") is not None:
+        if is_fold := data.get("fold") is not None:
             found["split_hash"] = None  # the folds are one data set
-        return list((found | {"train_hash": found["train_hash"] or unhashed}).values())
+        return [*(found | {"train_hash": found["train_hash"] or unhashed}).values(), is_fold]
 
 
 Groups = dict[tuple[str, ...], list[Run]]  # by the values of the settings that tell them apart

@@ -103,7 +103,7 @@ def values_of(metric: str, members: Sequence[Run]) -> list[float]:
 
 
 def summary_of(metric: str, members: Sequence[Run]) -> Summary:
-    tested = {member.record.get("num_tested") for member in members}
+    tested = {member.record.get("num_tested") for member in members if values_of(metric, [member])}
     num_images = tested.pop() if metric == "test/acc" and len(tested) == 1 else None
     return summary(values_of(metric, members), num_images, is_share=metric.endswith("/acc"))
 

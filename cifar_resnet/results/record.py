@@ -114,7 +114,8 @@ def training_flops(
 def predictions_of(model: Classifier, data: DataModule) -> Predictions:
     """What the test found, on all ranks together: each of them has to ask."""
     loader = data.test_dataloader()
-    none = torch.empty(0, model.hparams["num_classes"], device=data.test.device)
+    # where the test ran: the network has left that since, and images may lie elsewhere
+    none = torch.empty(0, model.hparams["num_classes"], device=model.trainer.strategy.root_device)
     log_probs = torch.cat([none, *model.test_log_probs])
     if loader.world_size > 1:
         log_probs = torch.cat(gather_all_tensors(log_probs))

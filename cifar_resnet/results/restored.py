@@ -1,5 +1,6 @@
 """The data of a network's training, as its checkpoint notes them, in the configuration of another command."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,29 +53,34 @@ def training_data(
 ) -> tuple[DataModule | None, str]:
     """The images that networks were trained with, read and divided as then; or None, and why they are not at hand.
 
-    paths: of the checkpoints. data: which may be of the same choice, and then is what is read. classes: the networks'.
+    paths: of the checkpoints. data: which may be of the same choice, and then is read first. classes: the networks'.
     """
     saved = [checkpoints.read(path) for path in paths]
-    held_out, own_choice = [each["data"] for each in saved], saved[0]["config"]["choices"]["data"]
+    own_choice = saved[0]["config"]["choices"]["data"]
     try:
-        refuse_if(len({each["split_hash"] for each in held_out}) > 1, "the members held out different ones")
-        if choice != own_choice:
-            (job,) = composer.jobs([f"data={own_choice}"])
-            checkpoints.restore_data(job.cfg.data, saved[0])
-            data = local_data(job.cfg)  # nothing is downloaded for this
-            data.order_classes(classes)
-            data.prepare_data()
-        data.load()
-        own = {"split_hash": data.split_hash, "train_hash": data.train_hash, "num_train": len(data.train)}
-        refuse_if(
-            any(
-                each.get(key, own[key]) != own[key] for each in held_out for key in own
-            ),  # once there was no train_hash
-            "these are others than in training",
-        )
+        refuse_if(len({each["data"]["split_hash"] for each in saved}) > 1, "the members held out different ones")
+        if choice == own_choice:
+            with contextlib.suppress(ValueError, OSError):  # a part of its own to test on, or other settings
+                return as_in_training(data, saved), ""
+        (job,) = composer.jobs([f"data={own_choice}"])
+        checkpoints.restore_data(job.cfg.data, saved[0])
+        data = local_data(job.cfg)  # nothing is downloaded for this
+        data.order_classes(classes)
+        data.prepare_data()
+        return as_in_training(data, saved), ""
     except (ValueError, OSError, InstantiationException) as error:
         return None, one_line(error)
-    return data, ""
+
+
+def as_in_training(data: DataModule, saved: Sequence[dict]) -> DataModule:
+    """The same, read; ValueError where its images are others, or are otherwise divided, than these checkpoints say."""
+    data.load()
+    own = {"split_hash": data.split_hash, "train_hash": data.train_hash, "num_train": len(data.train)}
+    refuse_if(
+        any(each["data"].get(key, own[key]) != own[key] for each in saved for key in own),  # some have no train_hash
+        "these are others than in training",
+    )
+    return data
 
 
 def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int) -> Tensor:

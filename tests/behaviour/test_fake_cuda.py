@@ -185,7 +185,7 @@ def test_a_step_launches_no_more_kernels_than_the_record_says(command):
 
 @pytest.mark.slow
 def test_images_on_the_cpu_are_no_part_of_a_graph(cifar_train, watch):
-    assert cifar_train("precision=auto", "test=false", "data.device=cpu") == 0
+    assert cifar_train("precision=auto", "data.device=cpu") == 0
     assert not FakeGraph.made
     assert not watch.mistakes
 

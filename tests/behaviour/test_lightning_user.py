@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, record_of, rows_of
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 
 import cifar_resnet
 from cifar_resnet import cli, load
 from cifar_resnet.data import Synthetic
-from cifar_resnet.models import ResNet
+from cifar_resnet.models import ResNet, SpeedNet
+from cifar_resnet.models.distillation import Distillation
+from cifar_resnet.models.whitening import Whitening
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
          "enable_model_summary": False}  # fmt: skip
@@ -50,6 +52,70 @@ def test_a_program_of_its_own_fits_validates_and_tests(data):
     (scores,) = trainer.test(network, datamodule=data, verbose=False)
     assert 0 <= scores["test/acc"] <= 1
     assert trainer.global_step == 2 * (200 // 40)
+
+
+def fit(network, data, **options) -> None:
+    Trainer(**QUIET, max_epochs=1, num_sanity_val_steps=0, **options).fit(network, **data)
+
+
+def sgd(groups):
+    return torch.optim.SGD(groups, lr=0.01)
+
+
+def test_what_the_training_images_decide_is_taken_from_the_data_module(data):
+    network = SpeedNet(widths=[8, 8, 8], class_weights="balanced", optimizer=sgd)
+    seed_everything(7, verbose=False)
+    fit(network, {"datamodule": data})
+    expected = Whitening(3, 2)
+    expected.init_whitening(data.sample())
+    assert torch.allclose(network.whitening.weight, expected.weight, atol=1e-5)
+    counts = torch.bincount(data.train.labels, minlength=10)
+    assert torch.allclose(network.loss_weights, 200 / (10 * counts.float()))
+    assert network.seed == 7
+    assert network.predict(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)  # it knows its pixels now
+
+
+def test_a_loaded_network_keeps_its_filters_and_a_list_of_weights_needs_no_data_module(data):
+    network = SpeedNet(widths=[8, 8, 8], class_weights=[1.0] * 9 + [2.0], optimizer=sgd)
+    network.load_state_dict(SpeedNet(widths=[8, 8, 8]).state_dict())
+    before = network.whitening.weight.clone()
+    data.prepare_data()
+    data.setup("fit")
+    fit(network, {"train_dataloaders": data.train_dataloader()})
+    assert torch.equal(network.whitening.weight, before)
+    assert network.loss_weights.tolist() == [1.0] * 9 + [2.0]
+
+
+def test_a_student_learns_from_a_teacher(data, trained):
+    network = ResNet(depth=8, widths=[4, 8, 8], distillation=Distillation([load(trained)]), optimizer=sgd)
+    fit(network, {"datamodule": data})
+    assert len(network.distillation.rescale) == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: SpeedNet(widths=[8, 8, 8], optimizer=sgd), "Got another: whitening layers are fitted to them"),
+        (
+            lambda: ResNet(depth=8, widths=[4, 8, 8], class_weights="balanced", optimizer=sgd),
+            "class_weights=balanced counts them",
+        ),
+        (
+            lambda: ResNet(depth=8, widths=[4, 8, 8], freeze=["conv9"], optimizer=sgd),
+            "names parts of the network. Got 'conv9'",
+        ),
+    ],
+)
+def test_what_cannot_be_known_is_refused(data, network, message):
+    data.prepare_data()
+    data.setup("fit")
+    with pytest.raises(ValueError, match=message):
+        fit(network(), {"train_dataloaders": data.train_dataloader()})
+
+
+def test_data_of_another_number_of_classes_is_refused(data):
+    with pytest.raises(ValueError, match=r"tells 7 classes apart\. Got data of 10; give num_classes=10"):
+        fit(ResNet(depth=8, widths=[4, 8, 8], num_classes=7, optimizer=sgd), {"datamodule": data})
 
 
 def test_a_data_module_needs_no_trainer(data):

@@ -298,7 +298,7 @@ def test_a_file_that_cannot_be_written_ends_the_run_with_one_line_and_loses_noth
     open_path = Path.open
 
     def refuse(self, mode="r", *args, **kwargs):
-        if self.name == what and "w" in mode:
+        if self.name.startswith(what.removesuffix("part")) and self.suffix == ".part" and "w" in mode:
             raise error
         return open_path(self, mode, *args, **kwargs)
 
@@ -324,6 +324,54 @@ def test_killed_five_times_at_random_a_run_ends_as_if_left_alone():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" equal") == 4
+
+
+def test_without_a_checkpoint_of_each_epoch_a_stop_at_its_end_saves_one(cifar_train, send):
+    assert cifar_train("trainer.max_epochs=3", "run_dir=whole") == 0
+    send(5)  # the last of the first epoch's five
+    assert cifar_train("trainer.max_epochs=3", "run_dir=stopped", "~callbacks.last") == 143
+    send(None)
+    assert cli.train(["resume=stopped"]) == 0
+    whole, stopped = (torch.load(f"{name}/checkpoints/best.ckpt", weights_only=True) for name in ("whole", "stopped"))
+    assert_equal(whole["state_dict"], stopped["state_dict"], "weights")
+
+
+def test_in_a_sweep_what_keeps_no_checkpoint_to_go_on_from_begins_anew(cifar_train, monkeypatch, capsys):
+    command = ("-m", "seed=0", "trainer.max_epochs=3", "~callbacks.last")
+    training_step = Classifier.training_step
+
+    def fail_later(self, *batch):
+        if self.current_epoch == 2:
+            raise RuntimeError("the power went out")
+        return training_step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", fail_later)
+        assert cifar_train(*command) == 1
+    assert list(Path("outputs").rglob("best.ckpt"))
+    assert cifar_train(*command) == 0
+
+
+def test_what_a_resumed_run_was_given_is_in_the_line_that_goes_on(cifar_train, run_dirs, send, capsys):
+    send(3)
+    assert cifar_train("trainer.max_epochs=2") == 143
+    (run_dir,) = run_dirs()
+    send(6)
+    capsys.readouterr()
+    given = ["data.eval_batch_size=20", "trainer.max_time=00:01:00:00", "page=false"]
+    assert cli.train([f"resume={run_dir}", *given]) == 143
+    line = re.search(r"to continue: cifar-train (.*)", capsys.readouterr().out)[1]
+    assert line == f"resume={run_dir} trainer.max_time=00:01:00:00 data.eval_batch_size=20"
+
+
+def test_a_test_of_all_images_is_not_replaced_by_one_of_a_part(cifar_train, run_dirs, capsys):
+    assert cifar_train("data.eval_batch_size=20", "trainer.limit_test_batches=1") == 0
+    (run_dir,) = run_dirs()
+    assert cli.train([f"resume={run_dir}", "trainer.limit_test_batches=null"]) == 0
+    assert record_of(run_dir)["num_tested"] == 50
+    assert cli.train([f"resume={run_dir}"]) == 0
+    assert record_of(run_dir)["num_tested"] == 50
+    assert "this run has finished before" in capsys.readouterr().out
 
 
 # Damaged, changed or another's

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import rich
 import torch
-from helpers import TINY, last_of, record_of, rows_of
+from helpers import TINY, last_of, record_of, rows_of, write_files
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -303,6 +303,20 @@ def test_what_a_training_can_do_without_may_be_taken_away(cifar_train, run_dirs,
     assert cifar_train(what) == 0
     (run_dir,) = run_dirs()
     assert record_of(run_dir)["epochs"] == 1
+
+
+def test_a_callback_that_saves_before_the_first_step_is_let(cifar_train, tmp_path, monkeypatch):
+    text = "from lightning.pytorch import Callback\nclass Early(Callback):\n"
+    text += "    def on_fit_start(self, trainer, module):\n        trainer.save_checkpoint('early.ckpt')\n"
+    write_files(tmp_path, {"own.py": text})
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cifar_train("+callbacks.early._target_=own.Early", "trust=[own]") == 0
+    assert Path("early.ckpt").exists()
+
+
+def test_a_recipe_may_say_that_there_is_no_averaging(cifar_train, tmp_path):
+    write_files(tmp_path, {"mine/experiment/plain.yaml": "# @package _global_\naveraging: null\n"})
+    assert cifar_train("--config-dir", "mine", "experiment=plain") == 0
 
 
 @pytest.mark.quick_cases(1)

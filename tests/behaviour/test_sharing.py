@@ -212,6 +212,33 @@ def test_joblib_tries_out_a_searchs_trials(begin):
     assert [line.rpartition(",")[2] for line in table.read_text().splitlines()[1:]] == ["COMPLETE"] * 3
 
 
+def test_a_folder_of_somebody_elses_with_a_config_of_its_own_is_left_alone(cifar_train, capsys):
+    Path("exp-0").mkdir()
+    Path("exp-0/config.yaml").write_text("theirs: 1\n")
+    Path("exp-0/notes.txt").write_text("mine")
+    assert cifar_train("-m", "seed=0", "hydra.sweep.dir=.", "hydra.sweep.subdir=exp-${seed}") == 1
+    assert "not the configuration of a run. Got exp-0/config.yaml" in capsys.readouterr().out
+    assert {path.name for path in Path("exp-0").iterdir()} == {"config.yaml", "notes.txt"}
+
+
+def test_a_job_that_another_process_has_taken_over_is_waited_for_and_has_not_failed(cifar_train, monkeypatch, capsys):
+    run_in = sweep.run_in
+
+    def lost(run_dir, cfg, run):
+        run_in(run_dir, cfg, run)  # as the other one does
+        raise claims.Lost("another process has taken this run over")
+
+    monkeypatch.setattr(sweep, "run_in", lost)
+    assert cifar_train("-m", "seed=0") == 0
+    assert "warning: another process has taken this run over" in capsys.readouterr().out
+    assert not list(Path("outputs").rglob("failure.txt"))
+
+
+def test_each_jobs_folder_is_where_its_own_settings_say():
+    assert cli.train([*TINY, "-m", "seed=4,5", "hydra.sweep.dir=by/${seed}"]) == 0
+    assert sorted(str(path.parent) for path in Path("by").rglob("result.json")) == ["by/4/seed-4", "by/5/seed-5"]
+
+
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["hydra.sweep.dir", "hydra.sweep.subdir", "both"])
 def test_hydras_names_for_a_sweeps_folders_are_those_of_the_sweep(cifar_train, run_dirs, name):

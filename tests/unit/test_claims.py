@@ -115,7 +115,7 @@ def test_who_was_taken_over_is_told_so(folder):
     end = time.monotonic() + 5
     while not claims._lost and time.monotonic() < end:
         time.sleep(0.05)
-    with pytest.raises(claims.RunError, match="has taken this run over"):
+    with pytest.raises(claims.Lost, match="has taken this run over"):
         claims.check_kept(folder)
     claim.release()
     claims.check_kept(folder)

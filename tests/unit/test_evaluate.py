@@ -102,7 +102,30 @@ def test_another_data_set_leaves_the_runs_own_files_alone_and_the_page_names_it(
     assert f"image_folder {pictures}/other</h1>" in text
     assert "not the images of the run&#39;s own test" in text
     assert result_in(folder)["own_test_images"] is False
-    # its held-out images are as many of the same classes, and still not those of the training
+    # its held-out images are as many of the same classes, and still not those of the training, which are at hand
+    assert result_in(folder)["temperature_from"] == "9 validation images"
+    own = load("run")
+    shutil.copytree(pictures / "data", "copy")
+    assert result_in(folder)["temperature"] == pytest.approx(temperature_on(own, Path("copy")), rel=1e-2)
+
+
+def temperature_on(network, root: Path) -> float:
+    """Fitted on the images that the run held out."""
+    data = ImageFolder(root=str(root), num_val=9, batch_size=9)
+    data.load()
+    return calibration.fit_temperature(network.predict(data.val.images).log(), data.val.labels)
+
+
+def test_where_the_images_of_the_training_are_others_now_there_is_no_temperature(pictures):
+    path = next((pictures / "data" / "train").rglob("*.png"))
+    before = path.read_bytes()
+    try:
+        Image.new("RGB", (32, 32)).save(path)
+        assert cli.evaluate(["checkpoint=run", f"data.root={pictures}/other"]) == 0
+    finally:
+        path.write_bytes(before)
+    (folder,) = Path("run").glob("evaluation-*")
+    assert result_in(folder)["temperature"] is None
     assert "others than in training" in result_in(folder)["temperature_from"]
 
 
@@ -215,12 +238,23 @@ def test_temperature_is_fitted_on_validation_images_alone(own_run):
     assert first["calibrated"]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_no_temperature_where_the_validation_images_are_others(own_run):
-    assert cli.evaluate([f"checkpoint={own_run}", f"output_dir={own_run}/a", "data.split_seed=7", *PLAIN]) == 0
-    result = result_in(own_run / "a")
-    assert result["temperature"] is None
-    assert result["calibrated"] is None
-    assert "others than in training" in result["temperature_from"]
+def test_the_temperature_is_of_the_images_held_out_in_training_whatever_settings_the_test_has(own_run):
+    found = []
+    for name, more in (("a", []), ("b", ["data.split_seed=7"]), ("c", ["data.num_val=50"])):
+        assert cli.evaluate([f"checkpoint={own_run}", f"output_dir={own_run}/{name}", *more, *PLAIN]) == 0
+        found.append(result_in(own_run / name))
+    assert len({each["temperature"] for each in found}) == 1
+    assert {each["temperature_from"] for each in found} == {"40 validation images"}
+
+
+def test_of_a_run_that_was_tested_on_a_part_nobody_knows_whether_these_were_its_images(cifar_train, run_dirs):
+    assert cifar_train("trainer.limit_test_batches=1", "data.eval_batch_size=20") == 0
+    (run_dir,) = run_dirs()
+    assert record_of(run_dir)["num_tested"] == 20
+    assert cli.evaluate([f"checkpoint={run_dir}"]) == 0
+    assert result_in(run_dir)["own_test_images"] is None
+    assert result_in(run_dir)["num_images"] == 50
+    assert not list(run_dir.glob("evaluation-*"))
 
 
 @pytest.mark.slow

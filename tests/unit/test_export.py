@@ -20,7 +20,7 @@ from cifar_resnet import cli, export, load
 from cifar_resnet.data import Synthetic
 from cifar_resnet.errors import UsageError
 from cifar_resnet.models import ResNet
-from cifar_resnet.results import inference
+from cifar_resnet.results import card, inference
 
 
 def exported(trained: Path, *arguments: str) -> int:
@@ -230,6 +230,23 @@ def test_a_folder_never_holds_two_networks(sweep_dir, capsys):
     assert "output holds another network. Got exported with model.pt2;" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in Path("exported").iterdir()} == before
     assert exported(sweep_dir / "seed-1", "formats=[safetensors,torch]") == 0
+
+
+def test_somebodys_file_is_not_written_over(trained, capsys):
+    Path("exported").mkdir()
+    Path("exported/model.safetensors").write_bytes(b"mine")
+    assert exported(trained, "formats=[safetensors]") == 2
+    assert "output holds another network. Got exported with model.safetensors;" in capsys.readouterr().err
+    assert Path("exported/model.safetensors").read_bytes() == b"mine"
+
+
+def test_the_card_of_an_ensemble_says_which_scores_are_with_more_views():
+    records = [{"metrics": {"test/acc": 0.9, "test/loss": 0.3}}] * 2
+    lines = card.ensemble_scores(records, ["none", "flip"], None, [])
+    assert lines[-2:] == [
+        "| member 0, alone | 90.00% | 0.3000 |",
+        "| member 1, alone, with test-time augmentation (flip) | 90.00% | 0.3000 |",
+    ]
 
 
 def test_the_model_card_gives_the_scores_of_the_record(trained):

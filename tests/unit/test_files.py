@@ -452,6 +452,7 @@ def test_nothing_of_it_is_read_before_its_turn(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"device": "cuda"}, r"data\.memory_map leaves images in their file\. Got data\.device=cuda"),
         ({"image_size": 16}, r"data\.memory_map takes an \.npy file of uint8, \(N, 16, 16, 3\)"),
         (
             {"train": "train.npz", "train_labels": None},

@@ -3,10 +3,10 @@ import torch
 from helpers import TINY
 from omegaconf import OmegaConf
 
-from cifar_resnet import processes, resume
+from cifar_resnet import processes, resume, runs
 from cifar_resnet.callbacks.mid_epoch import shared_out
 from cifar_resnet.compose import Composer
-from cifar_resnet.errors import UsageError
+from cifar_resnet.errors import RunError, UsageError
 from cifar_resnet.ranks import Place
 
 
@@ -78,6 +78,22 @@ def test_a_global_batch_that_does_not_divide_is_refused():
     assert cfg.data.batch_size == 10
     resume.keep_global_batch(cfg, None, 3)  # nothing has been trained yet
     assert cfg.data.batch_size == 10
+
+
+def test_on_all_devices_of_a_smaller_machine_a_run_goes_on_twice(tmp_path):
+    begun = OmegaConf.create({name: {} for name in runs.IN_A_CONFIG} | {"name": "a", "seed": 0, "overrides": []})
+    begun.data, begun.trainer, begun.run_dir = {"batch_size": 20}, {"devices": "auto"}, str(tmp_path)
+    runs.write_atomically(tmp_path / runs.CONFIG, OmegaConf.to_yaml(begun))
+    for before in ((4, 20, "auto", False), (2, 40, "auto", False)):  # begun on four, then on two, and again
+        cfg = begun.copy()
+        resume.keep_global_batch(cfg, before, 2)
+        assert cfg.data.batch_size == 40
+
+
+def test_what_only_one_of_the_others_meets_with_ends_it_and_is_said(capsys):
+    with pytest.raises(RunError, match="no such folder"), processes.after_the_first():
+        raise UsageError("no such folder")
+    assert capsys.readouterr().err == "error: process 0: no such folder\n"
 
 
 def test_metrics_of_an_epoch_that_goes_on_in_other_numbers_are_counted_once():

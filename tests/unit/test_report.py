@@ -42,6 +42,8 @@ def a_run(folder: str, overrides: list[str], acc: float | None, seed: int = 0, *
         "network": "resnet_cifar",
         "parameters": 272_474,
         "train_seconds": 60.0,
+        "images_per_second": 3750.0,
+        "precision": "32-true",
         "selected": "best on validation",
         "epoch": 4,
         "epochs": 5,
@@ -361,6 +363,34 @@ def test_what_was_held_out_tells_two_data_sets_of_one_name_apart():
     a_run("runs/a", [], 0.8, 0, **ONE_SET)
     a_run("runs/b", [], 0.9, 1, **ONE_SET | {"split_hash": "other", "num_train": 50_000, "num_val": 0})
     assert [row["data"] for row in groups_of()] == ["cifar10 45,000+5,000", "cifar10 50,000+0"]
+
+
+def test_folds_are_one_row_and_none_with_other_runs():
+    for fold in range(3):
+        config = a_run(f"runs/fold-{fold}", [], 0.5, 0, **ONE_SET | {"split_hash": str(fold), "num_train": 40_000})
+        set_fold(config / "result.json", fold)
+    a_run("runs/a", [], 0.8, 0, **ONE_SET)
+    assert [(row["data"], row["n"]) for row in groups_of()] == [
+        ("cifar10 40,000+5,000", "3"),
+        ("cifar10 45,000+5,000", "1"),
+    ]
+    a_run("runs/b", [], 0.8, 0, **ONE_SET | {"split_hash": "other"})
+    assert sorted(row["n"] for row in groups_of()) == ["1", "1", "3"]
+
+
+def set_fold(path: Path, fold: int) -> None:
+    record = json.loads(path.read_text())
+    record["config"]["data"]["fold"] = fold
+    path.write_text(json.dumps(record))
+
+
+def test_one_run_that_was_tested_beside_others_that_were_not_keeps_its_interval():
+    a_run("runs/a", [], 0.8, 0, **ONE_SET)
+    (alone,) = groups_of()
+    a_run("runs/b", [], None, 1, **ONE_SET | {"num_tested": None})
+    (row,) = groups_of()
+    assert row["test_acc_interval"] == alone["test_acc_interval"] == "Wilson"
+    assert row["test_acc_low"] == alone["test_acc_low"]
 
 
 def test_copies_of_the_same_images_in_two_places_are_one_data_set():

@@ -37,6 +37,19 @@ def test_of_a_setting_given_again_and_again_the_last_is_in_the_name():
     assert runs.slug(runs.in_telling_order(given)) == "model-resnet20_lr-0.1"
 
 
+def test_two_who_write_one_file_at_once_leave_a_whole_one(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    with runs.replacing(path) as first:
+        first.write(b"A" * 50)
+        with monkeypatch.context() as patch:
+            patch.setattr("cifar_resnet.runs.os.getpid", lambda: 1)  # another process
+            with runs.replacing(path) as second:
+                second.write(b"B" * 70)
+        assert path.read_bytes() == b"B" * 70
+    assert path.read_bytes() == b"A" * 50
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_long_folder_names_are_cut_and_stay_distinct():
     names = {runs.slug([f"model.widths=[{','.join(['128'] * 40)},{last}]"]) for last in range(5)}
     assert len(names) == 5

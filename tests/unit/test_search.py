@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 from helpers import TINY
 
-from cifar_resnet import cli, search
+from cifar_resnet import claims, cli, search
 from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import UsageError
@@ -149,6 +150,57 @@ def test_a_trial_that_failed_is_tried_again(scored, monkeypatch):
     monkeypatch.setattr(search, "run_in", run_in)
     assert cli.search(arguments) == 0
     assert len(scored) == 3
+
+
+@pytest.mark.slow
+def test_a_trial_that_another_process_has_taken_over_is_left_to_it(scored, monkeypatch, capsys):
+    arguments = [*SMALL, "search.rounds=1", "search.trials=2"]
+    run_in, told = search.run_in, []
+
+    def lost(run_dir, *rest):
+        if not told:
+            told.append(run_dir)
+            raise claims.Lost("another process has taken this run over")
+        return run_in(run_dir, *rest)
+
+    monkeypatch.setattr(search, "run_in", lost)
+    assert cli.search(arguments) == 0
+    assert [trial["state"] for trial in trials_of()] == ["COMPLETE"] * 2  # the first by another process
+    assert "warning: another process has taken this run over" in capsys.readouterr().out
+
+
+def test_in_a_database_trials_of_another_recipe_are_told_and_its_address_is_in_no_file(scored, tmp_path, capsys):
+    space = ["search.rounds=1", "search.trials=1", f"search.storage=sqlite:///{tmp_path}/secret.db"]
+    assert cli.search([*SMALL, *space]) == 0
+    files = [path for path in Path("outputs").rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"secret" in path.read_bytes()]
+    shutil.rmtree("outputs")
+    own = write_recipe(0.8)
+    assert cli.search([*SMALL, *space, *own]) == 0
+    shutil.rmtree("outputs")
+    capsys.readouterr()
+    assert cli.search([*SMALL, *space, *write_recipe(0.7)]) == 2
+    assert "Got another optimizer.momentum than in search.storage" in capsys.readouterr().err
+
+
+def write_recipe(momentum: float) -> list[str]:
+    """A user's own, by the same name whatever it holds."""
+    Path("own/optimizer").mkdir(parents=True, exist_ok=True)
+    Path("own/optimizer/mine.yaml").write_text(f"defaults:\n  - sgd\nmomentum: {momentum}\n")
+    return ["--config-dir", "own", "optimizer=mine"]
+
+
+def test_with_fewer_trials_than_there_are_a_launcher_begins_none(scored):
+    arguments = [*SMALL, "search.rounds=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    launched = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "launch", lambda job, folder, count, call: launched.append(count))
+        cli.search([*arguments, "search.trials=3"])
+        cli.search([*[text for text in arguments if "launcher" not in text], "search.trials=3"])
+        cli.search([*arguments, "search.trials=2"])
+    assert launched == [3]
 
 
 @pytest.mark.slow

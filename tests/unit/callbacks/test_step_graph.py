@@ -106,6 +106,7 @@ def test_a_run_that_began_without_goes_on_with_it_and_the_other_way_round(cifar_
         (["optimizer.fused=false"], "SGD is not fused"),
         (["selection=proxy"], "a proxy selects the images"),
         (["augment=randaugment"], "augment.policy is drawn on the host"),
+        (["trainer.reload_dataloaders_every_n_epochs=1"], "trainer.reload_dataloaders_every_n_epochs makes others"),
         (["trainer.accumulate_grad_batches=2"], "gradients of several batches are added up"),
         (["ensemble.size=2"], "networks side by side take their batches together"),
         (["+callbacks.looks._target_=own.Looks", "trust=[own]"], "Looks looks into the step"),

@@ -112,7 +112,7 @@ def tiny_imagenet(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "".join(f"{name}\t{wnid}\t0\t0\t63\t63\n" for name, wnid in rows)
     )
     (folder / "wnids.txt").write_text("\n".join(wnids))
-    (folder / "words.txt").write_text("n00\tnothing\nn02\tgoldfish, Carassius auratus\n")
+    (folder / "words.txt").write_text("n00\tnothing\n\nn02\tgoldfish, Carassius auratus\n")
 
 
 def kaggle_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,25 @@ def test_image_folder_decodes_once_until_a_file_changes(folder, monkeypatch):
     assert images[2, 0].eq(255).all()
 
 
+def test_where_nothing_can_be_kept_each_half_is_decoded_once(folder, monkeypatch):
+    decoded, decode_files = [], ImageFolder.decode_files
+    monkeypatch.setattr(
+        ImageFolder, "decode_files", lambda self, paths: decoded.append(len(paths)) or decode_files(self, paths)
+    )
+    monkeypatch.setattr("cifar_resnet.data.sources.os.access", lambda path, mode: False)
+    data = folder_data(folder)
+    assert not decoded
+    data.read(train=True)
+    assert decoded == [12]
+
+
+def test_a_cache_that_is_interrupted_leaves_nothing(folder, monkeypatch):
+    monkeypatch.setattr("cifar_resnet.data.sources.np.savez", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        folder_data(folder)
+    assert not list(folder.glob(".*.part"))
+
+
 def test_a_damaged_cache_is_made_anew(folder):
     folder_data(folder)
     (cache,) = folder.glob(".*train*.npz")
@@ -237,6 +256,12 @@ def test_an_interrupted_download_is_tried_again(server, tmp_path):
     data.prepare_data()
     assert data.is_complete()
     assert server.requests > server.failures
+
+
+def test_a_proxy_that_answers_nonsense_is_told_as_any_failed_download(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "fetch", Mock(side_effect=BadStatusLine("what?")))
+    with pytest.raises(FileNotFoundError, match="could not be downloaded"):
+        CIFAR10(root=str(tmp_path / "data")).prepare_data()
 
 
 def test_half_a_download_never_counts_as_present(server, tmp_path):

@@ -106,6 +106,28 @@ def test_parts_sum_to_the_whole(network):
     assert sum(part.macs for part in table) == num_macs(model, (3, 32, 32))
 
 
+class Pair(torch.nn.Module):
+    """A network whose parts give several tensors, and which has a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.LSTM(3, 4, batch_first=True), torch.nn.Linear(4, 10)
+        self.own = torch.nn.Parameter(torch.zeros(7))
+
+    def forward(self, images):
+        found, _ = self.first(images.flatten(2).transpose(1, 2))
+        return self.last(found[:, -1])
+
+
+def test_parts_may_give_several_tensors_and_what_is_in_none_of_them_is_told():
+    table = summarize(Pair(), (3, 8, 8))
+    assert [(part.name, part.output_shape) for part in table] == [
+        ("first", (64, 4)), ("last", (10,)), ("all else", ()),
+    ]  # fmt: skip
+    assert table[-1].parameters == 7
+    assert sum(part.parameters for part in table) == num_parameters(Pair())
+
+
 def test_parts_are_the_stages_of_the_network():
     model = build("model=resnet20")
     table = summarize(model, (3, 32, 32))

@@ -49,6 +49,14 @@ def test_one_cycle_in_rates_and_epochs_equals_one_cycle_in_factors():
     assert found == pytest.approx([rate * 0.017 / 0.2 for rate in rates(one_cycle, total_steps=STEPS, **factors)])
 
 
+def test_a_greatest_rate_is_that_of_the_optimizer_and_groups_keep_their_multiples():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.2)]
+    optimizer = torch.optim.SGD(groups, lr=0.2)
+    schedule = one_cycle(optimizer, STEPS, peak_fraction=0.0, max_lr=0.4)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2.0, 0.4])
+    assert schedule.get_last_lr() == pytest.approx([2.0, 0.4])
+
+
 def test_multistep_equals_torchs():
     expected = rates(MultiStepLR, milestones=[20, 30], gamma=0.2)
     assert rates(multistep, total_steps=STEPS, milestones=[0.5, 0.75], factor=0.2) == pytest.approx(expected)
