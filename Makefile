@@ -35,9 +35,9 @@ docs: .venv/installed  ## README and docs/ as a site, in outputs/site
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 BENCHMARKS = throughput augmentation optimizers startup overhead memory ensemble predict scaling
-bench: .venv/installed  ## what training costs, as ratios; figures go to benchmarks/results/
-	@device=$$(python -c "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"); \
+bench: .venv/installed  ## what training costs, as ratios; figures go to outputs/bench/
+	@mkdir -p outputs/bench; device=$$(python -c "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"); \
 	for name in $(BENCHMARKS); do \
 	    echo; echo "== python benchmarks/$$name.py"; \
-	    python benchmarks/$$name.py --json benchmarks/results/$$name-$$device.json || exit 1; \
+	    python benchmarks/$$name.py --json outputs/bench/$$name-$$device.json || exit 1; \
 	done

@@ -1,5 +1,6 @@
 """How networks hold up, each alone and as an ensemble: clean, calibrated, corrupted, and against other images.
 
+    cifar-train -m experiment=speed94 data.num_val=5000 seed=0,1,2      # with images to fit a temperature on
     python benchmarks/robustness.py outputs/speed94/<sweep folder> --root data
 
 Corruptions are our own (data=corrupted), not CIFAR-10-C; the far set is data=synthetic. What is written holds figures

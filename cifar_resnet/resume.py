@@ -152,12 +152,8 @@ def given_anew(cfg: DictConfig) -> list[str]:
     if not cfg.resume:
         return []
     begun, now = plain(runs.load_config(Path(cfg.run_dir))), plain(cfg)
-    values = {key: (value_at(begun, key), value_at(now, key)) for key in MAY_CHANGE if key not in ("resume", "trust")}
-    return [
-        f"{key}={quoting.written(value)}"
-        for key, (before, value) in values.items()
-        if value != before and not isinstance(value, Mapping)
-    ]
+    keys = [key for key in MAY_CHANGE if key not in ("resume", "trust", "logger")]  # the last is a group
+    return [f"{key}={quoting.written(value)}" for key in keys if (value := value_at(now, key)) != value_at(begun, key)]
 
 
 def without_folders(overrides: list[str]) -> list[str]:

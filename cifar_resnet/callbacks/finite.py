@@ -58,8 +58,10 @@ class FiniteLoss(Callback):
             total_of_proxy = trainer.strategy.reduce(self.total_of_proxy.clone()).item()
             if not math.isfinite(total_of_proxy):
                 loss, whose = total_of_proxy, " from the proxy that selects images,"
-            remedy = CALMER + ("" if "32" in str(trainer.precision) else ", or precision=32-true")
-            raise Diverged(f"the loss is no longer finite. Got {loss}{whose}{where(trainer)}; give {remedy}")
+            # of the first step it is that of the weights it began with, which no rate has moved
+            remedy = f"give {CALMER}" if trainer.global_step > 1 else "look at the network, its init and data.std"
+            remedy += "" if "32" in str(trainer.precision) else ", or give precision=32-true"
+            raise Diverged(f"the loss is no longer finite. Got {loss}{whose}{where(trainer)}; {remedy}")
         if is_asked:
             self.count_skipped()
         if self.skipped_in_a_row >= self.MAX_SKIPPED:

@@ -283,7 +283,9 @@ def test_a_network_that_diverges_is_named(cifar_train, monkeypatch, capsys):
     seeds: list[int] = []
     monkeypatch.setattr(Classifier, "init_whitening", spoil)
     assert cifar_train(*TWO) == 1
-    assert "the loss is no longer finite. Got nan with seed 4 by step 1" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "the loss is no longer finite. Got nan with seed 4 by step 1" in line
+    assert "; look at the network, its init and data.std" in line
 
 
 @pytest.mark.slow
