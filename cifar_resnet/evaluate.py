@@ -234,12 +234,13 @@ def differences(
     """
     same_wherever = ("checkpoint=", "accelerator=", "trust=", *["data.root="] * (own_images is True))
     changes = [text for text in overrides if not text.startswith(same_wherever)]
+    were_parts = any(record.get("num_tested", 0) < record.get("num_test", 0) for record in records_of(paths))
     is_other_precision = any(record.get("precision") != precision for record in records_of(paths))
     is_asked_for = any(text.startswith("precision") for text in changes)
     return [
         *([runs.slug(changes)] if changes else []),
         *([f"precision-{precision}"] if is_other_precision and not is_asked_for else []),
-        *([f"images-{content_hash(images)[:6]}"] if own_images is False else []),
+        *([f"images-{content_hash(images)[:6]}"] if own_images is False or (own_images is None and were_parts) else []),
     ]
 
 

@@ -120,6 +120,30 @@ def test_a_lost_process_ends_the_other_with_one_line_and_the_run_can_go_on(tmp_p
     assert record_of(tmp_path / "run")["steps"] == 15
 
 
+PICKY = """
+import os
+from cifar_resnet.models import ResNet
+
+class Net(ResNet):
+    def __init__(self, **settings):
+        if os.environ.get("RANK") == "1":
+            raise ValueError("no such file on this host")
+        super().__init__(**settings)
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_alone_cannot_build_ends_all_with_its_reason(tmp_path):
+    write_files(tmp_path, {"picky.py": PICKY})
+    command = [sys.executable, "-m", "cifar_resnet.train", *TINY, *TWO[:-1]]
+    command += ["model._target_=picky.Net", "trust=[picky]"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "error: process 1: no such file on this host" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+
+
 def start(tmp_path, environment: dict[str, str], *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "cifar_resnet.train", *TINY, *arguments]
     return subprocess.Popen(

@@ -308,9 +308,9 @@ def test_what_a_training_can_do_without_may_be_taken_away(cifar_train, run_dirs,
 def test_a_callback_that_saves_before_the_first_step_is_let(cifar_train, tmp_path, monkeypatch):
     text = "from lightning.pytorch import Callback\nclass Early(Callback):\n"
     text += "    def on_fit_start(self, trainer, module):\n        trainer.save_checkpoint('early.ckpt')\n"
-    write_files(tmp_path, {"own.py": text})
+    write_files(tmp_path, {"saves_early.py": text})
     monkeypatch.syspath_prepend(tmp_path)
-    assert cifar_train("+callbacks.early._target_=own.Early", "trust=[own]") == 0
+    assert cifar_train("+callbacks.early._target_=saves_early.Early", "trust=[saves_early]") == 0
     assert Path("early.ckpt").exists()
 
 

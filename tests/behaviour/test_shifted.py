@@ -292,8 +292,18 @@ def by_hand(paths: list[Path], pixels: np.ndarray, train: torch.Tensor) -> dict[
 def test_without_its_training_images_neighbours_are_left_out_and_that_is_said(run_dir, tmp_path, images, capsys):
     np.savez(tmp_path / "test.npz", images=images[0], labels=images[1], classes=np.array(CLASSES))
     np.savez(tmp_path / "some.npz", images=images[0][:15])
-    result = result_of(run_dir, "data=files", "data.test=test.npz", "ood=some.npz")
+    command = (run_dir, "data=files", "data.test=test.npz", "ood=some.npz")
+    result = result_of(*command)  # whose training images lie where they did
+    assert set(result["ood"]["some.npz"]["scores"]) == {"probability", "energy", "neighbours"}
+    assert result["temperature_from"] == "40 validation images"
+    train = run_dir.parents[3] / "True.npz"
+    train.rename("away.npz")
+    try:
+        result = result_of(*command)
+    finally:
+        Path("away.npz").rename(train)
     assert set(result["ood"]["some.npz"]["scores"]) == {"probability", "energy"}
+    assert result["temperature"] is None
     assert "nearest neighbours" in capsys.readouterr().out
 
 

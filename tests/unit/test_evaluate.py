@@ -252,9 +252,18 @@ def test_of_a_run_that_was_tested_on_a_part_nobody_knows_whether_these_were_its_
     (run_dir,) = run_dirs()
     assert record_of(run_dir)["num_tested"] == 20
     assert cli.evaluate([f"checkpoint={run_dir}"]) == 0
-    assert result_in(run_dir)["own_test_images"] is None
-    assert result_in(run_dir)["num_images"] == 50
-    assert not list(run_dir.glob("evaluation-*"))
+    (folder,) = run_dir.glob("evaluation-*")  # beside what its own test left
+    assert result_in(folder)["own_test_images"] is None
+    assert result_in(folder)["num_images"] == 50
+
+
+def test_of_members_that_look_at_other_views_each_is_named(own_sweep):
+    path = own_sweep / "seed-1/checkpoints/best.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["hyper_parameters"]["tta"] = "flip"
+    torch.save(saved, path)
+    assert cli.evaluate([f"checkpoint={own_sweep}", "output_dir=all", *PLAIN]) == 0
+    assert result_in(Path("all"))["tta"] == "none, flip"
 
 
 @pytest.mark.slow
