@@ -86,6 +86,7 @@ def test_a_loaded_network_keeps_its_filters_and_a_list_of_weights_needs_no_data_
     assert network.loss_weights.tolist() == [1.0] * 9 + [2.0]
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_teacher(data, trained):
     network = ResNet(depth=8, widths=[4, 8, 8], distillation=Distillation([load(trained)]), optimizer=sgd)
     fit(network, {"datamodule": data})

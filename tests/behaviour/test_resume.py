@@ -336,6 +336,7 @@ def test_without_a_checkpoint_of_each_epoch_a_stop_at_its_end_saves_one(cifar_tr
     assert_equal(whole["state_dict"], stopped["state_dict"], "weights")
 
 
+@pytest.mark.slow
 def test_in_a_sweep_what_keeps_no_checkpoint_to_go_on_from_begins_anew(cifar_train, monkeypatch, capsys):
     command = ("-m", "seed=0", "trainer.max_epochs=3", "~callbacks.last")
     training_step = Classifier.training_step
@@ -364,6 +365,7 @@ def test_what_a_resumed_run_was_given_is_in_the_line_that_goes_on(cifar_train, r
     assert line == f"resume={run_dir} trainer.max_time=00:01:00:00 data.eval_batch_size=20"
 
 
+@pytest.mark.slow
 def test_a_test_of_all_images_is_not_replaced_by_one_of_a_part(cifar_train, run_dirs, capsys):
     assert cifar_train("data.eval_batch_size=20", "trainer.limit_test_batches=1") == 0
     (run_dir,) = run_dirs()

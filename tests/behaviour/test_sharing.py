@@ -221,6 +221,7 @@ def test_a_folder_of_somebody_elses_with_a_config_of_its_own_is_left_alone(cifar
     assert {path.name for path in Path("exp-0").iterdir()} == {"config.yaml", "notes.txt"}
 
 
+@pytest.mark.slow
 def test_a_job_that_another_process_has_taken_over_is_waited_for_and_has_not_failed(cifar_train, monkeypatch, capsys):
     run_in = sweep.run_in
 
@@ -234,6 +235,7 @@ def test_a_job_that_another_process_has_taken_over_is_waited_for_and_has_not_fai
     assert not list(Path("outputs").rglob("failure.txt"))
 
 
+@pytest.mark.slow
 def test_each_jobs_folder_is_where_its_own_settings_say():
     assert cli.train([*TINY, "-m", "seed=4,5", "hydra.sweep.dir=by/${seed}"]) == 0
     assert sorted(str(path.parent) for path in Path("by").rglob("result.json")) == ["by/4/seed-4", "by/5/seed-5"]

@@ -238,6 +238,7 @@ def test_temperature_is_fitted_on_validation_images_alone(own_run):
     assert first["calibrated"]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_temperature_is_of_the_images_held_out_in_training_whatever_settings_the_test_has(own_run):
     found = []
     for name, more in (("a", []), ("b", ["data.split_seed=7"]), ("c", ["data.num_val=50"])):
@@ -257,6 +258,7 @@ def test_of_a_run_that_was_tested_on_a_part_nobody_knows_whether_these_were_its_
     assert result_in(folder)["num_images"] == 50
 
 
+@pytest.mark.slow
 def test_of_members_that_look_at_other_views_each_is_named(own_sweep):
     path = own_sweep / "seed-1/checkpoints/best.ckpt"
     saved = torch.load(path, weights_only=True)

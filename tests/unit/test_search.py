@@ -169,6 +169,7 @@ def test_a_trial_that_another_process_has_taken_over_is_left_to_it(scored, monke
     assert "warning: another process has taken this run over" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_in_a_database_trials_of_another_recipe_are_told_and_its_address_is_in_no_file(scored, tmp_path, capsys):
     space = ["search.rounds=1", "search.trials=1", f"search.storage=sqlite:///{tmp_path}/secret.db"]
     assert cli.search([*SMALL, *space]) == 0
@@ -191,6 +192,7 @@ def write_recipe(momentum: float) -> list[str]:
     return ["--config-dir", "own", "optimizer=mine"]
 
 
+@pytest.mark.slow
 def test_with_fewer_trials_than_there_are_a_launcher_begins_none(scored):
     arguments = [*SMALL, "search.rounds=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
