@@ -666,6 +666,7 @@ BEFORE_DATA_IS_READ = [
     ("train", "resume={run:1}", "resume needs a run folder.", "Got {run:1}, which is not there"),
     ("train", "resume=größe(1)", "resume needs a run folder.", "Got größe(1), which is not there"),
     ("train", "resume=run seed=3", "the configuration it began with.", "Got seed as well;", "or start a new run"),
+    ("train", "resume=run selection.share=0.3", "it began with.", "Got selection.share=0.3 as well;", "leave that out"),
     ("train", "resume=run dry_run=true", "dry_run describes", "resume goes on with something else", "give one"),
     # sweeps
     ("train", "-m seed=0,1 resume=run", "a sweep names and resumes its runs itself", "leave out run_dir and resume"),
