@@ -43,7 +43,6 @@ from cifar_resnet.overrides import (
 )
 from cifar_resnet.own_files import refuse_gaps
 from cifar_resnet.quoting import in_quotes
-from cifar_resnet.recipe import AUTO
 
 CONF = next(path for folder in Path(__file__).resolve().parents[:2] if (path := folder / "conf").is_dir())
 # Hydra 1.4 warns where its predecessor's defaults are asked for, 1.3 where they are not
@@ -323,14 +322,19 @@ class Composer:
         if key := re.search(r"Could not override '([^']+)'", text):
             given = [text for text in overrides if text.lstrip("+~").partition("=")[0] == key[1]]
             known = self.known_keys(overrides)
-            if given and any(text.startswith("resume=") and text != f"resume={AUTO}" for text in overrides):
-                return (  # whose own configuration may well have it
+            of_another = given and self.of_another_choice(given[-1], known)
+            if of_another and resumes(overrides):  # which has one choice, and maybe that
+                of_another = (
                     f"resume continues a run with the configuration it began with. Got {given[-1]} as well; leave that "
                     f"out, or start a new run"
                 )
-            return (given and (instead_of(key[1], given[-1]) or self.of_another_choice(given[-1], known))) or (
-                f"unknown key {key[1]}{'' if given or len(self.folders) == 1 else ' in a file of settings'}."
-                f"{did_you_mean(key[1], known)} See {program(self.config_name)} --help"
+            return (
+                (given and instead_of(key[1], given[-1]))
+                or of_another
+                or (
+                    f"unknown key {key[1]}{'' if given or len(self.folders) == 1 else ' in a file of settings'}."
+                    f"{did_you_mean(key[1], known)} See {program(self.config_name)} --help"
+                )
             )
         if there := re.search(r"An item is already at '(.+?)'", text):
             return f"+ is for what is not there yet. Got +{there[1]}; leave out the +"

@@ -216,13 +216,17 @@ def is_of_own_test(run_dir: Path, images: Tensor, labels: Tensor) -> bool | None
     record = runs.read_record(run_dir) or {}
     if tested_on := record.get("test_hash"):
         is_same = tested_on == content_hash(images, labels)
-        was_part = record.get("num_tested", 0) < record.get("num_test", 0)  # which was it?
-        return None if was_part and not is_same else is_same
+        return None if tested_a_part(record) and not is_same else is_same  # which part?
     try:  # of a version whose records hold no hash
         own = Predictions.load(run_dir / FILE)
     except Exception:  # none, or a damaged archive, which may raise anything
         return None
     return own.images_hash == content_hash(images) and torch.equal(own.labels, labels)
+
+
+def tested_a_part(record: dict) -> bool:
+    """Whether the run's own test was of a part of its test images."""
+    return "num_tested" in record and record["num_tested"] < record["num_test"]
 
 
 def differences(
@@ -234,7 +238,7 @@ def differences(
     """
     same_wherever = ("checkpoint=", "accelerator=", "trust=", *["data.root="] * (own_images is True))
     changes = [text for text in overrides if not text.startswith(same_wherever)]
-    were_parts = any(record.get("num_tested", 0) < record.get("num_test", 0) for record in records_of(paths))
+    were_parts = any(map(tested_a_part, records_of(paths)))
     is_other_precision = any(record.get("precision") != precision for record in records_of(paths))
     is_asked_for = any(text.startswith("precision") for text in changes)
     return [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_resnet import callbacks, runs
+from cifar_resnet import callbacks, claims, runs
 from cifar_resnet.errors import Diverged, RunError, UsageError, gpu_trouble
 from cifar_resnet.range_test import RangeTest
 from cifar_resnet.terminal import announcement, log, log_to
@@ -36,7 +36,8 @@ def narrated(
         except UsageError:  # nothing that could go on has begun
             raise
         except BaseException as error:
-            log.info(f"\nstopped before its end{f'; {how_to_go_on}' * (not isinstance(error, Diverged))}")
+            goes_on = not isinstance(error, (Diverged, claims.Lost))
+            log.info(f"\nstopped before its end{f'; {how_to_go_on}' * goes_on}")
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 raise RunError(f"a file could not be written ({error}); what had been finished is kept") from error
             of_a_step = cfg.data.get("batch_size") or 1, cfg.trainer.get("accumulate_grad_batches") or 1

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -91,6 +92,8 @@ def written(value: object) -> str:
     """A setting's value as an override gives it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{written(each)}' for key, each in value.items())}}}"
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
     return literal(value, whole=True) if isinstance(value, str) else str(value)

@@ -120,8 +120,9 @@ def keep_global_batch(cfg: DictConfig, before: tuple[int, int, object, bool] | N
     earlier, batch_size, devices, is_within_epoch = before
     if count == earlier:
         begun = plain(runs.load_config(Path(cfg.run_dir)))
-        is_any_number = devices in ("auto", -1, "-1")  # so that it may have begun on another one
-        is_same_batch = batch_size == begun["data"]["batch_size"] or not is_any_number
+        nodes = [value_at(each, "trainer.num_nodes") for each in (begun, plain(cfg))]
+        may_have_begun_on_more = devices in ("auto", -1, "-1") or nodes[0] != nodes[1]
+        is_same_batch = batch_size == begun["data"]["batch_size"] or not may_have_begun_on_more
         if devices == begun["trainer"]["devices"] and is_same_batch:
             return  # as it began
     images = earlier * batch_size

@@ -108,7 +108,7 @@ def check_new(run_dir: Path) -> None:
 
 
 def create_run_dir(cfg: DictConfig) -> Path:
-    """`cfg.run_dir`, or else a new <output_dir>/<name>/<time>-<what differs> that no other run can have got as well."""
+    """`cfg.run_dir`, or else a new <output_dir>/<name>/<time>-<settings> that no other run can have got as well."""
     if cfg.run_dir:
         check_new(Path(cfg.run_dir))
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 }
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
 FINISHED = [TrialState.COMPLETE, TrialState.PRUNED]
-RECIPE = "recipe"  # attribute of a study
+RECIPE = "recipe"  # attributes of a study: this with the number of a corner
 # attributes of a trial
 ROUND, DIVERGED, PART, SECONDS, ACC = "round", "diverged", "part", "seconds", "acc"
 IN_WORDS = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}
@@ -183,14 +183,16 @@ class Search:
         """UsageError where the trials so far are of another recipe; these are noted for the next time."""
         where = "search.storage, under this name" if self.storage else str(self.folder)
         remedy = "give another name=…" if self.storage else "take that folder away, or give another name=…"
-        for before, cfg in zip(self.study.user_attrs.get(RECIPE, ()), corners, strict=False):
+        for number, cfg in enumerate(corners):  # each by itself: a database has room for some 60 kB
+            key = f"{RECIPE} {number}"
+            before = self.study.user_attrs.get(key)
             refuse_if(
-                changed := differences(before, cfg, resume.SET_BY_US, raw=cfg),
+                changed := differences(before, cfg, resume.SET_BY_US, raw=cfg) if before else [],
                 f"its recipe has changed since this search was begun. Got another {resume.listed(changed)} than in "
                 f"{where}; {remedy}",
             )
-        if RECIPE not in self.study.user_attrs:
-            self.study.set_user_attr(RECIPE, [without_storage(plain(cfg)) for cfg in corners])
+            if not before:
+                self.study.set_user_attr(key, without_storage(plain(cfg)))
 
     def go_on(self) -> None:
         """Finish what was begun, then try out what is missing, round by round; what fails is tried again next time."""

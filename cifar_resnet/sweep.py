@@ -5,7 +5,6 @@ The same command in another process, here or on another host that sees the folde
 
 import contextlib
 import functools
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,7 +57,8 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
 
     run: trains one job and returns its record; a function of a module, for a launcher's workers import it.
     """
-    folder, run_dirs = folders_of(jobs)
+    folders, run_dirs = folders_of(jobs)
+    folder = folders[0]
     with as_usage_error():
         folder.mkdir(parents=True, exist_ok=True)
         began = runs.time_in(folder)
@@ -91,19 +91,19 @@ def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
             f"  {len(reasons)} of {len(jobs)} jobs failed; the same command again trains only those\n\n"
             f"{''.join(reasons)}"
         )
-    commands = {"curves": look_next(folder, folder)}
+    commands = {"curves": look_next(folder, folder) if len(folders) == 1 else ""}
     if sum(isinstance(outcome, dict) for outcome in outcomes) > 1:
-        commands["compare"] = command_line("cifar-report", folder)
+        commands["compare"] = command_line("cifar-report", *folders)
         varying = [text for job in jobs for text in job.varying]
-        if jobs[0].cfg.test and not any(text.startswith(("data", "test=")) for text in varying):
+        if len(folders) == 1 and jobs[0].cfg.test and not any(text.startswith(("data", "test=")) for text in varying):
             commands["as an ensemble"] = command_line("cifar-evaluate", f"checkpoint={folder}")
     if shown := {name: command for name, command in commands.items() if command}:
         log.info(listed(shown))
     return 1 if reasons else 0
 
 
-def folders_of(jobs: Sequence[Job]) -> tuple[Path, list[Path]]:
-    """That of the sweep and of each job: as Hydra's settings name them, or else by what varies."""
+def folders_of(jobs: Sequence[Job]) -> tuple[list[Path], list[Path]]:
+    """Those of the sweep, mostly one, and that of each job: as Hydra's settings name them, or else by what varies."""
     job, varying = jobs[0], list(dict.fromkeys(override for job in jobs for override in job.varying))
     lasting = [text for text in job.overrides if not text.startswith("sweep.")]  # another limit is no other sweep
     usual = runs.sweep_dir(runs.parent_dir(job.cfg), [*job.composer.arguments, *lasting], varying)
@@ -117,7 +117,7 @@ def folders_of(jobs: Sequence[Job]) -> tuple[Path, list[Path]]:
     refuse_if(
         twice, f"each job needs a folder of its own. Got hydra.sweep.subdir={twice} twice; put ${{hydra.job.num}} in it"
     )
-    return Path(os.path.commonpath(folders)), found
+    return list(dict.fromkeys(folders)), found
 
 
 class Task:

@@ -33,7 +33,7 @@ class FiniteLoss(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # of losses: finite as long as each of them is
         self.total, self.total_of_proxy = torch.zeros(2, device=pl_module.device).unbind()
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row, self.steps_before = 0, trainer.global_step
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.scale = self.scaler and self.scaler.get_scale()  # it has no tensor of it before the first step
 
@@ -58,10 +58,11 @@ class FiniteLoss(Callback):
             total_of_proxy = trainer.strategy.reduce(self.total_of_proxy.clone()).item()
             if not math.isfinite(total_of_proxy):
                 loss, whose = total_of_proxy, " from the proxy that selects images,"
-            # of the first step it is that of the weights it began with, which no rate has moved
-            remedy = f"give {CALMER}" if trainer.global_step > 1 else "look at the network, its init and data.std"
+            # before the first step no rate has moved the weights
+            remedy = f"give {CALMER}" if self.steps_before else "look at the network, its init and data.std"
             remedy += "" if "32" in str(trainer.precision) else ", or give precision=32-true"
             raise Diverged(f"the loss is no longer finite. Got {loss}{whose}{where(trainer)}; {remedy}")
+        self.steps_before = trainer.global_step
         if is_asked:
             self.count_skipped()
         if self.skipped_in_a_row >= self.MAX_SKIPPED:

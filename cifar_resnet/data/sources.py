@@ -261,7 +261,8 @@ def write_cache(path: Path, fingerprint: str, arrays: dict[str, Any]) -> None:
     except OSError as error:
         log.warning(f"warning: no cache could be written, so images are decoded anew each time ({error})")
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing can be taken away
+            part.unlink(missing_ok=True)
 
 
 class Synthetic(DataModule):

@@ -108,14 +108,14 @@ class Classifier(LightningModule):
         self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = (Mean() for _ in range(3))
         self.seed: int | None = None  # of dropout and its like
-        self.is_prepared = False
+        self.is_prepared, self.prepared_for = False, None  # by cifar-train; else for which data module
         self.sam: SAM | None = None  # while it is trained with one
         self.monitor: Monitor = "val/loss"  # of schedules that go by a metric
         self.config: dict | None = None  # of the run, kept in its checkpoints
         self.data_state: dict | None = None  # what its images and classes are (`DataModule.state`), kept likewise
 
     def prepare(self, data: Any) -> None:
-        """Take what the training images decide, before the first step: whitening filters, class weights, what the
+        """Take what the training images decide: whitening filters where there are none yet, class weights, what the
         pixels mean. ValueError where they cannot be known.
 
         data: a data module of this package, set up; of others and of loaders nothing is known.
@@ -127,20 +127,20 @@ class Classifier(LightningModule):
             classes != own_classes,
             f"the network tells {own_classes} classes apart. Got data of {classes}; give num_classes={classes}",
         )
-        unfitted = any(each.is_unfitted for network in self.all_networks() for each in network.whitening_layers())
         needs = {
-            "whitening layers are fitted to them; or call init_whitening(images)": unfitted,
-            "model.class_weights=balanced counts them; or give a list": self.class_weights == "balanced",
+            "model.class_weights=balanced counts them; or give a list": any(
+                network.class_weights == "balanced" for network in self.all_networks()
+            ),
             "distillation asks the teachers with their own normalisation": self.distillation,
         }
         lacking = next((text for text, is_needed in needs.items() if is_needed and not is_known), None)
         refuse_if(lacking, f"the training images must come from a data module of cifar_resnet. Got another: {lacking}")
-        if unfitted:
+        if is_known and self.has_unfitted():
             self.init_whitening(data.sample())
         for network in self.all_networks():
             network.weigh_classes(data.class_counts if is_known else torch.ones(classes))
         self.data_state = data.state() if is_known else self.data_state
-        self.is_prepared = True
+        self.prepared_for = data
 
     def check_budget(self) -> None:
         count = num_parameters(self)
@@ -246,6 +246,9 @@ class Classifier(LightningModule):
         for layer in (each for network in self.all_networks() for each in network.whitening_layers()):
             layer.init_whitening(images)
 
+    def has_unfitted(self) -> bool:
+        return any(layer.is_unfitted for network in self.all_networks() for layer in network.whitening_layers())
+
     def whitening_layers(self) -> list[Whitening]:
         return [module for module in self.modules() if isinstance(module, Whitening)]
 
@@ -284,8 +287,9 @@ class Classifier(LightningModule):
         rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
         self.to(memory_format=torch.channels_last)
         if stage == "fit":
-            if not self.is_prepared:  # by cifar-train
-                self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            if not self.is_prepared and (data is None or data is not self.prepared_for):
+                self.prepare(data)
             self.hold_frozen_parts()
         if self.distillation and stage == "fit":
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
@@ -297,6 +301,11 @@ class Classifier(LightningModule):
                 parameter.requires_grad = False
 
     def on_fit_start(self) -> None:
+        refuse_if(
+            self.has_unfitted(),  # nor has a checkpoint brought them
+            "the filters of whitening layers are fitted to training images. Got no data module of cifar_resnet; give "
+            "one, or call init_whitening(images) first",
+        )
         self.is_unlogged = True  # an epoch that goes on in its middle has no start
         modules = [module for network in self.all_networks() for module in network.modules()]
         self.with_progress = [module for module in modules if isinstance(module, DropBlock)]

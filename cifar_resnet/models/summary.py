@@ -51,10 +51,14 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]
     with FlopCounterMode(display=False) as counter, nn.modules.module.register_module_forward_hook(note):
         run_once(model, image_shape)
     flops = {name.partition(".")[2]: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
-    parts = [
-        Part(watched[module], shape, num_parameters(module), flops.get(watched[module], 0) // 2)
-        for module, shape in shapes.items()
-    ]
+    parts: list[Part] = []
+    counted: set[nn.Parameter] = set()  # those that parts share are the first one's
+    for module, shape in shapes.items():
+        own = {each for each in module.parameters() if each.requires_grad} - counted
+        counted |= own
+        parts.append(
+            Part(watched[module], shape, sum(each.numel() for each in own), flops.get(watched[module], 0) // 2)
+        )
     parameters = num_parameters(model) - sum(part.parameters for part in parts)
     macs = counter.get_total_flops() // 2 - sum(part.macs for part in parts)
     return [*parts, Part("all else", (), parameters, macs)] if parameters or macs else parts

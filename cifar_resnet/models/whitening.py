@@ -39,6 +39,6 @@ class Whitening(nn.Conv2d):
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
         self.is_unfitted = False
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.is_unfitted = False
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.is_unfitted &= f"{prefix}weight" not in state_dict

@@ -83,8 +83,9 @@ def one_cycle(
 
     shape: both ways "cosine", or "linear".
     The same in other words, each of which goes before what it replaces: max_lr, the learning rate at the peak, for the
-    optimizer's ("auto": cifar-train finds it by a range test before it comes here); min_lr, where it starts and ends,
-    for the factors; peak_epoch, of `epochs`, for peak_fraction.
+    optimizer's own, `optimizer.defaults["lr"]`, of which its groups may have multiples ("auto": cifar-train finds it by
+    a range test before it comes here); min_lr, where it starts and ends, for the factors; peak_epoch, of `epochs`, for
+    peak_fraction.
     """
     check(one_cycle, locals())
     descent, lr = DESCENTS[shape], optimizer.defaults["lr"]  # of its groups each may have a multiple of it

@@ -86,6 +86,36 @@ def test_a_loaded_network_keeps_its_filters_and_a_list_of_weights_needs_no_data_
     assert network.loss_weights.tolist() == [1.0] * 9 + [2.0]
 
 
+def test_weights_without_filters_are_no_fitted_filters(data):
+    network = SpeedNet(widths=[8, 8, 8], optimizer=sgd)
+    network.load_state_dict({"whitening.bias": torch.zeros(24)}, strict=False)
+    data.prepare_data()
+    data.setup("fit")
+    with pytest.raises(ValueError, match="filters of whitening layers are fitted"):
+        fit(network, {"train_dataloaders": data.train_dataloader()})
+
+
+def test_on_other_data_a_network_learns_what_its_pixels_mean_anew(data):
+    network = ResNet(depth=8, widths=[4, 8, 8], class_weights="balanced", optimizer=sgd)
+    fit(network, {"datamodule": data})
+    first, weights = network.data_state, network.loss_weights
+    other = Synthetic(num_train=240, num_test=50, num_val=40, batch_size=40, image_seed=5, mean=[0.1] * 3)
+    fit(network, {"datamodule": other})
+    assert network.data_state["mean"] == [0.1] * 3 != first["mean"]
+    assert not torch.equal(network.loss_weights, weights)
+
+
+def test_from_a_checkpoint_filters_come_with_it(data, tmp_path):
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    trainer = Trainer(**QUIET | options, max_epochs=1, num_sanity_val_steps=0)
+    trainer.fit(SpeedNet(widths=[8, 8, 8], optimizer=sgd), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "here.ckpt")
+    network = SpeedNet(widths=[8, 8, 8], optimizer=sgd)
+    again = Trainer(**QUIET | options, max_epochs=2, num_sanity_val_steps=0)
+    again.fit(network, train_dataloaders=data.train_dataloader(), ckpt_path=tmp_path / "here.ckpt", weights_only=False)
+    assert torch.equal(network.whitening.weight, trainer.lightning_module.whitening.weight)
+
+
 @pytest.mark.slow
 def test_a_student_learns_from_a_teacher(data, trained):
     network = ResNet(depth=8, widths=[4, 8, 8], distillation=Distillation([load(trained)]), optimizer=sgd)
@@ -96,7 +126,7 @@ def test_a_student_learns_from_a_teacher(data, trained):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda: SpeedNet(widths=[8, 8, 8], optimizer=sgd), "Got another: whitening layers are fitted to them"),
+        (lambda: SpeedNet(widths=[8, 8, 8], optimizer=sgd), "filters of whitening layers are fitted"),
         (
             lambda: ResNet(depth=8, widths=[4, 8, 8], class_weights="balanced", optimizer=sgd),
             "class_weights=balanced counts them",

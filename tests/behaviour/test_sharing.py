@@ -236,9 +236,14 @@ def test_a_job_that_another_process_has_taken_over_is_waited_for_and_has_not_fai
 
 
 @pytest.mark.slow
-def test_each_jobs_folder_is_where_its_own_settings_say():
+def test_each_jobs_folder_is_where_its_own_settings_say(capsys):
     assert cli.train([*TINY, "-m", "seed=4,5", "hydra.sweep.dir=by/${seed}"]) == 0
     assert sorted(str(path.parent) for path in Path("by").rglob("result.json")) == ["by/4/seed-4", "by/5/seed-5"]
+    assert cli.train([*TINY, "-m", "seed=4,5", f"hydra.sweep.dir={Path.cwd()}/${{seed}}"]) == 0
+    out = capsys.readouterr().out
+    assert "cifar-report by/4 by/5\n" in out
+    assert f"cifar-report {Path.cwd()}/4 {Path.cwd()}/5\n" in out
+    assert "checkpoint=" not in out
 
 
 @pytest.mark.quick_cases(1)

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import BadStatusLine
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 from urllib.error import URLError
@@ -111,10 +112,15 @@ def test_where_nothing_can_be_kept_each_half_is_decoded_once(folder, monkeypatch
         ImageFolder, "decode_files", lambda self, paths: decoded.append(len(paths)) or decode_files(self, paths)
     )
     monkeypatch.setattr("cifar_resnet.data.sources.os.access", lambda path, mode: False)
+    read_only = OSError(30, "Read-only file system")
+    monkeypatch.setattr("cifar_resnet.data.sources.np.savez", Mock(side_effect=read_only))
+    monkeypatch.setattr("cifar_resnet.data.sources.FileLock.acquire", Mock(side_effect=read_only))
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=read_only))
     data = folder_data(folder)
     assert not decoded
     data.read(train=True)
-    assert decoded == [12]
+    data.read(train=False)
+    assert decoded == [12, 3]
 
 
 def test_a_cache_that_is_interrupted_leaves_nothing(folder, monkeypatch):

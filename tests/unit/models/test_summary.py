@@ -128,6 +128,19 @@ def test_parts_may_give_several_tensors_and_what_is_in_none_of_them_is_told():
     assert sum(part.parameters for part in table) == num_parameters(Pair())
 
 
+def test_parameters_that_parts_share_count_once():
+    network = Pair()
+    network.again = torch.nn.Linear(4, 10)
+    network.again.weight = network.last.weight
+    network.forward = lambda images: network.again(network.first(images.flatten(2).transpose(1, 2))[0][:, -1])
+    network.last.register_forward_hook(lambda *_: None)
+    calls = network.forward
+    network.forward = lambda images: calls(images) + network.last(torch.zeros(1, 4))
+    table = summarize(network, (3, 8, 8))
+    assert sum(part.parameters for part in table) == num_parameters(network)
+    assert all(part.parameters >= 0 for part in table)
+
+
 def test_parts_are_the_stages_of_the_network():
     model = build("model=resnet20")
     table = summarize(model, (3, 32, 32))
