@@ -238,13 +238,14 @@ def differences(
     """
     same_wherever = ("checkpoint=", "accelerator=", "trust=", *["data.root="] * (own_images is True))
     changes = [text for text in overrides if not text.startswith(same_wherever)]
-    were_parts = any(map(tested_a_part, records_of(paths)))
-    is_other_precision = any(record.get("precision") != precision for record in records_of(paths))
+    records = records_of(paths)
+    is_other_precision = any(record.get("precision") != precision for record in records)
     is_asked_for = any(text.startswith("precision") for text in changes)
+    are_others = own_images is False or (own_images is None and any(map(tested_a_part, records)))
     return [
         *([runs.slug(changes)] if changes else []),
         *([f"precision-{precision}"] if is_other_precision and not is_asked_for else []),
-        *([f"images-{content_hash(images)[:6]}"] if own_images is False or (own_images is None and were_parts) else []),
+        *([f"images-{content_hash(images)[:6]}"] if are_others else []),
     ]
 
 
