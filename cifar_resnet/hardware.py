@@ -14,9 +14,20 @@ from cifar_resnet.errors import UsageError, refuse_if
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX), rather than slowly imitating it."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def cpuinfo() -> str:
+    """What the system tells of its CPU: /proc/cpuinfo, or less."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.exists() else platform.processor() or platform.machine()
+
+
+def cpu_prefers_bf16() -> bool:
+    """Whether this CPU trains faster in bfloat16: with AMX, and with AVX512-BF16 unless it is Intel's.
+
+    On Intel's CPUs that instruction multiplies no more numbers in a cycle than float32's do, and the convolutions are
+    slower for it; on AMD's it multiplies twice as many (docs/speed.md has the times).
+    """
+    has_avx512_bf16 = torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or (has_avx512_bf16 and "GenuineIntel" not in cpuinfo())
 
 
 def cuda_has_bf16() -> bool:
@@ -39,7 +50,7 @@ def resolve_precision(
 ) -> str:
     """Lightning's name of the precision that "auto" means here; anything else is checked and handed back.
 
-    precision: "auto" takes 16-mixed on CUDA, bf16-mixed on a CPU with native bf16, else 32-true.
+    precision: "auto" takes 16-mixed on CUDA, bf16-mixed on a CPU that is faster in it, else 32-true.
     float32_matmul: torch.set_float32_matmul_precision, for what stays in 32 bits on CUDA, and for cuDNN's convolutions.
         None for "highest" in 32-true, else "high".
     """
@@ -58,7 +69,7 @@ def resolve_precision(
         matmul = float32_matmul or ("highest" if precision == "32-true" else "high")
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = matmul != "highest"
-    best = "16-mixed" if device == "cuda" else "bf16-mixed" if device == "cpu" and cpu_has_bf16() else "32-true"
+    best = "16-mixed" if device == "cuda" else "bf16-mixed" if device == "cpu" and cpu_prefers_bf16() else "32-true"
     return best if precision == "auto" else precision
 
 
@@ -66,8 +77,7 @@ def device_name(device: torch.device) -> str:
     """Such as "NVIDIA H200", or "AMD EPYC, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    model = re.search(r"model name\s*: (.+)", cpuinfo())
     name = model[1] if model else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads != 1)}"

@@ -104,12 +104,12 @@ def test_a_run_that_goes_on_with_another_number_of_threads_says_so(
 
 def test_a_run_that_goes_on_in_another_precision_says_so(cifar_train, run_dirs, crash, capsys, monkeypatch):
     """precision=auto means something else on another machine."""
-    monkeypatch.setattr("cifar_resnet.hardware.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("cifar_resnet.hardware.cpu_prefers_bf16", lambda: True)
     crash(1)
     with pytest.raises(RuntimeError, match="power"):
         cifar_train("trainer.max_epochs=2", "precision=auto")
     crash(None)
-    monkeypatch.setattr("cifar_resnet.hardware.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("cifar_resnet.hardware.cpu_prefers_bf16", lambda: False)
     assert cli.train([f"resume={run_dirs()[0]}"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "goes on with" in line]
     assert line.index("32-true") < line.index("where it was") < line.index("bf16-mixed")

@@ -13,8 +13,22 @@ from cifar_resnet.hardware import resolve_precision
 def test_auto_follows_the_hardware(monkeypatch, cuda, bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr(hardware, "cpu_prefers_bf16", lambda: bf16)
     assert resolve_precision("auto", accelerator="auto") == expected
+
+
+@pytest.mark.parametrize(
+    ("vendor", "avx512_bf16", "amx", "expected"),
+    [
+        ("AuthenticAMD", True, False, True), ("AuthenticAMD", False, False, False),
+        ("GenuineIntel", True, True, True), ("GenuineIntel", True, False, False), ("GenuineIntel", False, False, False),
+    ],
+)  # fmt: skip
+def test_bf16_is_preferred_where_the_cpu_is_faster_in_it(monkeypatch, vendor, avx512_bf16, amx, expected):
+    monkeypatch.setattr(hardware, "cpuinfo", lambda: f"vendor_id\t: {vendor}\n")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert hardware.cpu_prefers_bf16() == expected
 
 
 def test_bf16_on_a_chip_without_it_is_refused(monkeypatch):
@@ -27,7 +41,7 @@ def test_bf16_on_a_chip_without_it_is_refused(monkeypatch):
 
 def test_asking_for_a_cpu_is_heard_on_a_machine_with_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(hardware, "cpu_prefers_bf16", lambda: True)
     assert resolve_precision("auto", accelerator="cpu") == "bf16-mixed"
 
 
