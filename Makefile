@@ -34,7 +34,7 @@ docs: .venv/installed  ## README and docs/ as a site, in outputs/site
 	python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
-BENCHMARKS = throughput augmentation optimizers startup overhead memory ensemble predict scaling
+BENCHMARKS = throughput precisions augmentation optimizers startup overhead memory ensemble predict scaling
 bench: .venv/installed  ## what training costs, as ratios; figures go to outputs/bench/
 	@mkdir -p outputs/bench; device=$$(python -c "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"); \
 	for name in $(BENCHMARKS); do \

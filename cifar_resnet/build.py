@@ -16,7 +16,7 @@ from cifar_resnet import callbacks, checkpoints, constraints, hardware, prefligh
 from cifar_resnet.data import DataModule, OwnImages
 from cifar_resnet.data.loaders import limited
 from cifar_resnet.errors import UsageError, as_usage_error, refuse_if
-from cifar_resnet.initialisation import start_from
+from cifar_resnet.initialisation import seen_before, start_from
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.distillation import check_teacher
@@ -48,6 +48,12 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     if data.train is None:
         data.prepare_data()
         data.load()
+    asked = next((text for text in cfg.get("overrides") or () if text.startswith("data.num_val=")), None)
+    refuse_if(
+        data.has_own_val and asked,
+        f"the data has validation images of its own; data.num_val=0 would train on them as well. Got {asked}; leave it "
+        f"out",
+    )
     if cfg.test and is_share(cfg.trainer.get("limit_test_batches")):
         data.load_test()
     check_limits(cfg, data)
@@ -57,9 +63,11 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
             network.weigh_classes(data.class_counts)
     if cfg.get("init") and not (cfg.run_dir and runs.last_checkpoint(cfg.run_dir).exists()):  # or it has weights by now
         log.info(f"starts with {start_from(model, cfg.init)}\n")
+        if seen := seen_before(cfg.init, data, constraints.values_in(cfg.data, resolve=True)):
+            log.warning(f"warning: init has been trained on some of the {seen}. Their scores are too good to go by\n")
     model.seed, model.data_state, model.is_prepared = data.seed, data.state(), True
     for path, teacher in teachers:
-        check_teacher(path, teacher, data.image_size, list(data.classes))
+        check_teacher(path, teacher, data.image_sizes, list(data.classes))
     if teachers:
         model.distillation = instantiate(cfg.distill, teacher=[teacher for _, teacher in teachers])
     return data, model
@@ -112,6 +120,8 @@ def about_the_proxy() -> Iterator[None]:
 
 def build_network(settings: DictConfig, data: DataModule, recipe: dict[str, Any]) -> Classifier:
     network = instantiate(settings, num_classes=data.num_classes, **recipe, _convert_="all")
+    checkpoints.check_loadable(network)
+    network.check_unset()
     network.check_parts()
     for size in data.image_sizes:
         network.check_image_size(size)
@@ -120,7 +130,8 @@ def build_network(settings: DictConfig, data: DataModule, recipe: dict[str, Any]
 
 
 def new_data(cfg: DictConfig) -> DataModule:
-    return instantiate(cfg.data, augment=cfg.augment, resize=cfg.get("resize"), _convert_="all")
+    seed = {} if "seed" in cfg.data else {"seed": cfg.seed}  # of a YAML without our defaults
+    return instantiate(cfg.data, augment=cfg.augment, resize=cfg.get("resize"), **seed, _convert_="all")
 
 
 def schedule_of(cfg: DictConfig) -> dict | None:
@@ -282,7 +293,8 @@ def check_callbacks(cfg: DictConfig, has_val: bool) -> None:
         )
     refuse_if(
         "last" not in cfg.callbacks and not (has_val and "best" in cfg.callbacks),
-        "nothing would be left to test: keep callbacks.last, or callbacks.best and validation images",
+        "nothing would be left to test: keep callbacks.last, or callbacks.best and validation images; beside ours a "
+        "choice of your own is callbacks=[default,mine]",
     )
     for name in {"best", "last"} & cfg.callbacks.keys():
         node = cfg.callbacks[name]

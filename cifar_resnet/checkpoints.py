@@ -16,6 +16,8 @@ It is read without running any code in it.
 
 import contextlib
 import importlib
+import inspect
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +100,14 @@ def contents(path: Path) -> dict:
         ) from error
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     refuse_if(
+        found is None
+        and isinstance(checkpoint, dict)
+        and "pytorch-lightning_version" in checkpoint
+        and checkpoint.get("config") is None,
+        f"not a checkpoint of cifar-train's. Got {path}, of Lightning's own Trainer, which does not keep all that a "
+        f"network needs to be used alone; load it by its class's load_from_checkpoint, or train by cifar-train",
+    )
+    refuse_if(
         found != FORMAT,
         f"not a checkpoint of this version of cifar-train, whose format is {FORMAT}. Got {path} with "
         f"{'none' if found is None else f'format {found}'}; train anew, or use the version that wrote it",
@@ -179,6 +189,30 @@ def load(path: str | Path, trusted: Sequence[str] = ()) -> Classifier:
         ) from error
     model.on_load_checkpoint(checkpoint)
     return model.eval()
+
+
+def check_loadable(network: Classifier) -> None:
+    """ValueError, before any training, for a network that `load` could not make from its checkpoints."""
+    name, given = type(network).__name__, dict(network.hparams)
+    accepted = inspect.signature(type(network)).parameters.values()
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted):
+        unknown = [key for key in given if key not in {each.name for each in accepted}]
+        refuse_if(
+            unknown,
+            f"{name} does not take what every Classifier takes. Got no argument {', '.join(unknown)}; end its "
+            f"__init__'s with **shared, and hand them on by super().__init__(**shared)",
+        )
+    for key, value in given.items():
+        file = io.BytesIO()
+        try:
+            torch.save({key: value}, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # a pickler raises anything
+            raise ValueError(
+                f"{name}'s arguments are kept in its checkpoints, so they are plain values. Got {key}, "
+                f"{'an object of ' + type(value).__name__}; give it by name, and make it in __init__"
+            ) from error
 
 
 def class_of(name: str, path: str | Path, trusted: Sequence[str]) -> type[Classifier]:

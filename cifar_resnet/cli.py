@@ -21,7 +21,7 @@ from cifar_resnet import constraints, preflight, ranks, resume, terminal
 from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer, Job
 from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, gpu_trouble, one_line, refuse_if
 from cifar_resnet.overrides import program
-from cifar_resnet.quoting import with_plain_paths, without_paths
+from cifar_resnet.quoting import in_shell, with_plain_paths, without_paths
 
 COMMANDS = ("train", "find_lr", "search", "design", "evaluate", "predict", "report", "export")
 HYDRA_FLAGS = {
@@ -75,11 +75,15 @@ def run(command: str, argv: list[str]) -> int:
         terminal.be_silent()  # whatever is wrong, the first says it
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("--config-dir")
+    parser.add_argument("-cd", "--config-dir", action="append")
     try:
         options, overrides = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}. See {program(command)} --help") from error
+    folders = options.config_dir or []
+    named = " ".join(map(in_shell, folders))
+    refuse_if(len(folders) > 1, f"--config-dir is one folder. Got {named}; put their choices into one")
+    options.config_dir = folders[0] if folders else None
     if HYDRA_FLAGS.intersection(overrides):
         _, given = apart(argv)
         if (given or options.config_dir) and {"-sc", "--shell-completion"}.isdisjoint(argv):

@@ -153,10 +153,17 @@ class Composer:
         space = space or {"optimizer.lr": Interval(1e-6, 1.0, log=True)}
         ends = [[each.low, each.high] if isinstance(each, Interval) else each for each in space.values()]
         with self.explained(overrides):
-            return [
+            jobs = [
                 self.job(fixed, [f"{key}={value}" for key, value in zip(space, values, strict=True)], space=space)
                 for values in itertools.islice(itertools.product(*ends), 100)
             ]
+        peak = OmegaConf.select(jobs[0].cfg, "scheduler.max_lr")
+        refuse_if(
+            "optimizer.lr" in space and peak is not None and "scheduler.max_lr" not in space,
+            f"scheduler.max_lr is the learning rate, whatever optimizer.lr is. Got scheduler.max_lr={peak} in a search "
+            f'for optimizer.lr; leave it out, or search that: "scheduler.max_lr=interval(0.01,1)"',
+        )
+        return jobs
 
     @contextlib.contextmanager
     def explained(self, overrides: list[str]) -> Iterator[None]:
@@ -218,7 +225,8 @@ class Composer:
         group, value = override.key_or_group, override.value()
         refuse_if(
             override.is_hydra_override() and not is_used(override),
-            f"of Hydra's own settings {LISTED} are used here. Got {override.input_line}; leave it out",
+            f"of Hydra's own settings {LISTED} are used here. Got {override.input_line}; "
+            f"{'give --config-dir a folder' if group == 'hydra.searchpath' else 'leave it out'}",
         )
         refuse_if(
             group.partition(".")[0] in FILLED_IN, f"{group} is filled in. Got {override.input_line}; leave it out"

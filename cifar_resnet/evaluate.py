@@ -30,7 +30,7 @@ from cifar_resnet.images import content_hash
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import num_macs, num_parameters
-from cifar_resnet.results import calibration, evaluation, inference, metrics, ood, page, restored
+from cifar_resnet.results import calibration, card, evaluation, inference, metrics, ood, page, restored
 from cifar_resnet.results.intervals import ends
 from cifar_resnet.results.predictions import FILE, Predictions
 
@@ -84,6 +84,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     result = {
         "checkpoints": [str(path) for path in paths],
         "unfinished": sum(1 for path in paths if (of := runs.run_dir_of(path)) and not runs.is_finished(of)),
+        "weights": card.hash_of(ensemble.networks),
         **about(ensemble.networks),
         "data": cfg.choices.data,
         "data_from": restored.places_of_images(cfg.data),

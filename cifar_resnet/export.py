@@ -62,7 +62,7 @@ def run(jobs: list[Job]) -> int:
     formats, weights = list(dict.fromkeys(cfg.formats)), card.hash_of(networks)
     kept = other_formats(folder, formats, weights)
     images, source = sample(cfg, networks[0].data_state["image_size"])
-    model_card = card.card(networks, paths, scores_of(networks, paths), [*formats, *kept], weights)
+    model_card = card.card(networks, paths, scores_of(networks, paths, weights), [*formats, *kept], weights)
     writers: dict[str, Callable[..., Exported]] = {
         "safetensors": write_safetensors,
         "torch": write_torch,
@@ -152,13 +152,13 @@ def answers(networks: Sequence[Classifier], images: Tensor) -> Tensor:
     return each[0] if len(each) == 1 else inference.mean_probability(torch.stack(each).log_softmax(2))
 
 
-def scores_of(networks: Sequence[Classifier], paths: Sequence[Path]) -> list[str]:
+def scores_of(networks: Sequence[Classifier], paths: Sequence[Path], weights: str) -> list[str]:
     """The card's lines about how good they are."""
     run_dirs = list(map(runs.run_dir_of, paths))
     records = [record_of(path, run_dir) for path, run_dir in zip(paths, run_dirs, strict=True)]
     if len(paths) > 1:
         ttas = [network.tta for network in networks]
-        return card.ensemble_scores(records, ttas, run_dirs[0] and run_dirs[0].parent, paths)
+        return card.ensemble_scores(records, ttas, run_dirs[0] and run_dirs[0].parent, paths, weights)
     return card.scores_of(records[0], networks[0].config["seed"], networks[0].tta) if records[0] else []
 
 

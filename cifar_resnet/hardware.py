@@ -20,14 +20,21 @@ def cpuinfo() -> str:
     return file.read_text() if file.exists() else platform.processor() or platform.machine()
 
 
+def cpu_bf16() -> Literal["AMX", "AVX512-BF16"] | None:
+    """What this CPU multiplies bfloat16 with; None where it only imitates that."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else None
+
+
 def cpu_prefers_bf16() -> bool:
     """Whether this CPU trains faster in bfloat16: with AMX, and with AVX512-BF16 unless it is Intel's.
 
     On Intel's CPUs that instruction multiplies no more numbers in a cycle than float32's do, and the convolutions are
-    slower for it; on AMD's it multiplies twice as many (docs/speed.md has the times).
+    slower for it (docs/speed.md has the times); on AMD's it multiplies twice as many.
     """
-    has_avx512_bf16 = torch.cpu._is_avx512_bf16_supported()
-    return torch.cpu._is_amx_tile_supported() or (has_avx512_bf16 and "GenuineIntel" not in cpuinfo())
+    has = cpu_bf16()
+    return has == "AMX" or (has is not None and "GenuineIntel" not in cpuinfo())
 
 
 def cuda_has_bf16() -> bool:
@@ -74,13 +81,14 @@ def resolve_precision(
 
 
 def device_name(device: torch.device) -> str:
-    """Such as "NVIDIA H200", or "AMD EPYC, 2 threads"."""
+    """Such as "NVIDIA H200", or "AMD EPYC with AVX512-BF16, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = re.search(r"model name\s*: (.+)", cpuinfo())
     name = model[1] if model else platform.processor() or platform.machine()
+    with_bf16 = f" with {has}" if (has := cpu_bf16()) else ""  # many virtual machines' names say no more than "Xeon"
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads != 1)}"
+    return f"{name}{with_bf16}, {threads} thread{'s' * (threads != 1)}"
 
 
 def machine(device: torch.device, precision: str, count: int = 1) -> dict[str, str | int]:

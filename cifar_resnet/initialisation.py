@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cifar_resnet import checkpoints
+from cifar_resnet.data import DataModule
 from cifar_resnet.errors import first_sentence, refuse_if
 from cifar_resnet.models import Classifier, Wrapped
 
@@ -65,6 +66,25 @@ def start_from(model: Classifier, path: str | Path) -> str:
     refuse_if(not taken, f"init has nothing for this network. Got {path}")
     text = f"{len(taken)} of {len(own)} tensors from {path}"
     return f"{text}; fresh: {', '.join(fresh)}, for {model.hparams['num_classes']} classes" if fresh else text
+
+
+def seen_before(path: str | Path, data: DataModule, settings: Mapping) -> str | None:
+    """Which of the images that are held out now these weights were trained on, as far as their checkpoint tells; None
+    for none that it tells of.
+
+    path: as of `weights_in`. data: read and divided; settings: of the configuration, that it was made of.
+    """
+    if Path(path).suffix == ".safetensors":
+        return None
+    saved = checkpoints.read(path)
+    before, own, then = saved["data"], data.state(), saved["config"]["data"]
+    if data.has_val and before.get("train_hash") == own["train_hash"] and before["split_hash"] != own["split_hash"]:
+        return "validation images: the same images were divided otherwise"
+    is_same_place = all(then.get(key) == settings.get(key) for key in ("_target_", "root", "train"))
+    is_same_draw = all(then.get(key) == settings.get(key) for key in ("split_seed", "num_test"))
+    if data.kept_for_test and is_same_place and not is_same_draw:
+        return "test images: they were drawn otherwise from the same ones"
+    return None
 
 
 def fitting_names(found: Mapping[str, Tensor], own: Mapping[str, Tensor], is_wrapped: bool) -> dict[str, Tensor]:

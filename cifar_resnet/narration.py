@@ -23,12 +23,14 @@ def narrated(
             if range_test:
                 range_test.save(folder)
             enders = {"early stopping": "early_stopping" in cfg.callbacks, "max_time": cfg.trainer.get("max_time")}
+            may_end = f"warning: {' or '.join(name for name in enders if enders[name])} may end the training before"
             if any(enders.values()) and cfg.choices.get("scheduler") not in ("constant", None):
                 log.warning(
-                    f"warning: {' or '.join(name for name in enders if enders[name])} may end the training before "
-                    f"scheduler={cfg.choices.scheduler} has brought the learning rate down, which is where most of the "
-                    f"accuracy comes from\n"
+                    f"{may_end} scheduler={cfg.choices.scheduler} has brought the learning rate down, which is where "
+                    f"most of the accuracy comes from\n"
                 )
+            if any(enders.values()) and cfg.get("resize"):
+                log.warning(f"{may_end} it has seen images of the size that it is tested on\n")
             with callbacks.as_interrupted():
                 yield
             for path in sorted(folder.glob("*-profile*.txt")):

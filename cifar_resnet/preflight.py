@@ -46,6 +46,11 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
     The jobs of a sweep and a run that goes on may have finished, and then need no files.
     """
     cfg = jobs[0].cfg
+    refuse_if(  # a recipe may have it for its sweep
+        not jobs[0].in_sweep and any(text.startswith("sweep.") for text in jobs[0].overrides),
+        f"sweep.max_time is the limit of a sweep. Got it without -m; give "
+        f"{'search.max_time' if command == 'search' else 'trainer.max_time for a single training'}",
+    )
     if command in ("evaluate", "predict", "export"):
         constraints.check_value(cfg, "checkpoint", constraints.TOP_LEVEL["checkpoint"])
         runs.find_checkpoints(plain(cfg.checkpoint))

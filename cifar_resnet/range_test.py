@@ -187,7 +187,7 @@ def plan(cfg: DictConfig) -> RangeTest:
 def run_range_test(cfg: DictConfig) -> RangeTest:
     """Test fresh copies of what `cfg` would train; nothing of them is kept but the losses."""
     test, cfg = plan(cfg), processes.on_one_device(cfg)
-    log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a batch each\n")
+    log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a step each\n")
     with kept_images():
         train_briefly(cfg, test.max_lr, test.steps, test.rising, test.add)
         test.check_fall()
@@ -230,11 +230,16 @@ def train_briefly(
     scheduler: Callable[[Optimizer, int], LRScheduler],
     goes_on: Callable[[float], bool],
 ) -> list[float]:
-    """Train a fresh copy of what `cfg` describes up to this rate; the losses of its batches, as long as `goes_on`."""
+    """Train a fresh copy of what `cfg` describes up to this rate; the losses of its steps, as long as `goes_on`."""
     losses: list[float] = []
+    done = 0  # steps
     pending: list[Tensor] = []  # a GPU is asked for several at a time, for it has to be waited for
 
     def note(trainer: Trainer, model: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+        nonlocal done
+        if trainer.global_step == done:  # gradients are being added up
+            return
+        done = trainer.global_step
         pending.append(outputs["loss"].detach().clone())
         if trainer.global_step == steps or len(pending) == (1 if model.device.type == "cpu" else 10):
             for loss in torch.stack(pending).tolist():
@@ -252,7 +257,7 @@ def train_briefly(
     model.selection = None  # what a proxy finds hard changes as it learns, and with it the loss
     model.scheduler = lambda optimizer, total_steps: scheduler(optimizer, steps)
     length = {"max_epochs": -1, "min_epochs": None, "max_steps": steps, "max_time": None}
-    length |= {"limit_val_batches": 0, "accumulate_grad_batches": 1}
+    length |= {"limit_val_batches": 0}
     callbacks = [LambdaCallback(on_train_batch_end=note)]
     new_trainer(cfg, model, callbacks=callbacks, **length, **QUIET).fit(model, data)
     return losses

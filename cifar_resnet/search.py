@@ -343,10 +343,12 @@ class Search:
             return 1
         print_table(self.table(trials))
         missing = self.rounds * self.trials - len(self.finished())
-        if missing > 0 and (lack := self.lack()):
+        if missing > 0:
+            lack = self.lack()
+            anew = "and has as much time anew" if self.lacks_time() else "if given more"
             log.warning(
-                f"  {missing} of {self.rounds * self.trials} trials were not begun: {lack}; the same command again "
-                f"goes on with them, {'and has as much time anew' if self.lacks_time() else 'if given more'}"
+                f"  {missing} of {self.rounds * self.trials} trials were not {'begun' if lack else 'finished'}"
+                f"{f': {lack}' if lack else ''}; the same command again goes on with them{f', {anew}' if lack else ''}"
             )
         if seen := sorted({trial.user_attrs[PART] for trial in trials if trial.user_attrs.get(PART)}):
             log.info(f"  validation  on {' or '.join(seen)}")
@@ -446,8 +448,9 @@ def one_trial(search: Search, round_: int, _: int) -> None:
     claim_gpu(search.job.cfg)
     keep_images()
     search.connect()
-    trial = search.next_trial(round_)
-    if isinstance(trial, Trial):
+    while isinstance(trial := search.next_trial(round_), int):  # what those cost decides whether there is another
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if trial:
         print(f"  trial {trial.number + 1} begins: {' '.join(search.varying(trial))}", flush=True)
         search.try_out(trial)
         print(f"  trial {trial.number + 1} has ended", flush=True)

@@ -44,14 +44,6 @@ def refuse(jobs: Sequence[Job]) -> None:
     )
 
 
-def refuse_limit(job: Job) -> None:
-    """UsageError for a single training that is asked for what only a sweep has; a recipe may have it for its sweep."""
-    refuse_if(
-        any(text.startswith("sweep.") for text in job.overrides),
-        "sweep.max_time is the limit of a sweep. Got it without -m; give trainer.max_time for a single training",
-    )
-
-
 def sweep(jobs: Sequence[Job], run: Callable[[DictConfig], dict]) -> int:
     """Run what has not finished before, here or by a launcher; the exit code: 0, or 1 where a job failed.
 
@@ -137,6 +129,11 @@ class Task:
         """For a launcher's workers, and for submitit once more when a job is queued again: each has its own claim."""
         return {name: value for name, value in vars(self).items() if name != "claim"}
 
+    def was_trained(self, since: float) -> bool:
+        """Whether a training has been at it."""
+        told = self.run_dir / runs.LOG
+        return told.exists() and told.stat().st_mtime >= since
+
     def attempt(self, run: Callable[[DictConfig], dict] | None, began: float) -> Outcome | None:
         """Run it, unless that has been done; None while another process is at it.
 
@@ -155,13 +152,14 @@ class Task:
             if (reason := self.failure(since=began)) or not self.claim.take():
                 return reason or self.failure()
             record = self.record()  # another process may have just ended
-            if record is None and (left := self.left()):
+            left = None if record else self.left()
+            if run is None and record is None and (left is None or self.was_trained(since=began)):
+                return "it was not finished, for its worker was stopped or lost; the same command again goes on with it"
+            if left is not None:
                 self.claim.release()
                 with contextlib.suppress(OSError):  # it may have been begun before
                     self.run_dir.rmdir()
                 return left
-            if run is None:
-                return "it was not finished, for its worker was stopped or lost; the same command again goes on with it"
             if record is None:
                 log.info(f"\n{self.title}")
                 record = run_in(self.run_dir, self.cfg, run)

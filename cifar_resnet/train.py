@@ -44,8 +44,6 @@ def run(jobs: list[Job]) -> int:
         sweep.refuse(jobs)
         claim_gpu(jobs[0].cfg)
         constraints.check_jobs([job.cfg for job in jobs], sketch)
-    else:
-        sweep.refuse_limit(jobs[0])
     if jobs[0].cfg.dry_run:
         for job in jobs:
             describe(job)

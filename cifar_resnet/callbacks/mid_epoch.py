@@ -1,9 +1,11 @@
 """Going on within an epoch."""
 
+import itertools
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
 from cifar_resnet.models import Classifier
@@ -15,7 +17,8 @@ class MidEpochState(Callback):
     """Keeps in each checkpoint what it takes to go on with the next step, and takes it up again.
 
     `mid_epoch_state` is a list with an entry for each process: its place in the order of the images and the state of
-    its augmentation, its random state, and the training metrics of the epoch so far. Another number of processes goes
+    its augmentation, its random state, and the metrics of the epoch so far but those of validation and test, whose
+    names say so. Another number of processes goes
     on at the same place of the order and with the same metrics, and draws anew.
     """
 
@@ -30,7 +33,8 @@ class MidEpochState(Callback):
             "metrics": {
                 name: dict(metric.metric_state)
                 for name, metric in pl_module.named_modules()
-                if isinstance(metric, Metric) and name.rpartition(".")[2].startswith("train_")
+                if isinstance(metric, Metric)
+                and not any(part.startswith(("val_", "test_")) for part in name.split("."))
             },
         }
         everyone = [own] * trainer.world_size
@@ -54,15 +58,20 @@ class MidEpochState(Callback):
             for name, states in own["metrics"].items():
                 metric: Any = pl_module.get_submodule(name)
                 for state, value in states.items():
-                    setattr(metric, state, value.to(pl_module.device))
+                    setattr(metric, state, tree_map(lambda each: each.to(pl_module.device), value))
                 metric._update_count = 1  # or it would warn that it has seen nothing
         self.restored = []
+
+
+def added_up(parts: list) -> Any:
+    """Of a metric's state, which is a sum, or a list of what it was given."""
+    return list(itertools.chain.from_iterable(parts)) if isinstance(parts[0], list) else sum(parts)
 
 
 def shared_out(states: list[dict], is_first: bool) -> dict:
     """What one of another number of processes goes on with: the first has counted what all of them had."""
     metrics = {
-        name: {state: sum(each["metrics"][name][state] for each in states) * is_first for state in counts}
+        name: {state: added_up([each["metrics"][name][state] for each in states]) * is_first for state in counts}
         for name, counts in states[0]["metrics"].items()
     }
     return {"sampler": {"num_given": states[0]["sampler"]["num_given"]}, "metrics": metrics}

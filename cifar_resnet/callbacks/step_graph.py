@@ -21,6 +21,7 @@ from cifar_resnet.terminal import log
 
 REPLACED = ("on_train_batch_start", "training_step", "backward", "optimizer_zero_grad", "optimizer_step")
 WITHIN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+OURS = ("cifar_resnet.", "torch.nn.", "torchvision.ops.")  # modules whose Python does the same in each step
 OF_A_BATCH = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -81,6 +82,8 @@ class StepGraph(Callback):
             if is_overridden(name, each, LightningModule if each is module else Callback)
         ]
         keepers = [type(each).__name__ for each in trainer.callbacks if may_keep_a_batch(each)]  # type: ignore[attr-defined]
+        strange = (type(part) for part in parts_of(module) if not type(part).__module__.startswith(OURS))
+        foreign = next((kind.__name__ for kind in strange), None)
         replaced = [name for name in REPLACED if is_overridden(name, module, Classifier)]
         replaced += [name for name in OF_A_BATCH if is_overridden(name, module, LightningModule)]
         is_recordable = getattr(optimizer, "is_recordable", False)
@@ -89,8 +92,8 @@ class StepGraph(Callback):
             "this is a CPU, which launches nothing": module.device.type == "cpu" and self.graph == "auto",
             "its device is neither a GPU by CUDA nor a CPU": module.device.type not in ("cuda", "cpu"),
             "networks side by side take their batches together": isinstance(module, StackedEnsemble),
-            f"{type(module).__name__} is not ours; graph=true says that its Python is the same in each step": (
-                self.graph == "auto" and not type(module).__module__.startswith("cifar_resnet.")
+            f"{foreign} is not ours; graph=true says that its Python is the same in each step": (
+                self.graph == "auto" and foreign is not None
             ),
             "several devices exchange their gradients": trainer.world_size > 1,
             "a strategy wraps the network": trainer.model is not module,
@@ -243,6 +246,15 @@ class StepGraph(Callback):
             if self.averaging:
                 self.averaging.moves_within_step = False
             self.sizes, self.current, self.is_on = {}, None, False
+
+
+def parts_of(module: LightningModule) -> Iterator[object]:
+    """All whose Python runs in a step: its layers, and what it is taught by."""
+    yield from module.modules()
+    if distillation := getattr(module, "distillation", None):
+        yield distillation
+        for teacher in getattr(distillation, "networks", ()):
+            yield from teacher.modules()
 
 
 def may_keep_a_batch(callback: Callback) -> bool:

@@ -42,7 +42,7 @@ class DataModule(LightningDataModule, ABC):
 
     A source (CIFAR10, ImageFolder, …) derives from this and gives `num_classes`, `image_size`, `read` and, by then,
     `classes`. It needs no trainer: after `prepare_data()` and `setup("fit")`, `train_dataloader()` yields augmented,
-    normalised batches.
+    normalised batches, in each pass over it those of the next epoch.
 
     batch_size: training images per step and device.
     eval_batch_size: validation and test images at a time; changes no score.
@@ -62,6 +62,7 @@ class DataModule(LightningDataModule, ABC):
     image_size: int  # height and width, in pixels
     classes: list[str]  # in the order of their labels; known once images have been read
     kept_for_test = 0  # images, where those of a test are drawn from the same as those to train on
+    has_own_val = False  # images that it keeps for validation; known once images have been read
     is_mapped = False  # whether images stay in the file that `read` gives
 
     def __init__(
@@ -158,10 +159,15 @@ class DataModule(LightningDataModule, ABC):
         if self.train is None:
             if expected := self.known_num_images(train=True):
                 self.check_room(expected, copies=2)  # as read, and divided
-            images, labels = self.read(train=True)
+            images, labels = self.checked(*self.read(train=True))
+            refuse_if(
+                len(names := getattr(self, "classes", ())) != self.num_classes,
+                f"{type(self).__name__} must know the names of its {self.num_classes} classes, in the order of their "
+                f"labels. Got {len(names)}; set self.classes, at the latest in read",
+            )
             count, apart = len(labels), self.read_val()
             if apart:
-                images, labels = (torch.cat(both) for both in zip((images, labels), apart, strict=True))
+                images, labels = (torch.cat(both) for both in zip((images, labels), self.checked(*apart), strict=True))
             if self.fold is not None:
                 refuse_if(
                     self.num_folds > len(labels),
@@ -170,6 +176,7 @@ class DataModule(LightningDataModule, ABC):
                 )
                 train, val = fold_split(labels, self.fold, self.num_folds, self.split_seed)
             elif apart and self.num_val != 0:
+                self.has_own_val = True
                 train, val = torch.arange(len(labels)).split([count, len(labels) - count])
             else:
                 train, val = stratified_split(labels, self.num_held_out(len(labels)), self.split_seed)
@@ -180,6 +187,25 @@ class DataModule(LightningDataModule, ABC):
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
             self.measure(images, train)
             self.train, self.val = (self.labelled(images, labels, rows) for rows in (train, val))
+
+    def checked(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `read` gave; ValueError where it is not what it has to be."""
+        name = f"{type(self).__name__}.read"
+        for what, value, dtype, shape in (
+            ("images", images, torch.uint8, (len(images), *self.image_shape)),
+            ("labels", labels, torch.int64, (len(images),)),
+        ):
+            refuse_if(
+                (value.dtype, tuple(value.shape)) != (dtype, shape),
+                f"{name} must give {what} as {dtype} of {shape}. Got {value.dtype} of {tuple(value.shape)}; mend it, "
+                f"or its image_size",
+            )
+        strange = [label for label in labels.unique().tolist() if not 0 <= label < self.num_classes]
+        refuse_if(
+            strange,
+            f"{name} must give labels from 0 to {self.num_classes - 1}. Got {strange[:1]}; mend it, or its num_classes",
+        )
+        return images, labels
 
     def labelled(self, images: Tensor, labels: Tensor, rows: Tensor) -> LabelledImages:
         if self.is_mapped:
@@ -195,7 +221,7 @@ class DataModule(LightningDataModule, ABC):
     def load_test(self) -> None:
         """Read the test images, once, in ordinary memory."""
         if self.test is None:
-            images, labels = self.read(train=False)
+            images, labels = self.checked(*self.read(train=False))
             self.test = self.labelled(images, labels, torch.arange(len(labels)))
 
     def check_room(self, num_images: int, device: torch.device | None = None, copies: int = 1) -> None:
@@ -237,7 +263,7 @@ class DataModule(LightningDataModule, ABC):
     def adopt(self, other: "DataModule") -> None:
         """Take over what another module of the same images and the same split has read."""
         self.check_batch_size(len(other.train))
-        read = ("train", "val", "test", "classes", "test_files", "kept_for_test")
+        read = ("train", "val", "test", "classes", "test_files", "kept_for_test", "has_own_val")
         for name in (*read, "mean", "std", "split_hash", "train_hash"):
             setattr(self, name, getattr(other, name))
 

@@ -84,7 +84,7 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, a resumed one included."""
+        """Lightning calls this before each epoch, a resumed one included; elsewhere the next pass is the next epoch."""
         self.epoch = epoch
         self.is_odd.fill_(epoch % 2 == 1)
         self.generator.manual_seed(seed_for("augmentation", self.seed, epoch, self.rank))
@@ -94,7 +94,7 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
         return self.num_images // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        self.set_epoch(self.epoch)  # every iteration draws the same
+        self.set_epoch(self.epoch)  # one that has been broken off is drawn again
         shuffle = Generator().manual_seed(seed_for("order", self.seed, self.epoch))
         if self.weights is None:
             order = torch.randperm(self.num_images, generator=shuffle)
@@ -116,6 +116,7 @@ class ShuffledBatchSampler(torch.utils.data.Sampler[Tensor]):
         for batch in batches[self.num_given :, self.rank].to(self.device):
             self.num_given += 1
             yield batch
+        self.epoch += 1
 
     def state_dict(self) -> dict:
         """Empty between two epochs."""

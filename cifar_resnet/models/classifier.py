@@ -1,7 +1,9 @@
 """What every network here shares: loss, steps, metrics and optimizer. Layers are in the modules beside this one."""
 
+import contextlib
+import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -63,8 +65,8 @@ class Classifier(LightningModule):
     freeze: parts that are not trained, by name, such as "conv1" and "stages.0"; their norm layers' statistics stay too.
     lr_factors: of the learning rate of parts, by name; of the names that fit, the longest holds.
     optimizer: called with the parameters (or groups of them); only training needs it.
-    scheduler: called with the optimizer and total_steps, stepped after each batch; or a `Schedule`, which may move
-        otherwise; None keeps the learning rate.
+    scheduler: called with the optimizer and total_steps, stepped after each batch, or where it takes no total_steps
+        called with the optimizer, stepped after each epoch; or a `Schedule`; None keeps the learning rate.
     distillation: teachers whose predictions the training loss follows as well.
     selection: of each batch the part to be trained on; None for all of it.
     """
@@ -123,6 +125,7 @@ class Classifier(LightningModule):
         own_classes, is_known = self.hparams["num_classes"], hasattr(data, "class_counts")
         classes = data.num_classes if is_known else own_classes
         self.check_parts()
+        self.check_own_names()
         refuse_if(
             classes != own_classes,
             f"the network tells {own_classes} classes apart. Got data of {classes}; give num_classes={classes}",
@@ -213,8 +216,7 @@ class Classifier(LightningModule):
     def check_image_size(self, image_size: int) -> None:
         """ValueError where the network cannot take images of this side, in pixels, or gives no logits for them."""
         name, num_classes = type(self).__name__, self.hparams["num_classes"]
-        hidden = next((layer for layer in self._modules if hasattr(Classifier, layer) or layer in OF_A_RUN), None)
-        refuse_if(hidden, f"{name} has a layer called {hidden!r}, as something of every Classifier is; rename it")
+        self.check_own_names()
         refuse_if(not any(True for _ in self.parameters()), f"{name} has no parameters, and nothing to learn")
         try:
             logits = run_once(self, (3, image_size, image_size))
@@ -229,6 +231,20 @@ class Classifier(LightningModule):
             f"{name} must return logits, {(1, num_classes)} for one image of {num_classes} classes. "
             f"Got {type(logits).__name__ if shape is None else tuple(shape)}; mend its forward",
         )
+
+    def check_own_names(self) -> None:
+        """ValueError for layers that what every network has would hide."""
+        name = type(self).__name__
+        hidden = next((layer for layer in self._modules if hasattr(Classifier, layer) or layer in OF_A_RUN), None)
+        refuse_if(hidden, f"{name} has a layer called {hidden!r}, as something of every Classifier is; rename it")
+
+    def check_unset(self) -> None:
+        """ValueError for attributes of a new network's own that hide methods, or that its training would overwrite."""
+        name = type(self).__name__
+        hidden = next((key for key in vars(self) if inspect.isfunction(getattr(Classifier, key, None))), None)
+        refuse_if(hidden, f"{name} has an attribute called {hidden!r}, as a method of every Classifier is; rename it")
+        taken = next((key for key in ("config", "seed", "data_state", "sam") if getattr(self, key) is not None), None)
+        refuse_if(taken, f"{name} has an attribute called {taken!r}, which a training sets for its own use; rename it")
 
     def check_training_output(self, image_size: int) -> None:
         """ValueError where the network gives more than logits while it is trained, or less."""
@@ -265,7 +281,8 @@ class Classifier(LightningModule):
     def predict(self, images: Tensor | np.ndarray, batch_size: int = 500) -> Tensor:
         """Probabilities: (N, num_classes) float32, by its test-time augmentation where it was trained for one.
 
-        Of a network that came from `cifar_resnet.load`, or from `load_from_checkpoint`.
+        Of a network that came from `cifar_resnet.load` or `load_from_checkpoint`, or has been trained; in eval mode,
+        whichever it is in.
         images: uint8 of (N, 3, H, W), (N, H, W, 3) or, grey, (N, H, W) or (N, H, W, 1), of any size; one picture is
             images[None]. ValueError for other numbers, and where one picture might be several grey ones.
         batch_size: how many at a time.
@@ -273,10 +290,11 @@ class Classifier(LightningModule):
         normalise, size = Normalise(*self.pixel_stats(self.device)), self.data_state["image_size"]
         planes = as_planes(np.asarray(images.cpu() if isinstance(images, Tensor) else images), "predict(images)")
         each = []
-        for batch in batches_of(planes, batch_size):
-            pixels = torch.from_numpy(to_size(batch, size)).to(self.device)
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            each.append(log_probabilities(self, normalise(pixels), self.tta, self.tta_below).exp())
+        with in_eval_mode(self):  # in which Lightning leaves none, neither after a training nor as it loads it
+            for batch in batches_of(planes, batch_size):
+                pixels = torch.from_numpy(to_size(batch, size)).to(self.device)
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+                each.append(log_probabilities(self, normalise(pixels), self.tta, self.tta_below).exp())
         return torch.cat(each)
 
     # Training
@@ -306,6 +324,7 @@ class Classifier(LightningModule):
             "the filters of whitening layers are fitted to training images. Got no data module of cifar_resnet; give "
             "one, or call init_whitening(images) first",
         )
+        self.total_steps = int(self.trainer.estimated_stepping_batches)
         self.is_unlogged = True  # an epoch that goes on in its middle has no start
         modules = [module for network in self.all_networks() for module in network.modules()]
         self.with_progress = [module for module in modules if isinstance(module, DropBlock)]
@@ -357,6 +376,11 @@ class Classifier(LightningModule):
         return self.loss_of(images, logits, labels), logits
 
     def loss_of(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """What training minimises of these logits, (N, num_classes): the place for a loss of one's own.
+
+        labels: (N,) int64; of mixed images their shares of each class, (N, num_classes). Validation and test report the
+        negative log-likelihood, whatever training minimises.
+        """
         loss = F.cross_entropy(logits, labels, self.loss_weights, label_smoothing=self.label_smoothing)
         return self.distillation(images, logits, loss) if self.distillation else loss
 
@@ -445,7 +469,9 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": when}
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: float | None) -> None:
-        if self.schedule.interval == "step":
+        if self.schedule is None:  # but that of a configure_optimizers of its own
+            super().lr_scheduler_step(scheduler, metric)
+        elif self.schedule.interval == "step":
             for each in self.all_schedulers():
                 each.step()
 
@@ -549,6 +575,18 @@ class Classifier(LightningModule):
         self.data_state = self.data_state or checkpoint["data"]
         if self.selection and "selection" in checkpoint:
             self.selection.load_state_dict(checkpoint["selection"])
+
+
+@contextlib.contextmanager
+def in_eval_mode(network: torch.nn.Module) -> Iterator[None]:
+    """Within this; then each part is in the mode that it was in."""
+    before = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
 
 
 def metrics_of(trainer: Trainer) -> dict[str, float]:

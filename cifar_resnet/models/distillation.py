@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet.constraints import Fraction, Positive, check
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import UsageError, refuse_if
 
 
 class Distillation:
@@ -49,9 +49,12 @@ class Distillation:
         return (1 - self.weight) * loss + self.weight * (divergence * self.temperature**2)
 
 
-def check_teacher(path: str, teacher: nn.Module, image_size: int, classes: list[str]) -> None:
-    """UsageError where it was trained on other images than its student will be. path: where it comes from."""
-    own: Any = teacher.data_state
+def check_teacher(path: str, teacher: Any, image_sizes: Sequence[int], classes: list[str]) -> None:
+    """UsageError where it was trained on other images than its student will be, or cannot look at all that will see.
+
+    path: where it comes from. image_sizes: in pixels, the first that of the data.
+    """
+    own, image_size = teacher.data_state, image_sizes[0]
     refuse_if(
         own["image_size"] != image_size,
         f"a teacher must look at images of the student's size. Got {path}, trained on {own['image_size']} pixels, "
@@ -62,3 +65,11 @@ def check_teacher(path: str, teacher: nn.Module, image_size: int, classes: list[
         f"a teacher must know the student's classes. Got {path}, trained on {', '.join(own['classes'])}; give "
         f"another distill.teacher",
     )
+    for size in image_sizes:
+        try:
+            teacher.check_image_size(size)
+        except ValueError as error:
+            raise UsageError(
+                f"a teacher looks at the student's images, {size} pixels among them. Got {path}: {error}; or leave out "
+                f"resize"
+            ) from error

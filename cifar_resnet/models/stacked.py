@@ -18,6 +18,8 @@ from cifar_resnet.models.regularisers import ShakeDrop
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.optim import SAM
 
+# what a network of its own may do otherwise, and this would do for it
+OF_ONE = ("training_step", "loss", "loss_of", "backward", "evaluation_step", "validation_step", "test_step")
 SPEED = "train/images_per_second"  # of all members, as `callbacks.Throughput` logs it
 
 
@@ -78,6 +80,13 @@ class StackedEnsemble(Classifier):
 
     def check_trainer(self, trainer: Trainer) -> None:
         """ValueError for what networks side by side cannot have."""
+        own = [name for name in OF_ONE if getattr(type(self.members[0]), name) is not getattr(Classifier, name)]
+        refuse_if(
+            own,
+            f"networks side by side are trained as every Classifier is. Got a {own and own[0]} of "
+            f"{type(self.members[0]).__name__}'s own; give ensemble.size=1, or train one after the other: -m "
+            f'"seed=range(0,…)"',
+        )
         refuse_if(
             isinstance(self.build_optimizer(total_steps=1)[0], SAM),
             "SAM looks for one worst point, which networks side by side would share. Got ensemble.size="

@@ -77,7 +77,7 @@ def hash_of(networks: Sequence[Classifier]) -> str:
     for network in networks:
         for name, tensor in network.state_dict().items():
             found.update(name.encode())
-            found.update(tensor.contiguous().numpy())
+            found.update(tensor.cpu().contiguous().numpy())
     return found.hexdigest()[:16]
 
 
@@ -101,26 +101,27 @@ def scores_of(record: dict, seed: int, tta: str) -> list[str]:
 
 
 def ensemble_scores(
-    records: Sequence[dict | None], ttas: Sequence[str], folder: Path | None, paths: Sequence[Path]
+    records: Sequence[dict | None], ttas: Sequence[str], folder: Path | None, paths: Sequence[Path], weights: str
 ) -> list[str]:
     """Lines about how good an ensemble and its members are: of those its own evaluation in this folder, if there is one
-    without test-time augmentation, and of these their runs' records."""
+    of these weights without test-time augmentation, and of these their runs' records."""
     told = ["" if tta == "none" else f", with test-time augmentation ({tta})" for tta in ttas]
     rows = [
         f"| member {place}, alone{views} | {record['metrics']['test/acc']:.2%} | {record['metrics']['test/loss']:.4f} |"
         for place, (record, views) in enumerate(zip(records, told, strict=True))
         if record and "test/acc" in record["metrics"]
     ]
-    if folder and (scores := own_evaluation(folder, paths)):
+    if folder and (scores := own_evaluation(folder, paths, weights)):
         rows.append(f"| all together | {scores['acc']:.2%} | {scores['loss']:.4f} |")
     return ["", "| test images | accuracy | loss |", "|---|---:|---:|", *rows] if rows else []
 
 
-def own_evaluation(folder: Path, paths: Sequence[Path]) -> dict | None:
+def own_evaluation(folder: Path, paths: Sequence[Path], weights: str) -> dict | None:
     try:
         found = json.loads((folder / "evaluation.json").read_text())
         members = [Path(path).resolve() for path in found["checkpoints"]]
-        is_ours = members == [path.resolve() for path in paths] and found["tta"] == "none" and found["own_test_images"]
+        is_ours = members == [path.resolve() for path in paths] and found["weights"] == weights  # as they are by now
+        is_ours = is_ours and found["tta"] == "none" and found["own_test_images"]
         return {key: float(found["scores"][key]) for key in ("acc", "loss")} if is_ours else None
     except (OSError, ValueError, KeyError, TypeError):  # none, or another program's
         return None

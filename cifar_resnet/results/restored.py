@@ -32,7 +32,13 @@ def restored_config(job: Job, checkpoint: Path) -> DictConfig:
     if "data" in job.cfg:
         return job.cfg
     saved = checkpoints.read(checkpoint)
-    (job,) = job.composer.jobs([f"data={saved['config']['choices']['data']}", *job.overrides])
+    choice = saved["config"]["choices"]["data"]
+    refuse_if(
+        choice not in job.composer.choices_of("data"),
+        f"its data is no choice here. Got {checkpoint}, trained on data={choice}; give the --config-dir that has "
+        f"data/{choice}.yaml, or other data",
+    )
+    (job,) = job.composer.jobs([f"data={choice}", *job.overrides])
     given = [text.partition("=")[0].removeprefix("data.") for text in job.overrides]
     checkpoints.restore_data(job.cfg.data, saved, given)
     preflight.check_data(job.cfg.data)
@@ -75,7 +81,9 @@ def training_data(
 def as_in_training(data: DataModule, saved: Sequence[dict]) -> DataModule:
     """The same, read; ValueError where its images are others, or are otherwise divided, than these checkpoints say."""
     data.load()
-    own = {"split_hash": data.split_hash, "train_hash": data.train_hash, "num_train": len(data.train)}
+    own: dict[str, object] = {"split_hash": data.split_hash, "train_hash": data.train_hash}
+    if len({each["data"]["num_train"] for each in saved}) == 1:  # else members may have had parts of the same images
+        own["num_train"] = len(data.train)
     refuse_if(
         any(each["data"].get(key, own[key]) != own[key] for each in saved for key in own),  # some have no train_hash
         "these are others than in training",

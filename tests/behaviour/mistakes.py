@@ -127,6 +127,8 @@ WITHOUT_TORCH = [
     # files of one's own
     ("train", "--config-dir ours", "of this name already.", "Got ours/model/resnet20.yaml;", "a name of its own"),
     ("train", "--config-dir ours --cfg job", "of this name already.", "Got ours/model/resnet20.yaml;", "of its own"),
+    ("train", "--config-dir mine --config-dir mine", "--config-dir is one folder.", "Got mine mine;", "put their"),
+    ("train", "hydra.searchpath=[file://mine]", "are used here. Got hydra.searchpath=", "give --config-dir a folder"),
     ("train", "--config-dir mine experiment=two trainer.max_epochs=[1]", "a number, such as 200.", "=[1]"),
     ("train", "--config-dir mine experiment=modelled", "model: resnet20 in a file", "[override /model: resnet20]"),
     ("train", "--config-dir mine experiment=scheduled", "scheduler: cosine in a", "[override /scheduler: cosine]"),
@@ -188,6 +190,10 @@ WITHOUT_TORCH = [
     ("train", "-m seed=0,1 hydra.run.dir=a", "is of a single run.", "Got hydra.run.dir=a", "give hydra.sweep.dir"),
     ("train", "run_dir=a hydra.run.dir=b", "lies in one folder.", "Got hydra.run.dir=b and run_dir=a;", "give one"),
     ("train", "resume=a hydra.run.dir=b", "lies in one folder.", "Got hydra.run.dir=b and resume=a;", "give one"),
+    ("search", "sweep.max_time=00:00:01:00", "is the limit of a sweep.", "without -m; give search.max_time"),
+    ("train", "ensemble.size=2 sweep.max_time=00:00:01:00", "is the limit of a sweep.", "give trainer.max_time"),
+    ("find_lr", "sweep.max_time=00:00:01:00", "is the limit of a sweep.", "without -m; give trainer.max_time"),
+    ("search", "scheduler=one_cycle scheduler.max_lr=0.4", "whatever optimizer.lr is.", "Got", "max_lr=0.4", "leave"),
     ("search", "hydra.sweep.dir=a", "a search names its folders itself.", "Got hydra.sweep.dir=a;", "leave it out"),
     ("evaluate", "checkpoint=run hydra.run.dir=a", "hydra.run.dir is cifar-train's.", "Got hydra.run.dir=a;", "leave"),
     # kinds

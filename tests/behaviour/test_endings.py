@@ -328,6 +328,12 @@ def test_a_training_that_ran_out_of_time_is_validated_tested_and_counted_as_what
     assert f"{epochs} epochs in" in output
 
 
+def test_smaller_images_are_warned_of_where_a_training_may_end_with_them(cifar_train, capsys):
+    assert cifar_train("resize=progressive", "scheduler=constant", "trainer.max_time=00:01:00:00") == 0
+    told = "warning: max_time may end the training before it has seen images of the size that"
+    assert told in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_time_before_a_resume_counts_and_an_end_by_time_is_an_end(cifar_train, run_dirs, a_second_a_step, send):
     command = ["trainer.max_epochs=9", SEVEN]

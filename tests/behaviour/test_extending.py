@@ -9,6 +9,8 @@ from helpers import TINY, record_of, write_files
 from PIL import Image
 
 from cifar_resnet import cli, load
+from cifar_resnet.build import new_data
+from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
 
 NETWORK = '''
@@ -112,6 +114,137 @@ def test_a_network_derived_from_one_of_ours_is_known_to_its_checkpoints(tmp_path
     (run_dir,) = run_dirs()
     assert type(load(run_dir)).__name__ == "Doubled"
     sys.modules.pop("my_resnet")
+
+
+@pytest.fixture
+def own_network(tmp_path, monkeypatch):
+    """Makes a network of its __init__'s signature, and what follows within it."""
+
+    def write(signature: str, *lines: str, settings: str = "defaults: [/classifier@_here_, _self_]\n") -> list[str]:
+        head = f"from cifar_resnet.models import ResNet\nclass Own(ResNet):\n    def {signature}:\n"
+        write_files(tmp_path, {
+            "own_nets.py": head + "".join(f"        {line}\n" for line in lines),
+            "mine/model/own.yaml": f"{settings}_target_: own_nets.Own\n",
+        })  # fmt: skip
+        monkeypatch.syspath_prepend(tmp_path)
+        return [*(text for text in TINY if not text.startswith("model")), "--config-dir", "mine", "model=own"]
+
+    yield write
+    sys.modules.pop("own_nets", None)
+
+
+def test_a_network_that_could_not_be_loaded_again_is_refused_before_it_trains(own_network, run_dirs, capsys):
+    made = own_network(
+        "__init__(self, num_classes, optimizer, scheduler)",
+        "given = dict(num_classes=num_classes, optimizer=optimizer, scheduler=scheduler)",
+        "super().__init__(depth=8, widths=[4, 8, 8], **given)",
+        settings="",
+    )
+    assert cli.train(made) == 2
+    assert "Own does not take what every Classifier takes. Got no argument" in capsys.readouterr().err
+    assert not run_dirs()
+
+
+def test_a_networks_argument_that_no_checkpoint_could_hold_is_refused_before_it_trains(own_network, run_dirs, capsys):
+    lines = ["super().__init__(depth=8, widths=[4, 8, 8], **shared)", "self.last = last"]
+    settings = "defaults: [/classifier@_here_, _self_]\nlast: {_target_: torch.nn.GELU}\n"
+    made = own_network("__init__(self, last, **shared)", *lines, settings=settings)
+    assert cli.train(made) == 2
+    assert "are plain values. Got last, an object of GELU; give it by name" in capsys.readouterr().err
+    assert not run_dirs()
+
+
+def test_networks_side_by_side_do_not_pass_over_a_loss_of_ones_own(own_network, capsys):
+    lines = ["super().__init__(depth=8, widths=[4, 8, 8], **shared)", "", "return 0 * logits.sum()"]
+    lines[1] = "\n    def loss_of(self, images, logits, labels):"
+    made = own_network("__init__(self, **shared)", *lines)
+    assert cli.train([*made, "ensemble.size=2"]) == 2
+    assert "Got a loss_of of Own's own; give ensemble.size=1" in capsys.readouterr().err
+
+
+def test_a_metric_of_ones_own_goes_on_in_the_middle_of_an_epoch(own_network, run_dirs, send, capsys):
+    lines = [
+        "from torchmetrics import CatMetric", "super().__init__(depth=8, widths=[4, 8, 8], **shared)",
+        "self.seen = CatMetric()",
+        "\n    def loss_of(self, images, logits, labels):", "self.seen.update(labels.float())",
+        "return super().loss_of(images, logits, labels)",
+        "\n    def on_train_epoch_end(self):", "super().on_train_epoch_end()",
+        "print('seen', len(self.seen.compute()))", "self.seen.reset()",
+    ]  # fmt: skip
+    made = own_network("__init__(self, **shared)", *lines)
+    send(3)
+    assert cli.train(made) == 143
+    send(None)
+    assert cli.train([f"resume={run_dirs()[0]}", "trust=[own_nets]"]) == 0
+    assert "seen 200\n" in capsys.readouterr().out
+
+
+DATA = """
+import torch
+from cifar_resnet.data import DataModule
+
+class Shades(DataModule):
+    num_classes, image_size, classes = 2, 8, ["dark", "light"]
+
+    def read(self, train):
+        labels = torch.arange(80) % 2
+        return {images}, labels{labels}
+"""
+RIGHT = "(labels[:, None, None, None] * 200 + torch.arange(64).view(8, 8) % 50).expand(-1, 3, -1, -1).to(torch.uint8)"
+OWN_DATA = ["--config-dir", "mine", "data=shades", *(text for text in TINY if not text.startswith("data"))]
+
+
+@pytest.fixture
+def shades(tmp_path, monkeypatch):
+    """Makes a data set of these images and labels, its YAML without the defaults that ours share."""
+
+    def write(images: str = RIGHT, labels: str = "", settings: str = "batch_size: 10\nnum_val: 20\n") -> None:
+        write_files(tmp_path, {
+            "shades.py": DATA.format(images=images, labels=labels),
+            "mine/data/shades.yaml": f"_target_: shades.Shades\n{settings}",
+        })  # fmt: skip
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield write
+    sys.modules.pop("shades", None)
+
+
+def test_data_of_ones_own_is_drawn_by_the_runs_seed_whatever_its_yaml_says(shades, run_dirs):
+    shades()
+    modules = []
+    for seed in (3, 4):
+        (job,) = Composer("train", "mine").jobs([*OWN_DATA[2:], f"seed={seed}"])
+        modules.append(new_data(job.cfg))
+    assert [data.seed for data in modules] == [3, 4]
+
+
+def test_what_is_trained_on_data_of_ones_own_is_evaluated_with_its_folder(shades, run_dirs, capsys):
+    shades()
+    assert cli.train(OWN_DATA) == 0
+    (run_dir,) = run_dirs()
+    capsys.readouterr()
+    assert cli.evaluate([f"checkpoint={run_dir}"]) == 2
+    assert "trained on data=shades; give the --config-dir that has data/shades.yaml" in capsys.readouterr().err
+    assert cli.evaluate([f"checkpoint={run_dir}", "--config-dir", "mine"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "told"),
+    [
+        (f"{RIGHT}.float()", "", "must give images as torch.uint8 of (80, 3, 8, 8). Got torch.float32"),
+        (f"{RIGHT}[:, :1]", "", "must give images as torch.uint8 of (80, 3, 8, 8). Got torch.uint8 of (80, 1, 8, 8)"),
+        (f"{RIGHT}.repeat(1, 1, 2, 2)", "", "Got torch.uint8 of (80, 3, 16, 16); mend it, or its image_size"),
+        (RIGHT, ".int()", "must give labels as torch.int64 of (80,). Got torch.int32"),
+        (RIGHT, " + 1", "must give labels from 0 to 1. Got [2]"),
+    ],
+)
+def test_data_of_ones_own_that_is_not_what_it_must_be_is_refused_before_training(
+    images, labels, told, shades, run_dirs, capsys
+):
+    shades(images, labels)
+    assert cli.train(OWN_DATA) == 2
+    assert told in capsys.readouterr().err
+    assert not run_dirs()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, last_of, record_of
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import shufflenet_v2_x0_5
 
@@ -49,6 +50,35 @@ def train(*overrides: str) -> dict[str, torch.Tensor]:
     assert cli.train([*others, *overrides, "test=false"]) == 0
     (run_dir,) = set(Path("outputs").glob("*/*")) - before
     return last_of(run_dir)["state_dict"]
+
+
+def test_weights_that_know_what_is_held_out_now_are_warned_of(cifar_train, run_dirs, capsys):
+    assert cifar_train("data.num_val=0") == 0
+    (whole,) = run_dirs()
+    capsys.readouterr()
+    assert cifar_train("name=again", f"init={whole}") == 0
+    told = "warning: init has been trained on some of the validation images: the same images were divided otherwise"
+    assert told in capsys.readouterr().out
+    for more in (["data.num_val=0"], ["data.image_seed=7"]):
+        assert cifar_train("name=other", f"init={whole}", *more) == 0
+        assert "warning: init" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_weights_that_know_test_images_drawn_from_the_same_folder_are_warned_of(cifar_train, run_dirs, capsys):
+    images, labels = Synthetic(num_train=240, num_test=20).read(train=True)
+    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        folder = Path("drawn", Synthetic.classes[label])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    own = ["data=image_folder", "data.root=drawn", "data.num_test=40", "data.num_val=20", "data.batch_size=40"]
+    tiny = [text for text in TINY if not text.startswith("data")]
+    assert cli.train([*tiny, *own]) == 0
+    (whole,) = run_dirs()
+    for seed, is_warned in ((0, False), (1, True)):
+        capsys.readouterr()
+        assert cli.train([*tiny, *own, f"data.split_seed={seed}", "name=again", f"init={whole}"]) == 0
+        assert ("warning: init has been trained on some of the" in capsys.readouterr().out) == is_warned
 
 
 def test_all_is_taken_but_a_classifier_of_another_number_of_classes(trained, five_classes, capsys):

@@ -198,6 +198,46 @@ def test_a_few_images_are_known_by_heart_in_the_end(run_dirs):
     assert "test/acc" not in record["metrics"]
 
 
+def test_what_a_network_predicts_does_not_hang_on_the_mode_it_was_left_in(trained):
+    network = ResNet.load_from_checkpoint(trained / "checkpoints" / "best.ckpt").train()
+    images, _ = Synthetic(num_test=10).read(train=False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert torch.equal(network.predict(images), load(trained).predict(images))
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_an_optimizer_and_a_schedule_of_its_own_move_as_lightnings_do(data):
+    class Own(ResNet):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)]
+
+    network = Own(depth=8, widths=[4, 8, 8], drop_block=0.1)
+    trainer = Trainer(**QUIET, max_epochs=2, num_sanity_val_steps=0)
+    trainer.fit(network, datamodule=data)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.025
+
+
+def test_a_name_that_hides_a_method_is_refused_by_any_trainer(data):
+    class Own(ResNet):
+        def __init__(self, **shared):
+            super().__init__(**shared)
+            self.loss = torch.nn.CrossEntropyLoss()
+
+    with pytest.raises(ValueError, match=r"Own has a layer called 'loss', as something of every Classifier is"):
+        fit(Own(depth=8, widths=[4, 8, 8], optimizer=sgd), {"datamodule": data})
+
+
+def test_lightnings_own_checkpoint_is_told_from_one_of_cifar_train(data, tmp_path):
+    trainer = Trainer(**QUIET | {"enable_checkpointing": True, "default_root_dir": tmp_path}, max_epochs=1)
+    trainer.fit(ResNet(depth=8, widths=[4, 8, 8], optimizer=sgd), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "here.ckpt")
+    with pytest.raises(ValueError, match=r"here.ckpt, of Lightning's own Trainer, .* load_from_checkpoint"):
+        load(tmp_path / "here.ckpt")
+    assert ResNet.load_from_checkpoint(tmp_path / "here.ckpt", weights_only=False).hparams["depth"] == 8
+
+
 def test_the_images_of_a_part_are_in_proportion_and_the_same_each_time():
     both = [Synthetic(num_train=400, num_test=20, num_val=100, max_train=100, batch_size=20) for _ in range(2)]
     for data in both:

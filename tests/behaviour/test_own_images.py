@@ -1,5 +1,6 @@
 """Trainings on a user's own folders of pictures, from the command line."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,13 @@ def test_it_is_said_beforehand_into_what_a_folder_without_halves_is_divided(pets
     assert "image_folder: 60 images, 20 held out for validation" in out
     assert ", 20 kept for the test" in out.partition("train loss")[0]
     assert record_of(Path("outputs/run"))["num_test"] == 20
+
+
+def test_validation_images_of_its_own_and_a_number_of_them_to_hold_out_are_no_pair(pets, run_dirs, capsys):
+    shutil.copytree("pets/test", "pets/val")
+    assert cli.train(GIVEN) == 2
+    assert "has validation images of its own; data.num_val=0 would" in capsys.readouterr().err
+    assert not run_dirs()
+    others = [text for text in GIVEN if not text.startswith("data.num_val")]
+    assert cli.train([*others, "trainer.max_epochs=1"]) == 0
+    assert record_of(run_dirs()[0])["num_val"] == 20

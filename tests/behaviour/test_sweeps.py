@@ -3,13 +3,15 @@
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import TINY, record_of
+from omegaconf import OmegaConf
 
-from cifar_resnet import cli, sweep
+from cifar_resnet import cli, runs, sweep
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import Classifier
 
@@ -198,3 +200,17 @@ def test_a_sweeps_limit_needs_a_sweep(cifar_train, run_dirs, capsys):
     assert cifar_train("sweep.max_time=00:00:01:00") == 2
     assert "sweep.max_time is the limit of a sweep. Got it without -m" in capsys.readouterr().err
     assert not run_dirs()
+
+
+@pytest.mark.parametrize("was_trained", [True, False])
+def test_a_job_whose_worker_was_lost_is_none_that_there_was_no_time_for(tmp_path, was_trained):
+    began = time.time()
+    task = sweep.Task("job 1 of 2: seed=0", OmegaConf.create(), tmp_path / "seed-0", [], None)
+    task.record, task.failure = (lambda: None), (lambda since=None: None)
+    task.left = lambda: sweep.Left("0:10 of sweep.max_time were left")
+    task.run_dir.mkdir()
+    if was_trained:
+        (task.run_dir / runs.LOG).write_text("epoch 1")
+    outcome = task.attempt(None, began - 1)
+    assert isinstance(outcome, sweep.Left) != was_trained
+    assert ("its worker was stopped or lost" in outcome) == was_trained

@@ -205,6 +205,13 @@ def test_the_card_of_an_ensemble_has_the_scores_of_its_own_evaluation(sweep_dir)
     scores = json.loads(Path("sweep/evaluation.json").read_text())["scores"]
     card = Path("sweep/export/README.md").read_text()
     assert f"| all together | {scores['acc']:.2%} | {scores['loss']:.4f} |" in card
+    member = Path("sweep/seed-0/checkpoints/best.ckpt")
+    before, other = member.read_bytes(), torch.load(member, weights_only=True)
+    other["state_dict"]["fc.bias"] += 1  # as if it had been trained on
+    torch.save(other, member)
+    assert cli.export([f"checkpoint={own}", "formats=[safetensors]", "output=later"]) == 0
+    assert "all together" not in Path("later/README.md").read_text()
+    member.write_bytes(before)
     assert cli.evaluate([f"checkpoint={own}", "tta=flip", "output_dir=sweep"]) == 0
     assert cli.export([f"checkpoint={own}", "formats=[safetensors]"]) == 0
     assert "all together" not in Path("sweep/export/README.md").read_text()  # that takes one view
@@ -242,7 +249,7 @@ def test_somebodys_file_is_not_written_over(trained, capsys):
 
 def test_the_card_of_an_ensemble_says_which_scores_are_with_more_views():
     records = [{"metrics": {"test/acc": 0.9, "test/loss": 0.3}}] * 2
-    lines = card.ensemble_scores(records, ["none", "flip"], None, [])
+    lines = card.ensemble_scores(records, ["none", "flip"], None, [], "")
     assert lines[-2:] == [
         "| member 0, alone | 90.00% | 0.3000 |",
         "| member 1, alone, with test-time augmentation (flip) | 90.00% | 0.3000 |",

@@ -31,6 +31,19 @@ def test_bf16_is_preferred_where_the_cpu_is_faster_in_it(monkeypatch, vendor, av
     assert hardware.cpu_prefers_bf16() == expected
 
 
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "expected"),
+    [(False, False, "Some CPU, 1 thread"), (True, False, "Some CPU with AVX512-BF16, 1 thread"),
+     (True, True, "Some CPU with AMX, 1 thread")],
+)  # fmt: skip
+def test_a_cpus_name_says_how_it_computes_in_bf16(monkeypatch, avx512_bf16, amx, expected):
+    monkeypatch.setattr(hardware, "cpuinfo", lambda: "model name\t: Some CPU\nflags\t: fpu\n")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert hardware.device_name(torch.device("cpu")) == expected
+
+
 def test_bf16_on_a_chip_without_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)

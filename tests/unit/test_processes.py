@@ -105,3 +105,8 @@ def test_metrics_of_an_epoch_that_goes_on_in_other_numbers_are_counted_once():
     assert first["sampler"] == other["sampler"] == {"num_given": 3}
     assert first["metrics"]["train_acc"]["tp"].tolist() == [6]
     assert other["metrics"]["train_acc"]["tp"].tolist() == [0]
+    for rank, state in enumerate(states):  # such as torchmetrics' CatMetric has
+        state["metrics"] = {"train_seen": {"value": [torch.tensor([rank])] * 2}}
+    first, other = shared_out(states, is_first=True), shared_out(states, is_first=False)
+    assert torch.cat(first["metrics"]["train_seen"]["value"]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert other["metrics"]["train_seen"]["value"] == []

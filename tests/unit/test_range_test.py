@@ -119,3 +119,19 @@ def test_a_range_test_looks_at_images_of_one_size(monkeypatch):
     (job,) = Composer("find_lr").jobs([*TINY, *resize])
     train_briefly(job.cfg, 1e-3, 12, constant, lambda loss: True)
     assert {size for count, size in seen if count > 1} == {32}
+
+
+def test_a_range_test_takes_the_steps_that_a_training_would(monkeypatch):
+    """Of so many batches each, which decides how large a learning rate they bear."""
+    forward, seen = ResNet.forward, []
+
+    def note(self, images):
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(ResNet, "forward", note)
+    (job,) = Composer("find_lr").jobs([*TINY, "trainer.accumulate_grad_batches=2"])
+    losses = train_briefly(job.cfg, 1e-3, 6, constant, lambda loss: True)
+    assert len(losses) == 6
+    # an epoch's five batches are two steps of two and one of one
+    assert seen.count(40) == 10

@@ -452,3 +452,24 @@ def test_a_training_ends_as_soon_as_it_is_there():
     assert record["epochs"] < 4
     assert record["metrics"]["val/acc"] >= 0.02
     assert float(row["training_flops"]) == record["training_flops"] == 6 * record["macs"] * record["images"]
+
+
+def test_a_launchers_worker_waits_where_the_cost_of_others_decides_whether_there_is_another(monkeypatch):
+    """Or the last pieces of a round would be taken, and dropped, while one dear trial is trained."""
+    answers, waited = [2, 1, None], []
+    monkeypatch.setattr(search, "claim_gpu", lambda cfg: None)
+    monkeypatch.setattr(search, "keep_images", lambda: None)
+    monkeypatch.setattr(search.time, "sleep", waited.append)
+
+    class Asked:
+        job = SimpleNamespace(cfg=None)
+
+        def connect(self):
+            pass
+
+        def next_trial(self, round_):
+            return answers.pop(0)
+
+    search.one_trial(Asked(), 0, 0)
+    assert not answers
+    assert len(waited) == 2

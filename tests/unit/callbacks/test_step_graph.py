@@ -4,6 +4,8 @@ import pytest
 from helpers import assert_equal, last_of, rows_of, write_files
 
 from cifar_resnet import cli
+from cifar_resnet.callbacks.step_graph import OURS, parts_of
+from cifar_resnet.models import Distillation, ResNet, SpeedNet, Wrapped
 
 CASES = {
     "sgd": (),
@@ -149,3 +151,15 @@ def test_what_changes_on_the_way_is_followed(cifar_train, tmp_path, monkeypatch,
     for graph in ("false", "true"):
         assert cifar_train(*options, "trust=[own]", "trainer.max_epochs=4", f"graph={graph}", f"run_dir={graph}") == 0
     assert_same_training(tmp_path / "false", tmp_path / "true")
+
+
+def test_of_somebody_elses_layers_nobody_knows_what_their_python_does():
+    def strangers(network):
+        return {type(part).__name__ for part in parts_of(network) if not type(part).__module__.startswith(OURS)}
+
+    ours = [ResNet(depth=8, widths=[4, 4, 4], stochastic_depth=0.1), SpeedNet(widths=[8, 8, 8])]
+    assert not any(strangers(network) for network in ours)
+    wrapped = Wrapped(net={"_target_": "torchvision.models.shufflenet_v2_x0_5"})
+    assert strangers(wrapped) == {"ShuffleNetV2", "InvertedResidual"}
+    ours[0].distillation = Distillation([wrapped])
+    assert strangers(ours[0]) == {"ShuffleNetV2", "InvertedResidual"}

@@ -82,6 +82,7 @@ def test_alone_it_yields_normalised_batches_of_training_images():
     train, _ = stratified_split(labels, 100, seed=0)
     loader = data.train_dataloader()
     order = list(loader.sampler)
+    loader.sampler.set_epoch(0)  # again
     batches = list(loader)
     assert len(loader) == len(batches) == len(order) == 200 // 32
     for indices, (pixels, found) in zip(order, batches, strict=True):
@@ -95,6 +96,7 @@ def test_alone_its_batches_are_augmented():
     data = ready(augment=Augment(crop_padding=0, flip="random", cutout_size=8, cutout_probability=1.0))
     loader = data.train_dataloader()
     plain = [normalised(data, data.train.images[indices]) for indices in loader.sampler]
+    loader.sampler.set_epoch(0)  # again
     cut = mirrored = 0
     for (pixels, _), expected in zip(loader, plain, strict=True):
         for image, original in zip(pixels, expected, strict=True):

@@ -48,6 +48,16 @@ def test_the_order_of_evaluation_is_the_same_in_every_release():
     assert hashlib.sha256(order.numpy().tobytes()).hexdigest()[:16] == "210c69a12734dda2"
 
 
+def test_without_a_trainer_each_pass_is_the_next_epoch():
+    cpu = torch.device("cpu")
+    passed, told = (ShuffledBatchSampler(100, 10, seed=0, rank=0, world_size=1, device=cpu) for _ in range(2))
+    for epoch in range(3):
+        told.set_epoch(epoch)
+        assert torch.equal(torch.cat(list(passed)), torch.cat(list(told)))
+    begun = next(iter(passed))
+    assert torch.equal(begun, next(iter(passed)))  # one that was broken off
+
+
 def test_ranks_share_out_one_order_and_augment_differently():
     cpu = torch.device("cpu")
     ranks = [ShuffledBatchSampler(103, 10, seed=0, rank=rank, world_size=3, device=cpu) for rank in range(3)]

@@ -163,6 +163,21 @@ def test_a_network_that_gives_no_logits_is_refused_before_training(forward, mess
         network.check_image_size(32)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("config", {"width": 4}, r"an attribute called 'config', which a training sets for its own use; rename it"),
+        ("seed", 3, r"an attribute called 'seed', which a training sets"),
+        ("loss", torch.nn.functional.cross_entropy, r"an attribute called 'loss', as a method of every Classifier is"),
+    ],
+)
+def test_attributes_that_hide_or_would_be_overwritten_are_refused(name, value, message):
+    network = ResNet(depth=8, widths=[4, 4, 4])
+    setattr(network, name, value)
+    with pytest.raises(ValueError, match=message):
+        network.check_unset()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_classes_weigh_in_the_loss_as_a_plain_loop_has_them(smoothing):
     weights = [0.5, 2.0, 0.0, 3.0]

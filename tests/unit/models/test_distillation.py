@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from cifar_resnet import checkpoints, cli
 from cifar_resnet.data import Synthetic
+from cifar_resnet.errors import UsageError
 from cifar_resnet.models import Distillation
 from cifar_resnet.models.distillation import check_teacher
 
@@ -101,9 +102,23 @@ def test_mistakes_get_one_line(cifar_train, teachers, capsys, setting, message):
 
 def test_a_teacher_of_other_pixels_is_refused(teachers):
     teacher, classes = checkpoints.load(teachers[0]), list(Synthetic.classes)
-    check_teacher(teachers[0], teacher, 32, classes)
+    check_teacher(teachers[0], teacher, [32], classes)
     with pytest.raises(ValueError, match="trained on 32 pixels, and images of 64"):
-        check_teacher(teachers[0], teacher, 64, classes)
+        check_teacher(teachers[0], teacher, [64], classes)
+
+
+def test_a_teacher_that_cannot_see_smaller_images_is_refused_before_training(teachers, monkeypatch):
+    teacher, classes = checkpoints.load(teachers[0]), list(Synthetic.classes)
+    whole = type(teacher).forward
+
+    def of_32_pixels(self, images):
+        assert images.shape[-1] == 32, "Wrong image height!"
+        return whole(self, images)
+
+    monkeypatch.setattr(type(teacher), "forward", of_32_pixels)
+    check_teacher(teachers[0], teacher, [32], classes)
+    with pytest.raises(UsageError, match=r"24 pixels among them. Got .*: ResNet cannot take images of 24 pixels"):
+        check_teacher(teachers[0], teacher, [32, 24], classes)
 
 
 def test_a_teacher_of_other_classes_is_refused(cifar_train, run_dirs, teachers, monkeypatch, capsys):
