@@ -20,7 +20,9 @@ class Progress(Callback):
     last_line = 0  # the epoch that it was about
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.first_epoch, self.start = trainer.current_epoch, time.perf_counter()
+        loop, batches = trainer.fit_loop, int(trainer.num_training_batches)
+        done = loop.epoch_loop.batch_progress.current.completed if loop.restarted_mid_epoch else 0
+        self.epochs_before, self.start = trainer.current_epoch + done / batches, time.perf_counter()
         self.images, self.epoch_start = 0, self.start  # for an epoch that goes on in its middle
         log.info(HEADER)
         console = rich.get_console()
@@ -34,11 +36,10 @@ class Progress(Callback):
                 refresh_per_second=2,
                 transient=True,
             )
-            batches = int(trainer.num_training_batches)
             self.task = self.bar.add_task(
                 "train",
                 total=trainer.max_epochs * batches,
-                completed=trainer.current_epoch * batches,
+                completed=round(self.epochs_before * batches),
                 epoch=trainer.current_epoch + 1,
                 epochs=trainer.max_epochs,
                 speed="…",
@@ -61,7 +62,7 @@ class Progress(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics, epoch = trainer.callback_metrics, trainer.current_epoch + 1
         self.last_line = epoch
-        seconds_per_epoch = (time.perf_counter() - self.start) / (epoch - self.first_epoch)
+        seconds_per_epoch = (time.perf_counter() - self.start) / (epoch - self.epochs_before)
 
         def cell(name: str, form: str, width: int) -> str:
             value = metrics[name].item() if name in metrics else None

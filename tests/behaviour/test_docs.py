@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,10 +40,6 @@ STARTED_BY = ("hydra/launcher=", "trainer.devices=")
 
 def lines_of(*programs: str) -> list[str]:
     return [line for line in COMMANDS if line.split()[0] in programs]
-
-
-def slow_where(is_slow: Callable[[str], bool], lines: list[str]) -> list:
-    return [pytest.param(line, marks=[pytest.mark.slow] * is_slow(line), id=line) for line in lines]
 
 
 TRAININGS, DESIGNS = lines_of("cifar-train"), lines_of("cifar-design")
@@ -88,7 +83,7 @@ def composes(arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", slow_where(lambda line: " -m " in line, TRAININGS))
+@pytest.mark.parametrize("line", TRAININGS)
 def test_cifar_train_lines_run(line, cifar_train, run_dirs):
     if "timm." in line:
         pytest.importorskip("timm")

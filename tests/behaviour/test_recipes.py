@@ -49,7 +49,6 @@ def assert_refused(code: int, key: str, capsys, refusal: int = 2) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_sweep_shows_no_finished_job_of_another_recipe(capsys):
     command = ["-m", *SMALL, *MINE, "seed=0"]
     assert cli.train(command) == 0
