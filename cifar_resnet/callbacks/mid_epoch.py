@@ -18,8 +18,8 @@ class MidEpochState(Callback):
 
     `mid_epoch_state` is a list with an entry for each process: its place in the order of the images and the state of
     its augmentation, its random state, and the metrics of the epoch so far but those of validation and test, whose
-    names say so. Another number of processes goes
-    on at the same place of the order and with the same metrics, and draws anew.
+    names say so. Another number of processes goes on at the same place of the order and with the same metrics, and
+    draws anew.
     """
 
     def __init__(self) -> None:

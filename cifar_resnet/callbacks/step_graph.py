@@ -82,7 +82,7 @@ class StepGraph(Callback):
             if is_overridden(name, each, LightningModule if each is module else Callback)
         ]
         keepers = [type(each).__name__ for each in trainer.callbacks if may_keep_a_batch(each)]  # type: ignore[attr-defined]
-        strange = (type(part) for part in parts_of(module) if not type(part).__module__.startswith(OURS))
+        strange = (type(part) for part in whose_python_runs(module) if not type(part).__module__.startswith(OURS))
         foreign = next((kind.__name__ for kind in strange), None)
         replaced = [name for name in REPLACED if is_overridden(name, module, Classifier)]
         replaced += [name for name in OF_A_BATCH if is_overridden(name, module, LightningModule)]
@@ -248,7 +248,7 @@ class StepGraph(Callback):
             self.sizes, self.current, self.is_on = {}, None, False
 
 
-def parts_of(module: LightningModule) -> Iterator[object]:
+def whose_python_runs(module: LightningModule) -> Iterator[object]:
     """All whose Python runs in a step: its layers, and what it is taught by."""
     yield from module.modules()
     if distillation := getattr(module, "distillation", None):
