@@ -155,7 +155,9 @@ def test_what_changes_on_the_way_is_followed(cifar_train, tmp_path, monkeypatch,
 
 def test_of_somebody_elses_layers_nobody_knows_what_their_python_does():
     def strangers(network):
-        return {type(part).__name__ for part in whose_python_runs(network) if not type(part).__module__.startswith(OURS)}
+        return {
+            type(part).__name__ for part in whose_python_runs(network) if not type(part).__module__.startswith(OURS)
+        }
 
     ours = [ResNet(depth=8, widths=[4, 4, 4], stochastic_depth=0.1), SpeedNet(widths=[8, 8, 8])]
     assert not any(strangers(network) for network in ours)
