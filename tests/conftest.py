@@ -122,15 +122,18 @@ def crash(monkeypatch):
 
 @pytest.fixture
 def send(monkeypatch):
-    """Have this process get a signal within a training step, counted from 1, until called with None."""
-    training_step = Classifier.training_step
+    """Have this process get a signal at the start of a training step, counted from 1, until called with None.
+
+    Before the step itself, of which no Python runs where it is one graph.
+    """
+    on_train_batch_start = Classifier.on_train_batch_start
 
     def at(step, number=signal.SIGTERM):
-        def step_with_signal(self, batch, batch_idx):
+        def start_with_signal(self, batch, batch_idx):
             if self.trainer.global_step + 1 == step:
                 os.kill(os.getpid(), number)
-            return training_step(self, batch, batch_idx)
+            return on_train_batch_start(self, batch, batch_idx)
 
-        monkeypatch.setattr(Classifier, "training_step", step_with_signal if step else training_step)
+        monkeypatch.setattr(Classifier, "on_train_batch_start", start_with_signal if step else on_train_batch_start)
 
     return at

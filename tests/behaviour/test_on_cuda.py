@@ -162,10 +162,11 @@ def test_a_step_as_one_graph_trains_as_steps_of_many_kernels_do(cifar_train, run
     assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("augment", ["standard", "randaugment"])  # the second is drawn on the host: no graph
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "sam", "muon"])
-def test_stopped_within_an_epoch_and_resumed_equals_never_stopped(cifar_train, run_dirs, send, optimizer):
+def test_stopped_within_an_epoch_and_resumed_equals_never_stopped(cifar_train, run_dirs, send, optimizer, augment):
     options = (f"optimizer={optimizer}", "precision=auto", "trainer.max_epochs=3", "trainer.deterministic=true")
-    options += ("augment=randaugment", "augment.mixing=cutmix")
+    options += (f"augment={augment}", "augment.mixing=cutmix")
     assert cifar_train(*options) == 0
     send(8)
     assert cifar_train(*options) == 128 + 15
