@@ -26,23 +26,27 @@ within_time() {
     echo "not done: $*" >&2
     return 1
 }
-train() { within_time python3 -m cifar_resnet.train -m "seed=0,1,2" output_dir="$runs" "$@"; }
+train() { within_time python3 -m cifar_resnet.train -m output_dir="$runs" "$@"; }
 # a first minute: does CUDA compute what a CPU does, and go on from where it was stopped?
 CIFAR_RESNET_TEST_GPU=1 within_time timeout 90 python3 -m pytest -q -p no:cacheprovider tests/behaviour/test_on_cuda.py \
     -k "logits or steps_of_each or graph or resumed"
+train experiment=speed96 seed=0 "$@"
+train experiment=speed95 seed=0,1,2 data.num_val=5000 output_dir="$runs/held_out" "$@" &&  # with a temperature's images
+    within_time python3 benchmarks/robustness.py "$runs"/held_out/speed95/* --num-test 1000 \
+        --root "${CIFAR_RESNET_DATA:-data}" --json "$results/robustness-speed95-gpu.json"
+train "experiment=ten_minutes_sgd,ten_minutes_sam,ten_minutes_adam,ten_minutes_muon" seed=0,1 "$@"
+train experiment=speed94 seed=0,1,2 "$@"                        # time to 94%: three seeds, the first one warms up
 within_time python3 benchmarks/throughput.py --rounds 3 --steps "$steps" "${networks[@]}" \
     --json "$results/throughput-gpu.json"         # the chip's share; ours against the bare step, eager and as one graph
 within_time python3 benchmarks/step_profile.py "${networks[-1]}" graph=false --steps $((steps / 2)) \
     --json "$results/step_profile-gpu.json"       # the share of its convolutions; kernels a step
-train experiment=speed94 "$@"                                   # time to 94%: three seeds, the first one warms up
-train experiment=speed96 "$@"                                   # time to 96%
 within_time python3 benchmarks/overhead.py experiment=speed94 "$@" --json "$results/overhead-gpu.json"
 within_time python3 benchmarks/optimizers.py --steps "$steps" ${GPU_NETWORKS:+--network "${networks[-1]}"} \
     --json "$results/optimizers-gpu.json"
 within_time python3 benchmarks/ensemble.py "resnet_cifar@${networks[-1]#*@}" "${networks[-1]}" --sizes 2 4 10 --rounds 1 \
     --steps $((steps / 2)) --json "$results/ensemble-gpu.json"
-train experiment=speed94 compile=true "$@"
-within_time python3 benchmarks/overhead.py experiment=speed96 "$@" --json "$results/overhead-speed96-gpu.json"
+train experiment=speed94 seed=0,1,2 compile=true "$@"
+within_time python3 benchmarks/overhead.py experiment=speed96_wide "$@" --json "$results/overhead-speed96-gpu.json"
 report() { timeout 40 python3 -c "import sys; from cifar_resnet import cli; sys.exit(cli.report())" "$@"; }
 report "$runs" output="$results/gpu" || failed=1
 # and then, as published, whatever there is time for
