@@ -39,6 +39,7 @@ def main() -> None:
     members = sorted({path.parent for path in options.sweep.rglob(runs.RECORD)})
     part = [f"data.num_test={options.num_test}"] if options.num_test else []
     results = []
+    trained = {runs.read_record(member).get("commit") for member in members}
     for checkpoint in (*members, options.sweep):
         root = f"data.root={options.root}"
         results.append(
@@ -48,8 +49,8 @@ def main() -> None:
                 "corrupted": evaluated(checkpoint, "data=corrupted", root, *part),
             }
         )
-    trained = {runs.read_record(member).get("commit") for member in members}
-    save(options.json, about, n=len(members), trained_at=sorted(trained), results=results)
+        # each time, for where time runs out
+        save(options.json, about, n=len(members), trained_at=sorted(trained), results=results)
 
 
 if __name__ == "__main__":
