@@ -29,9 +29,12 @@ class Whitening(nn.Conv2d):
     def init_whitening(self, images: Tensor) -> None:
         """images: (N, C, H, W), as they come in; a few thousand suffice."""
         half, count = self.out_channels // 2, 0
+        height, width = self.kernel_size
         second_moments = torch.zeros(half, half, dtype=torch.float64)
         for some in images.split(250):  # all patches at once would take a gigabyte
-            patches = nn.functional.unfold(some.contiguous(), self.kernel_size).transpose(1, 2).flatten(0, 1).double()
+            # not nn.functional.unfold, which has the threads wait for each other at every image: minutes on a busy CPU
+            windows = some.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, rows, columns, height, width)
+            patches = windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2).double()
             second_moments += (patches.T @ patches).cpu()
             count += len(patches)
         variances, components = torch.linalg.eigh(second_moments / count)
