@@ -40,11 +40,11 @@ def main() -> None:
     part = [f"data.num_test={options.num_test}"] if options.num_test else []
     results = []
     trained = {runs.read_record(member).get("commit") for member in members}
-    for checkpoint in (*members, options.sweep):
+    for checkpoint in (*members, options.sweep) if len(members) > 1 else members:
         root = f"data.root={options.root}"
         results.append(
             {
-                "networks": checkpoint.name if checkpoint != options.sweep else f"all {len(members)}",
+                "networks": checkpoint.name if checkpoint in members else f"all {len(members)}",
                 "clean": evaluated(checkpoint, root, "ood=synthetic"),
                 "corrupted": evaluated(checkpoint, "data=corrupted", root, *part),
             }

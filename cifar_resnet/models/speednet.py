@@ -85,6 +85,6 @@ class SpeedNet(Classifier):
         if side >> len(self.stages) < 1:
             raise ValueError(
                 f"model.whitening_size leaves {max(side, 0)} pixels of {image_size}; each of model.widths halves them. "
-                f"Got {self.whitening.kernel_size[0]} and {len(self.stages)} widths; give less"
+                f"Got {self.whitening.kernel_size[0]} and {len(self.stages)} widths; give less, or larger images"
             )
         super().check_image_size(image_size)
