@@ -32,7 +32,7 @@ class Whitening(nn.Conv2d):
         height, width = self.kernel_size
         second_moments = torch.zeros(half, half, dtype=torch.float64)
         for some in images.split(250):  # all patches at once would take a gigabyte
-            # not nn.functional.unfold, which has the threads wait for each other at every image: minutes on a busy CPU
+            # not nn.functional.unfold: its threads wait for each other at every image, on a busy CPU for over a minute
             windows = some.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, rows, columns, height, width)
             patches = windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2).double()
             second_moments += (patches.T @ patches).cpu()
