@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from figures import begin, parser_of, save
+from figures import NetworkAt, begin, parser_of, positive, save
 from PIL import Image
 from throughput import MEAN, STD, Ours, synchronize
 from torchvision.transforms import v2
@@ -104,13 +104,12 @@ def measure(choice: str, plain: Ours, network: str, batch_size: int, steps: int,
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("choices", nargs="*", default=CHOICES, help="of the group augment")
-    parser.add_argument("--network", default="resnet20@512", help="network@batch_size")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="batches in an epoch")
+    parser.add_argument("--network", default="resnet20@512", type=NetworkAt.read, help="network@batch_size")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=positive, default=8, help="batches in an epoch")
     options = parser.parse_args()
     about = begin()
-    network, _, batch_size = options.network.partition("@")
-    batch_size = int(batch_size)
+    network, batch_size = options.network
     print(f"{'augment':16}{'images/s':>10}{'per image':>12}{'copy':>10}{'epoch':>8}")
     plain = Ours(network, batch_size, batch_size * options.steps, "augment=none")
     results = []
@@ -123,7 +122,7 @@ def main() -> None:
             flush=True,
         )
         results.append(result)
-    save(options.json, about, network=options.network, results=results)
+    save(options.json, about, network=str(options.network), results=results)
 
 
 if __name__ == "__main__":

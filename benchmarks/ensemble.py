@@ -9,14 +9,14 @@ and each size take turns within each round; the medians of the rounds are printe
 
 import statistics
 
-from figures import begin, parser_of, save
+from figures import NetworkAt, begin, parser_of, positive, save
 from throughput import Ours
 
 from cifar_resnet.data import StackedData
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import StackedEnsemble
 
-DEFAULT = ["resnet_cifar@128", "resnet20@128"]  # resnet_cifar has a depth of 8 here
+DEFAULT = [NetworkAt("resnet_cifar", 128), NetworkAt("resnet20", 128)]  # resnet_cifar has a depth of 8 here
 
 
 class Together(Ours):
@@ -32,9 +32,7 @@ class Together(Ours):
         self.model = StackedEnsemble(members)
 
 
-def measure(name: str, sizes: list[int], rounds: int, steps: int) -> dict:
-    network, _, batch_size = name.partition("@")
-    batch_size = int(batch_size)
+def measure(network: str, batch_size: int, sizes: list[int], rounds: int, steps: int) -> dict:
     more = ["model.depth=8"] if network == "resnet_cifar" else []
     arguments = network, batch_size, batch_size * steps
     contestants = {1: Ours(*arguments, *more)} | {size: Together(*arguments, size, *more) for size in sizes}
@@ -54,16 +52,16 @@ def measure(name: str, sizes: list[int], rounds: int, steps: int) -> dict:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[2, 4])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help="batches per round")
+    parser.add_argument("networks", nargs="*", default=DEFAULT, type=NetworkAt.read, help="network@batch_size")
+    parser.add_argument("--sizes", type=positive, nargs="*", default=[2, 4])
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--steps", type=positive, default=8, help="batches per round")
     options = parser.parse_args()
     about = begin()
     print(f"{'network':12}{'batch':>6}{'members':>9}{'images/s':>10}   side by side / one after the other")
     results = []
-    for name in options.networks:
-        result = measure(name, options.sizes, options.rounds, options.steps)
+    for each in options.networks:
+        result = measure(*each, options.sizes, options.rounds, options.steps)
         for size, ratio in result["side by side / one after the other"].items():
             speed = result["images_per_second"][size]
             print(f"{result['network']:12}{result['batch_size']:6}{size:9}{speed:10,.0f}   {ratio:.2f}", flush=True)

@@ -6,6 +6,7 @@ import shlex
 import sys
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,30 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     return parser
+
+
+def positive(text: str) -> int:
+    """An option's whole number, of which less than one makes no sense."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number, 1 or more. Got {text}")
+    return int(text)
+
+
+class NetworkAt(NamedTuple):
+    """A choice of the group model, and the images of a step: network@batch_size."""
+
+    network: str
+    batch_size: int
+
+    def __str__(self) -> str:
+        return "@".join(map(str, self))
+
+    @classmethod
+    def read(cls, text: str) -> "NetworkAt":
+        network, _, batch_size = text.partition("@")
+        if not network or not batch_size.isdecimal() or int(batch_size) < 1:
+            raise argparse.ArgumentTypeError(f"a network and its batch size, such as resnet20@512. Got {text}")
+        return cls(network, int(batch_size))
 
 
 def in_one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:

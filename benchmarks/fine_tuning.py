@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from figures import begin, parser_of, save
+from figures import begin, parser_of, positive, save
 
 from cifar_resnet import runs
 from cifar_resnet.api import train
@@ -45,9 +45,9 @@ def epochs_until(record: dict) -> int | None:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=60, help="at most, of each")
-    parser.add_argument("--per-class", type=int, default=100, help="images of the new classes")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--epochs", type=positive, default=60, help="at most, of each")
+    parser.add_argument("--per-class", type=positive, default=100, help="images of the new classes")
     options = parser.parse_args()
     about = begin()
     with tempfile.TemporaryDirectory() as place:

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$PWD"
 trap 'kill -TERM $child 2> /dev/null; wait $child; exit 130' INT TERM
 limit=${GPU_SECONDS:-540}
+[[ $limit =~ ^[0-9]+$ ]] || { echo "error: GPU_SECONDS is a number of seconds. Got $limit; give such as 540" >&2; exit 2; }
 steps=${GPU_STEPS:-100}  # of a round; with few, and small networks, a machine without a GPU can try this script as well
 read -ra networks <<< "${GPU_NETWORKS:-resnet18@128 resnet18@512 resnet18@2048 resnet20@128}"
 runs=outputs/gpu/$(date +%Y-%m-%d_%H-%M-%S)

@@ -12,7 +12,7 @@ import json
 import logging
 from pathlib import Path
 
-from figures import begin, parser_of, save
+from figures import begin, parser_of, positive, save
 
 from cifar_resnet import runs
 from cifar_resnet.build import kept_images
@@ -74,9 +74,9 @@ def row(result: dict) -> str:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--optimizers", nargs="*", default=list(GRIDS))
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--optimizers", nargs="*", choices=GRIDS, default=list(GRIDS))
+    parser.add_argument("--epochs", type=positive, default=3)
     options, more = parser.parse_known_args()
     about = begin()
     logging.getLogger("cifar_resnet").setLevel(logging.WARNING)

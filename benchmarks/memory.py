@@ -12,7 +12,7 @@ import resource
 from multiprocessing.connection import Connection
 
 import torch
-from figures import begin, parser_of, save
+from figures import NetworkAt, begin, parser_of, positive, save
 from throughput import DEFAULT, Bare, Ours
 
 from cifar_resnet.hardware import keep_freed_memory
@@ -46,22 +46,22 @@ def in_a_process_of_its_own(*arguments) -> int:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("networks", nargs="*", default=DEFAULT, type=NetworkAt.read, help="network@batch_size")
+    parser.add_argument("--steps", type=positive, default=6)
     options = parser.parse_args()
     about = begin()
     print(f"{'network':12}{'batch':>6}{'ours, MB':>10}{'bare, MB':>10}{'images, MB':>12}   ours / bare")
     results = []
-    for name in options.networks:
-        network, _, batch_size = name.partition("@")
-        images = int(batch_size) * options.steps
+    for network, batch_size in options.networks:
+        images = batch_size * options.steps
         ours, bare = (
-            in_a_process_of_its_own(contestant, network, int(batch_size), images) for contestant in ("ours", "bare")
+            in_a_process_of_its_own(contestant, network, batch_size, images) for contestant in ("ours", "bare")
         )
         held = images * 3 * 32 * 32
         figures = f"{ours / 2**20:10,.0f}{bare / 2**20:10,.0f}{held / 2**20:12,.0f}   {ours / bare:.2f}"
-        print(f"{network:12}{batch_size:>6}{figures}", flush=True)
-        results.append({"network": name, "ours": ours, "bare": bare, "images": held, "ours / bare": ours / bare})
+        print(f"{network:12}{batch_size:6}{figures}", flush=True)
+        result = {"ours": ours, "bare": bare, "images": held, "ours / bare": ours / bare}
+        results.append({"network": f"{network}@{batch_size}", **result})
     save(options.json, about, results=results)
 
 

@@ -9,20 +9,19 @@ backward passes a step, on images that are augmented once. Nothing else should r
 
 import statistics
 
-from figures import begin, parser_of, save
+from figures import NetworkAt, begin, parser_of, positive, save
 from throughput import Ours
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("optimizers", nargs="*", default=["sam", "asam", "adam", "muon"], help="of the group optimizer")
-    parser.add_argument("--network", default="resnet20@512", help="network@batch_size")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="batches per round")
+    parser.add_argument("--network", default="resnet20@512", type=NetworkAt.read, help="network@batch_size")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=positive, default=8, help="batches per round")
     options = parser.parse_args()
     about = begin()
-    network, _, batch_size = options.network.partition("@")
-    batch_size = int(batch_size)
+    network, batch_size = options.network
     contestants = {
         name: Ours(network, batch_size, batch_size * options.steps, f"optimizer={name}")
         for name in ("sgd", *options.optimizers)
@@ -40,7 +39,7 @@ def main() -> None:
         ratio = statistics.median(speed["sgd"] / speed[name] for speed in speeds)
         print(f"{name:12}{median:10,.0f}{ratio:14.3f}")
         results.append({"optimizer": name, "images_per_second": median, "time / SGD": ratio})
-    save(options.json, about, network=options.network, results=results)
+    save(options.json, about, network=str(options.network), results=results)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,19 @@ The bare steps (throughput.py's: forward, backward, optimizer, on one batch in m
 rounds' ratios is printed. Nothing else should run meanwhile.
 """
 
-from figures import begin, parser_of, save
+from figures import NetworkAt, begin, parser_of, positive, save
 from step_profile import medians
 from throughput import Bare, Ours
 
 from cifar_resnet.hardware import resolve_precision
 
-NETWORKS = ["resnet20@512", "resnet18@128", "speednet@2000"]
+NETWORKS = [NetworkAt("resnet20", 512), NetworkAt("resnet18", 128), NetworkAt("speednet", 2000)]
 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("networks", nargs="*", default=NETWORKS, help="network@batch_size")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("networks", nargs="*", default=NETWORKS, type=NetworkAt.read, help="network@batch_size")
+    parser.add_argument("--rounds", type=positive, default=3)
     options = parser.parse_args()
     about = begin()
     auto = resolve_precision()
@@ -27,14 +27,13 @@ def main() -> None:
     print(f"{'network':20}{'images/s: 32-true':>20}{'bf16-mixed':>12}{'time: bf16-mixed / 32-true':>30}")
     results = []
     for given in options.networks:
-        network, _, batch_size = given.partition("@")
-        size = int(batch_size)
+        network, size = given
         ours = Ours(network, size, size)
         steps = {precision: Bare(ours.new_model(), precision, size).step for precision in ("32-true", "bf16-mixed")}
         found = medians(steps, "32-true", options.rounds)
         speeds = {precision: size / found[f"{precision}_seconds"] for precision in steps}
         ratio = found["bf16-mixed / 32-true"]
-        print(f"{given:20}{speeds['32-true']:20,.0f}{speeds['bf16-mixed']:12,.0f}{ratio:30.3f}")
+        print(f"{given!s:20}{speeds['32-true']:20,.0f}{speeds['bf16-mixed']:12,.0f}{ratio:30.3f}")
         results.append(
             {"network": network, "batch_size": size, "images_per_second": speeds, "bf16-mixed / 32-true": ratio}
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures import begin, parser_of, save
+from figures import begin, parser_of, positive, save
 from PIL import Image
 
 from cifar_resnet.compose import Composer
@@ -52,10 +52,10 @@ def bare(ensemble: Ensemble, paths: list[Path], batch_size: int) -> list[int]:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--images", type=positive, default=10_000)
     parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--batch-size", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=positive, default=500)
+    parser.add_argument("--rounds", type=positive, default=3)
     options = parser.parse_args()
     os.environ["FORCE_COLOR"] = "1"  # the bar is drawn even where its lines go to a file
     about = begin()

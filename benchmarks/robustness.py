@@ -11,7 +11,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from figures import begin, parser_of, save
+from figures import begin, parser_of, positive, save
 
 from cifar_resnet import cli, runs
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("sweep", type=Path, help="folder of runs that differ in their seed")
     parser.add_argument("--root", default="data", help="where CIFAR-10 is")
-    parser.add_argument("--num-test", type=int, help="images under each condition; all of them by default")
+    parser.add_argument("--num-test", type=positive, help="images under each condition; all of them by default")
     options = parser.parse_args()
     about = begin()
     members = sorted({path.parent for path in options.sweep.rglob(runs.RECORD)})

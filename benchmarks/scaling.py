@@ -19,7 +19,7 @@ import statistics
 from multiprocessing.connection import Connection
 
 import torch
-from figures import begin, parser_of, save
+from figures import NetworkAt, begin, parser_of, positive, save
 from lightning.pytorch import Callback, LightningModule, Trainer
 from throughput import DEFAULT, Ours
 
@@ -90,10 +90,9 @@ class Group:
             process.join()
 
 
-def measure(name: str, counts: list[int], rounds: int, steps: int) -> list[dict]:
-    network, _, batch_size = name.partition("@")
+def measure(network: str, batch_size: int, counts: list[int], rounds: int, steps: int) -> list[dict]:
     cores = len(os.sched_getaffinity(0))
-    groups = [Group(count, max(1, cores // count), network, int(batch_size), steps) for count in counts]
+    groups = [Group(count, max(1, cores // count), network, batch_size, steps) for count in counts]
     found = [[group.measure() for group in groups] for _ in range(1 + rounds)][1:]  # the first is for warming up
     for group in groups:
         group.close()
@@ -103,7 +102,7 @@ def measure(name: str, counts: list[int], rounds: int, steps: int) -> list[dict]
         ratios = [
             own["images_per_second"] / each[0]["images_per_second"] for own, each in zip(mine, found, strict=True)
         ]
-        about = {"network": network, "batch_size": int(batch_size), "processes": group.count, "threads": group.threads}
+        about = {"network": network, "batch_size": batch_size, "processes": group.count, "threads": group.threads}
         results.append(about | medians | {"ratio": statistics.median(ratios), "ratios": ratios})
     return results
 
@@ -112,19 +111,19 @@ def main() -> None:
     most = torch.cuda.device_count() or max(2, len(os.sched_getaffinity(0)))
     more = [2**power for power in range(1, most.bit_length()) if 2**power <= most]
     parser = parser_of(__doc__)
-    parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
-    parser.add_argument("--processes", nargs="*", type=int, default=more, help="how many, beside one")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="batches per round")
+    parser.add_argument("networks", nargs="*", default=DEFAULT, type=NetworkAt.read, help="network@batch_size")
+    parser.add_argument("--processes", nargs="*", type=positive, default=more, help="how many, beside one")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=positive, default=8, help="batches per round")
     options = parser.parse_args()
-    for name, count in itertools.product(options.networks, options.processes):
-        if count < 2 or int(name.partition("@")[2]) % count:
-            parser.error(f"processes, two or more, divide a batch evenly. Got {count} for {name}; give another number")
+    for each, number in itertools.product(options.networks, options.processes):
+        if number < 2 or each.batch_size % number:
+            parser.error(f"processes, two or more, divide a batch evenly. Got {number} for {each}; give another number")
     about = begin()
     print(f"{'network':12}{'batch':>6}{'processes':>11}{'threads':>9}{'images/s':>10}{'ratio':>8}{'communication':>15}")
     results = []
-    for name in options.networks:
-        for result in measure(name, [1, *options.processes], options.rounds, options.steps):
+    for each in options.networks:
+        for result in measure(*each, [1, *options.processes], options.rounds, options.steps):
             share = f"{result['communication']:15.1%}" if "communication" in result else ""
             print(
                 f"{result['network']:12}{result['batch_size']:6}{result['processes']:11}{result['threads']:9}"

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import begin, parser_of, save
+from figures import begin, parser_of, positive, save
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 SMALL = [
@@ -66,8 +66,8 @@ def measure(jobs: int, overrides: list[str]) -> tuple[float, list[float]]:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--jobs", type=positive, default=4)
     options, overrides = parser.parse_known_args()
     about = begin()
     seconds_of([sys.executable, "-c", "import torch"])  # the first finds the files cold

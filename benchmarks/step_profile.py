@@ -32,7 +32,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or torch's profiler reports the GPU that a CPU machine lacks
 
 import torch
-from figures import begin, parser_of, save
+from figures import NetworkAt, begin, parser_of, positive, save
 from lightning.pytorch import Callback, LightningModule, Trainer
 from throughput import DTYPES, Bare, Ours, matmul_flops, synchronize
 from torch.autograd import DeviceType
@@ -246,33 +246,37 @@ def profiled(ours: Ours, steady: Steady, rows: int, trace: Path | None) -> dict[
     return of_gpu | {"profiled_seconds": {kind: each / steady.steps / 1e6 for kind, each in kinds.most_common()}}
 
 
+def network_or_override(text: str) -> NetworkAt | str:
+    return text if "=" in text else NetworkAt.read(text)
+
+
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("networks", nargs="*", default=["resnet18@128"], help="network@batch_size")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of the bare step and its convolutions")
-    parser.add_argument("--steps", type=int, default=8, help="that are profiled")
-    parser.add_argument("--rows", type=int, default=15, help="operations that are named")
+    parser.add_argument("networks", nargs="*", default=[], type=network_or_override, help="network@batch_size")
+    parser.add_argument("--rounds", type=positive, default=15, help="turns of the bare step and its convolutions")
+    parser.add_argument("--steps", type=positive, default=8, help="that are profiled")
+    parser.add_argument("--rows", type=positive, default=15, help="operations that are named")
     parser.add_argument("--compile", action="store_true", help="compare with the compiled step")
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help="compare with another checkout's bare step")
     parser.add_argument("--trace", type=Path, help="also write the last network's trace here")
     options, overrides = parser.parse_known_args()
-    networks = [text for text in options.networks if "=" not in text]
-    overrides += [text for text in options.networks if "=" in text]
+    networks = [each for each in options.networks if isinstance(each, NetworkAt)]
+    overrides += [each for each in options.networks if isinstance(each, str)]
     about = begin()
     results, most = [], None
-    for name in networks or ["resnet18@128"]:
-        network, _, batch_size = name.partition("@")
+    for name in networks or [NetworkAt("resnet18", 128)]:
+        network, batch_size = name
         steady = Steady()
-        ours = Ours(network, int(batch_size), int(batch_size) * (options.steps + steady.warm_up), *overrides)
+        ours = Ours(network, batch_size, batch_size * (options.steps + steady.warm_up), *overrides)
         if most is None:
             most = matmul_flops(DTYPES.get(ours.precision))
             print(f"a large product of matrices: {most / 1e9:,.0f} GFLOP/s\n")
-        found = shares(ours, int(batch_size), options.rounds, options.compile)
+        found = shares(ours, batch_size, options.rounds, options.compile)
         if options.beside:
-            found |= beside(options.beside, network, int(batch_size), options.rounds)
-        print(sentence(name, found, most), end="\n\n", flush=True)
+            found |= beside(options.beside, network, batch_size, options.rounds)
+        print(sentence(str(name), found, most), end="\n\n", flush=True)
         found |= profiled(ours, steady, options.rows, options.trace)
-        results.append({"network": network, "batch_size": int(batch_size), **found})
+        results.append({"network": network, "batch_size": batch_size, **found})
     save(options.json, about, matmul_flops=most, results=results)
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from figures import begin, parser_of, save
+from figures import NetworkAt, begin, parser_of, positive, save
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -47,7 +47,7 @@ from cifar_resnet.models.summary import num_macs
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-DEFAULT = ["resnet18@128", "resnet20@512"]
+DEFAULT = [NetworkAt("resnet18", 128), NetworkAt("resnet20", 512)]
 
 
 class Ours:
@@ -253,9 +253,7 @@ def matmul_flops(dtype: torch.dtype | None, seconds: float = 2.0) -> float:
     return 2 * size**3 * count / (time.perf_counter() - start)
 
 
-def measure(name: str, rounds: int, steps: int) -> dict:
-    network, _, batch_size = name.partition("@")
-    batch_size = int(batch_size)
+def measure(network: str, batch_size: int, rounds: int, steps: int) -> dict:
     images = batch_size * steps
     for_the_slowest = min(images, max(6 * batch_size, 12_000))  # which on a GPU would take minutes for as many
     speeds = []
@@ -284,9 +282,9 @@ def measure(name: str, rounds: int, steps: int) -> dict:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("networks", nargs="*", default=DEFAULT, help="network@batch_size")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12, help="batches per round")
+    parser.add_argument("networks", nargs="*", default=DEFAULT, type=NetworkAt.read, help="network@batch_size")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=positive, default=12, help="batches per round")
     options = parser.parse_args()
     about = begin()
     most = matmul_flops(DTYPES.get(resolve_precision())) if torch.cuda.is_available() else None
@@ -296,8 +294,8 @@ def main() -> None:
     heads = "".join(f"{name:>14}" for name in ("ours", *rivals))
     print(f"{'network':12}{'batch':>6}   images/s:{heads}   {'  '.join(f'ours/{name}' for name in rivals)}  TFLOP/s")
     results = []
-    for name in options.networks:
-        result = measure(name, options.rounds, options.steps)
+    for each in options.networks:
+        result = measure(*each, options.rounds, options.steps)
         speeds = "".join(f"{result['images_per_second'][name]:14,.0f}" for name in ("ours", *rivals))
         ratios = "  ".join(f"{result[f'ours / {name}']:{len(name) + 5}.3f}" for name in rivals)
         share = f", {result['flops'] / most:.1%} of that" if most else ""

@@ -271,8 +271,9 @@ class Composer:
         for override in {each.key_or_group: each for each in values}.values():  # of one key the last is what holds
             key, expected = override.key_or_group, select(default, override.key_or_group)
             if override.is_delete():
+                may_go = key in MAY_BE_LEFT_OUT or key.rpartition(".")[0] in COLLECTIONS
                 refuse_if(
-                    key not in MAY_BE_LEFT_OUT and key.rpartition(".")[0] not in COLLECTIONS,
+                    not may_go and key in leaves(self.defaults(without_recipe)),  # else it is the recipe's own
                     f"~ takes away {', '.join(MAY_BE_LEFT_OUT)}, a callback or a logger. "
                     f"Got {override.input_line}; give another value",
                 )

@@ -194,6 +194,7 @@ def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:
     if key in BESIDE and hints is not None:
         hints = {name: hint for name, hint in hints_of(BESIDE[key]).items() if name != "make"} | hints
     name: Any  # a text, or in a user's file a number
+    unknown = []
     for name in node:
         place = f"{key}.{name}"
         if place.startswith("trainer.") and name in RESERVED:
@@ -201,8 +202,26 @@ def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:
         if name in (hints or {}):
             check_value(cfg, place, hints[name])
         elif name not in HYDRA_KEYS and (hints is not None or str(name).startswith("_")):
-            close = did_you_mean(place, [f"{key}.{other}" for other in (*(hints or {}), *HYDRA_KEYS)])
-            raise UsageError(f"unknown key {place}.{close} {node['_target_']} takes no such argument")
+            unknown.append(place)
+    if unknown:
+        close = did_you_mean(unknown[0], [f"{key}.{other}" for other in (*(hints or {}), *HYDRA_KEYS)])
+        raise UsageError(
+            of_a_recipe(cfg, key, unknown, close)
+            or f"unknown key {unknown[0]}.{close} {node['_target_']} takes no such argument"
+        )
+
+
+def of_a_recipe(cfg: DictConfig, key: str, unknown: Sequence[str], close: str) -> str | None:
+    """What to do where an experiment sets what the choice that was made in place of its own does not take; None where
+    neither can be."""
+    given = {text.lstrip("+~").partition("=")[0] for text in cfg.get("overrides") or ()}
+    recipe, choice = (OmegaConf.select(cfg, f"choices.{group}") for group in ("experiment", key))
+    if recipe is None or key not in given or not given.isdisjoint(unknown):
+        return None
+    return (
+        f"experiment={recipe} sets {', '.join(unknown)}, which {key}={choice} does not take.{close} "
+        f"To leave {'it' if len(unknown) == 1 else 'them'} out, give {' '.join(f'~{name}' for name in unknown)}"
+    )
 
 
 def check_value(cfg: DictConfig, key: str, hint: object) -> None:

@@ -180,7 +180,8 @@ def summary_facts(record: dict) -> dict[str, str]:
     return {
         "trained": f"{record['network']} on {record['data']}, {record['epochs']} epoch{'s' * (record['epochs'] != 1)}"
         + (f" of {seen}" if (seen := part(record, "train")) else "")
-        + f" in {time}, {record['images_per_second']:,.0f} images/s",
+        + f" in {time}, {record['images_per_second']:,.0f} images/s"
+        + (f", {arithmetic(flops)}" if (flops := record.get("training_flops")) else ""),
         "validation": scores.get("val", "none"),
         "test": f"{scores['test']}, the {record['selected']}" if "test" in scores else "left alone",
         "run folder": record["run_dir"],

@@ -257,6 +257,11 @@ class Classifier(LightningModule):
             f"alone (torchvision's aux_logits=false), or mend its forward",
         )
 
+    def takes_one_image(self, image_size: int) -> bool:
+        """False where one alone gives an error in training, which two don't: batch norm over maps of one pixel."""
+        shape = (3, image_size, image_size)
+        return run_in_training(self, shape) is None or run_in_training(self, shape, num_images=1) is not None
+
     def init_whitening(self, images: Tensor) -> None:
         """Set the layers that training images determine before any training. images: (N, C, H, W), normalised."""
         for layer in (each for network in self.all_networks() for each in network.whitening_layers()):

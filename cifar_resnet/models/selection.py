@@ -38,10 +38,10 @@ class Selection:
         self.scheduler: Any = None
         self.restored: dict[str, Any] = {}
 
-    def __str__(self) -> str:
-        """Such as "50% of each batch, selected by a SpeedNet of 146,136 parameters"."""
+    def describe(self, batch_size: int) -> str:
+        """Such as "512 of each 1,024 images, selected by a SpeedNet of 146,136 parameters"."""
         network = f"{type(self.proxy).__name__} of {num_parameters(self.proxy):,} parameters"
-        return f"{100 * self.share:.3g}% of each batch, selected by a {network}"
+        return f"{self.count(batch_size):,} of each {batch_size:,} images, selected by a {network}"
 
     def count(self, batch_size: int) -> int:
         """How many images of such a batch the network is trained on."""

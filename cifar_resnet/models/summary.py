@@ -96,12 +96,12 @@ def run_once(model: nn.Module, image_shape: tuple[int, int, int]) -> torch.Tenso
         model.train(was_training)
 
 
-def run_in_training(model: nn.Module, image_shape: tuple[int, int, int]) -> object:
-    """What two images give in train mode, without numbers in it; None where only a run with numbers tells."""
+def run_in_training(model: nn.Module, image_shape: tuple[int, int, int], num_images: int = 2) -> object:
+    """What images give in train mode, without numbers in it; None where it fails, as it may for want of numbers."""
     try:
         without_numbers = copy.deepcopy(model).to("meta").train()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return without_numbers(torch.zeros(2, *image_shape, device="meta"))
+            return without_numbers(torch.zeros(num_images, *image_shape, device="meta"))
     except Exception:  # a network of one's own may need numbers, or make some on a device of its choice
         return None
 

@@ -38,7 +38,7 @@ def begin_record(cfg: DictConfig, data: DataModule, model: LightningModule, trai
         **data.state(),
         **({"num_test": data.kept_for_test} if data.kept_for_test else {}),
         "resize": str(data.resize or ""),
-        "selection": str(getattr(model, "selection", None) or ""),
+        "selection": selection.describe(data.batch_size) if (selection := getattr(model, "selection", None)) else "",
         "num_trained": data.num_trained(trainer.limit_train_batches, trainer.world_size),  # in each epoch
         "num_validated": data.num_evaluated(len(data.val), trainer.limit_val_batches),
         **hardware.machine(trainer.strategy.root_device, str(trainer.precision), trainer.world_size),

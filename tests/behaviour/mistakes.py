@@ -418,7 +418,7 @@ WITHOUT_TORCH = [
 
 # Ranges, types and relations between settings: before data is read, and before there is a folder
 BEFORE_DATA_IS_READ = [
-    ("train", "--config-dir mine experiment=number_within", "unknown key model.3.", "takes no such argument"),
+    ("train", "--config-dir mine experiment=number_within", "=number_within sets model.3,", "give ~model.3"),
     # unknown to what takes them
     ("train", "+optimizer.nesterof=true", "unknown key optimizer.nesterof.", "Did you mean optimizer.nesterov?"),
     (
@@ -560,6 +560,19 @@ BEFORE_DATA_IS_READ = [
         "selection=proxy selection.proxy.max_params=1000",
         "the network is too large for selection.proxy.max_params=1,000.",
         "Got 14",
+    ),
+    (
+        "train",
+        "model.strides=[4,4,2] data.batch_size=2 selection=proxy",
+        "ResNet cannot be trained on one image of 32 pixels at a time",
+        "Got data.batch_size=2 with selection.share=0.5;",
+        "give a larger one",
+    ),
+    (
+        "train",
+        "experiment=speed95",
+        "experiment=speed95 sets model.num_convs, model.residual, which model=resnet_cifar does not take.",
+        "give ~model.num_convs ~model.residual",
     ),
     ("train", "averaging=ema averaging.decay=2", "averaging.decay must be a number from 0 to below 1.", "Got 2"),
     # a teacher

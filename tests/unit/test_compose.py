@@ -82,6 +82,14 @@ def test_what_a_person_calls_a_value(value, expected):
     assert kind(value) == expected
 
 
+def test_of_a_recipe_that_is_given_another_network_what_that_does_not_take_can_be_left_out():
+    (job,) = Composer().jobs(["experiment=speed95", "model=resnet20", "~model.num_convs", "~model.residual"])
+    assert {"num_convs", "residual"}.isdisjoint(job.cfg.model)
+    assert job.cfg.model.label_smoothing == 0.2
+    with pytest.raises(UsageError, match=r"~ takes away .* Got ~model\.tta;"):  # which is any network's
+        Composer().jobs(["experiment=speed95", "model=resnet20", "~model.tta"])
+
+
 # The process that composes
 
 

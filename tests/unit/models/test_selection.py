@@ -136,7 +136,7 @@ def test_a_network_trains_on_the_selected_and_its_proxy_is_no_part_of_it(cifar_t
     assert cifar_train(*PROXY, "selection.share=0.3") == 0
     assert sizes == [40] * 5 + [12] * 5
     plain, selected = run_dirs()
-    told = "trained on 30% of each batch, selected by a ResNet of 1,"
+    told = "trained on 12 of each 40 images, selected by a ResNet of 1,"
     assert told in (selected / "train.log").read_text()
     before, after = record_of(plain), record_of(selected)
     assert before["parameters"] == after["parameters"]
@@ -307,4 +307,4 @@ def test_a_range_test_is_of_all_images(tmp_path, monkeypatch):
 def test_the_usual_proxy_is_small():
     assert cli.train([*TINY, "selection=proxy", "data.batch_size=20"]) == 0
     (log,) = Path().glob("outputs/*/*/train.log")
-    assert "50% of each batch, selected by a SpeedNet of 146,136 parameters" in log.read_text()
+    assert "10 of each 20 images, selected by a SpeedNet of 146,136 parameters" in log.read_text()
