@@ -8,7 +8,9 @@ the same command, a search goes on where it was.
 """
 
 import functools
+import itertools
 import math
+import random
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -48,6 +50,7 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 }
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
 FINISHED = [TrialState.COMPLETE, TrialState.PRUNED]
+MANY = 10_000  # combinations of choices; of more than these hardly one is drawn twice
 RECIPE = "recipe"  # attributes of a study: this with the number of a corner
 # attributes of a trial
 ROUND, DIVERGED, PART, SECONDS, ACC = "round", "diverged", "part", "seconds", "acc"
@@ -114,7 +117,8 @@ class Search:
 
     method: "random", uniformly in a range that each round narrows around the best so far, or "tpe", Parzen estimators
         that learn from all trials before (Bergstra et al. 2011), where a trial worse than the median ends early.
-    rounds, trials: of random search, so many trials in each round; TPE has one round.
+    rounds, trials: of random search, so many trials in each round; TPE has one round. Of choices alone no combination
+        is tried twice, for it would be the same training; there are no more trials than combinations.
     narrow: a round's range / that of the round before.
     target: a validation accuracy. Then what is looked for is the training that comes to it with the least arithmetic,
         which ends as soon as it is there, or has become dearer than another that was; None for the best accuracy.
@@ -210,7 +214,7 @@ class Search:
     def launch(self) -> None:
         """The same by the workers of a launcher, one trial each."""
         for round_ in range(self.rounds):
-            missing = self.trials - len(self.of_round(round_, *FINISHED))
+            missing = min(self.trials - len(self.of_round(round_, *FINISHED)), self.num_planned - len(self.finished()))
             if missing > 0 and not self.lack():
                 launch(self.job, self.folder, missing, functools.partial(one_trial, self, round_))
 
@@ -227,17 +231,43 @@ class Search:
                     self.claim_of(frozen).release()
                     num_left += 1
             num_running = len(self.of_round(round_, TrialState.RUNNING)) - num_left  # by others
-            failed = [
-                trial for trial in self.of_round(round_, TrialState.FAIL) if trial.datetime_complete >= self.began
-            ]
-            if lack or len(self.of_round(round_, *FINISHED)) + num_running + len(failed) >= self.trials:
+            failed = list(filter(self.has_failed_now, self.of_round(round_, TrialState.FAIL)))
+            untried = self.untried()
+            is_over = len(self.of_round(round_, *FINISHED)) + num_running + len(failed) >= self.trials
+            if lack or is_over or untried == []:
                 return num_running or None
             seed = seeds.seed_for("search", self.seed, len(self.study.get_trials())) % 2**32
             self.study.sampler = SAMPLERS[self.method](seed=seed)
             trial = self.study.ask(self.distributions(round_))
+            if untried and trial.params not in untried:  # it would be the same training once more
+                self.study.tell(trial, state=TrialState.FAIL)
+                self.study.enqueue_trial(random.Random(seed).choice(untried))
+                trial = self.study.ask(self.distributions(round_))
             trial.set_user_attr(ROUND, round_)
             self.claim_of(trial).take()
             return trial
+
+    def untried(self) -> list[dict[str, str]] | None:
+        """Of a space of choices alone the combinations that are left; None where there is an interval, or too many."""
+        if self.num_combinations > MANY:
+            return None
+        trials = [trial for trial in self.study.get_trials() if ROUND in trial.user_attrs]
+        tried = [trial.params for trial in trials if trial.state != TrialState.FAIL or self.has_failed_now(trial)]
+        every = itertools.product(*(domain for domain in self.space.values() if isinstance(domain, list)))
+        return [found for values in every if (found := dict(zip(self.space, values, strict=True))) not in tried]
+
+    @property
+    def num_combinations(self) -> float:
+        return math.prod(math.inf if isinstance(domain, Interval) else len(domain) for domain in self.space.values())
+
+    @property
+    def num_planned(self) -> int:
+        """Trials of all rounds; of few choices no more than these have combinations."""
+        return int(min(self.rounds * self.trials, self.num_combinations))
+
+    def has_failed_now(self, trial: FrozenTrial) -> bool:
+        """Whether it failed while this process was at the search: then it is not tried again by it."""
+        return trial.state == TrialState.FAIL and trial.datetime_complete >= self.began
 
     def lack(self, begun: FrozenTrial | None = None) -> str | None:
         """Why another trial would be too long or too dear; None where there is enough for it. begun: that would go on,
@@ -302,7 +332,7 @@ class Search:
         varying, claim = self.varying(trial), self.claim_of(trial)
         where = f"round {trial.user_attrs[ROUND] + 1} of {self.rounds}, " if self.rounds > 1 else ""
         begun = len(self.study.get_trials(states=[*FINISHED, TrialState.RUNNING]))
-        log.info(f"\n{where}trial {begun} of {self.rounds * self.trials}: {' '.join(varying)}")
+        log.info(f"\n{where}trial {begun} of {self.num_planned}: {' '.join(varying)}")
         try:
             self.train(trial, varying, claim.folder)
         finally:
@@ -337,19 +367,21 @@ class Search:
 
     def report(self) -> int:
         """Print the trials, the best first, leave table and pictures, and say how to train with the best."""
-        trials, best = self.study.get_trials(), self.best()
+        trials, best = [trial for trial in self.study.get_trials() if ROUND in trial.user_attrs], self.best()
         if best is None:
             log.error(f"error: no trial was finished; see {self.folder}")
             return 1
         print_table(self.table(trials))
-        missing = self.rounds * self.trials - len(self.finished())
+        missing = self.num_planned - len(self.finished())
         if missing > 0:
             lack = self.lack()
             anew = "and has as much time anew" if self.lacks_time() else "if given more"
             log.warning(
-                f"  {missing} of {self.rounds * self.trials} trials were not {'begun' if lack else 'finished'}"
+                f"  {missing} of {self.num_planned} trials were not {'begun' if lack else 'finished'}"
                 f"{f': {lack}' if lack else ''}; the same command again goes on with them{f', {anew}' if lack else ''}"
             )
+        if self.num_planned < self.rounds * self.trials and missing <= 0:
+            log.info(f"  trials      there are no more combinations of these choices than {self.num_planned}")
         if seen := sorted({trial.user_attrs[PART] for trial in trials if trial.user_attrs.get(PART)}):
             log.info(f"  validation  on {' or '.join(seen)}")
         log.info(f"  cost        {arithmetic(self.flops())}, all trials together")

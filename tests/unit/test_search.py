@@ -1,6 +1,7 @@
 """cifar-search: where it looks, what it keeps, and that a stopped search loses nothing."""
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -153,6 +154,40 @@ def test_a_trial_that_failed_is_tried_again(scored, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_of_choices_alone_no_combination_is_tried_twice(scored, capsys, method):
+    space = ["optimizer.lr=choice(0.01,0.02,0.1)", "model.dropout=choice(0,0.1)"]
+    arguments = [*SMALL, *space, f"search.method={method}", "search.rounds=1"]
+    assert cli.search([*arguments, "search.trials=4"]) == 0
+    assert cli.search([*arguments, "search.trials=10"]) == 0
+    assert "trial 6 of 6:" in (shown := capsys.readouterr().out)
+    assert "there are no more combinations of these choices than 6" in shown
+    assert "the same command again" not in shown
+    tried = [(trial["optimizer.lr"], trial["model.dropout"]) for trial in trials_of()]
+    assert len(tried) == 6
+    assert set(tried) == set(itertools.product(["0.01", "0.02", "0.1"], ["0", "0.1"]))
+
+
+@pytest.mark.slow
+def test_of_choices_alone_what_failed_is_tried_again_the_next_time_only(scored, monkeypatch):
+    arguments = [*SMALL, "optimizer.lr=choice(0.01,0.1)", "search.rounds=1", "search.trials=4"]
+    run_in, failed = search.run_in, []
+
+    def failing(run_dir, cfg, run):
+        if cfg.optimizer.lr == 0.1:
+            failed.append(run_dir)
+            raise OSError("no space left on device")
+        return run_in(run_dir, cfg, run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "run_in", failing)
+        assert cli.search(arguments) == 0
+    assert len(failed) == 1
+    assert cli.search(arguments) == 0
+    assert scored == [0.01, 0.1]
+
+
+@pytest.mark.slow
 def test_a_trial_that_another_process_has_taken_over_is_left_to_it(scored, monkeypatch, capsys):
     arguments = [*SMALL, "search.rounds=1", "search.trials=2"]
     run_in, told = search.run_in, []
@@ -217,7 +252,7 @@ def test_a_trial_that_diverged_is_finished_and_never_the_best(capsys):
     assert "diverged" in capsys.readouterr().out
     number = len(trials_of())
     assert cli.search([*SMALL, *space]) == 0
-    assert len(trials_of()) == number == 4
+    assert len(trials_of()) == number == 2  # each of the two once
 
 
 def test_trials_leave_the_test_images_alone():
