@@ -43,6 +43,10 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values)} | ({"sd": statistics.stdev(values)} if len(values) > 1 else {})
 
 
+def recipe_of(record: dict) -> str:
+    return record["config"]["choices"].get("experiment", "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of them")
@@ -56,6 +60,11 @@ def main() -> None:
     if not records:
         sys.exit(f"error: no finished run. Got {', '.join(map(str, arguments.folders))}; give their folders")
     common = {key: shared(records, key) for key in SHARED}
+    accuracies: dict[str, list[float]] = {}
+    for record in records:
+        accuracies.setdefault(recipe_of(record), []).append(record["metrics"]["test/acc"])
+    by_recipe = {recipe: summary(each) for recipe, each in accuracies.items()}
+    is_one = len(by_recipe) == 1
     if common["commit"].endswith("+"):
         sys.exit(f"error: a record is of committed code. Got {common['commit']}; train in a clean clone")
     found = {
@@ -65,11 +74,13 @@ def main() -> None:
         "chosen": arguments.chosen,
         "network": shared(records, "network"),
         "parameters": shared(records, "parameters"),
-        "test_acc": summary([record["metrics"]["test/acc"] for record in records]),
+        "test_acc": by_recipe.popitem()[1] if is_one else by_recipe,
         "training_flops": sum(record["training_flops"] for record in records),
         **({"ensemble": of_ensemble(arguments.ensemble, len(records))} if arguments.ensemble else {}),
         "runs": [
-            {"seed": record["config"]["seed"], **{key: record[key] for key in OF_A_RUN if key in record}}
+            ({} if is_one else {"experiment": recipe_of(record)})
+            | {"seed": record["config"]["seed"]}
+            | {key: record[key] for key in OF_A_RUN if key in record}
             for record in records
         ],
     }

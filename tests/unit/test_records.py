@@ -31,7 +31,8 @@ def test_there_are_records():
 def finished_run(folder: Path, seed: int, **changes: object) -> None:
     folder.mkdir(parents=True)
     record = {
-        "config": {"seed": seed}, "device": "some CPU, 2 threads", "precision": "32-true", "threads": 2,
+        "config": {"seed": seed, "choices": {"model": "resnet20"}},
+        "device": "some CPU, 2 threads", "precision": "32-true", "threads": 2,
         "versions": {"python": "3.11"}, "commit": "0123456789ab", "finished": f"2026-11-2{seed}T10:00:00",
         "network": "resnet20", "parameters": 5, "epochs": 3, "training_flops": 10,
         "metrics": {"test/acc": 0.9 + seed / 10},
@@ -53,6 +54,16 @@ def test_finished_runs_become_one_record(tmp_path):
     assert found["test_acc"] == {"mean": pytest.approx(0.95), "sd": pytest.approx(0.1 / 2**0.5)}
     expected = {"command": "cifar-train -m seed=0,1", "commit": "0123456789ab", "date": "2026-11-21", "threads": 2}
     assert expected.items() <= found.items()
+
+
+def test_of_several_recipes_each_has_its_own_mean(tmp_path):
+    for place, (recipe, seed) in enumerate([("sgd", 0), ("sgd", 1), ("adam", 0)]):
+        finished_run(tmp_path / "sweep" / f"{place}", seed, config={"seed": seed, "choices": {"experiment": recipe}})
+    assert record("sweep").returncode == 0
+    found = json.loads(Path("out.json").read_text())
+    assert [(run["experiment"], run["seed"]) for run in found["runs"]] == [("sgd", 0), ("sgd", 1), ("adam", 0)]
+    assert found["test_acc"]["sgd"]["mean"] == pytest.approx(0.95)
+    assert found["test_acc"]["adam"] == {"mean": 0.9}
 
 
 def test_what_they_are_together_stands_beside_them(tmp_path):
