@@ -100,16 +100,16 @@ def build_model(cfg: DictConfig, data: DataModule) -> Classifier:
         with about_the_proxy():
             proxy = build_network(cfg.selection.proxy, data, recipe)
         model.selection = instantiate(settings, proxy=proxy)
-    check_last_image(cfg, data, model)
+    check_last_image(data, model)
     return model
 
 
-def check_last_image(cfg: DictConfig, data: DataModule, model: Classifier) -> None:
-    """UsageError where a step leaves a network one image, and that is too few for it."""
-    num_images = model.selection.count(data.batch_size) if model.selection else data.batch_size
+def check_last_image(data: DataModule, model: Classifier) -> None:
+    """UsageError where a step has one image for a network, and that is too few."""
+    size, selection = min(data.image_sizes), model.selection
+    num_images = selection.count(data.batch_size) if selection else data.batch_size
     for network, left in zip(model.all_networks(), (num_images, data.batch_size), strict=False):
-        size = min(data.image_sizes)
-        of_share = f" with selection.share={cfg.selection.share}" if left != data.batch_size else ""
+        of_share = f" with selection.share={selection.share}" if selection and left != data.batch_size else ""
         refuse_if(
             left == 1 and not network.takes_one_image(size),
             f"{type(network).__name__} cannot be trained on one image of {size} pixels at a time: its batch norm would "

@@ -258,7 +258,9 @@ class Search:
 
     @property
     def num_combinations(self) -> float:
-        return math.prod(math.inf if isinstance(domain, Interval) else len(domain) for domain in self.space.values())
+        return math.prod(
+            math.inf if isinstance(domain, Interval) else len(set(domain)) for domain in self.space.values()
+        )
 
     @property
     def num_planned(self) -> int:
