@@ -66,8 +66,9 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
         if seen := seen_before(cfg.init, data, constraints.values_in(cfg.data, resolve=True)):
             log.warning(f"warning: init has been trained on some of the {seen}. Their scores are too good to go by\n")
     model.seed, model.data_state, model.is_prepared = data.seed, data.state(), True
+    checkpoints.check_data(model.data_state, constraints.values_in(cfg, resolve=True))
     for path, teacher in teachers:
-        check_teacher(path, teacher, data.image_sizes, list(data.classes))
+        check_teacher(path, teacher, data.image_sizes, data.class_names)
     if teachers:
         model.distillation = instantiate(cfg.distill, teacher=[teacher for _, teacher in teachers])
     return data, model

@@ -21,13 +21,13 @@ import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval, Len
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from omegaconf import DictConfig
-from pydantic import Field
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, JsonValue
 from torch.utils._pytree import tree_map
 
 from cifar_resnet.constraints import Positive, adapter_of, in_words, problems_with, value_at
@@ -42,7 +42,6 @@ TO_RESUME = (
     "pytorch-lightning_version", "global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers", "loops",
     "callbacks", "config",
 )  # fmt: skip
-Plain = bool | int | float | str | None  # nothing to instantiate, and nothing to resolve
 # what is relied on, for a checkpoint may come from anywhere
 CONTENT: dict[str, object] = {
     "architecture": str,
@@ -56,8 +55,8 @@ CONTENT: dict[str, object] = {
     "data.num_train": int,
     "data.num_val": int,
     "config.seed": int,
-    "config.data": dict[str, Plain | list[Plain]],
-    "config.choices.data": Annotated[str, Field(pattern=r"^[\w-]+$")],  # it becomes an override, and a file's name
+    "config.data": dict[str, JsonValue],
+    "config.choices.data": Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)*$")],  # it becomes an override
     "config.choices.model": str,
 }
 
@@ -138,6 +137,20 @@ def what_is_wrong_with(checkpoint: dict) -> str | None:
     if len(classes) != count:
         return f"with names for {len(classes)} of {count} classes"
     return "where config.data is not plain settings" if "${" in str(checkpoint["config"]["data"]) else None
+
+
+def check_data(state: dict, config: Mapping) -> None:
+    """ValueError, before any training, for data of which nothing could read the checkpoints.
+
+    state, config: as the checkpoints will hold them.
+    """
+    about = {"data": state, "config": config}
+    for key in (key for key in CONTENT if key.startswith(("data.", "config."))):
+        value, hint = value_at(about, key), CONTENT[key]
+        refuse_if(
+            problems_with(value, hint),
+            f"checkpoints keep {key}, as {in_words(adapter_of(hint).json_schema())}. Got {value!r}; change it",
+        )
 
 
 def resumable(path: Path, weights: Mapping[str, torch.Tensor]) -> dict:
@@ -239,10 +252,26 @@ def restore_data(settings: DictConfig, checkpoint: dict, given: Sequence[str] = 
     """Put into one of our own choices of data what the checkpoint notes, but for the keys that are `given`.
 
     Only settings that it has: which class reads the data is never for the checkpoint to say, for that would be called.
-    A place that is not on this machine is left to this machine's own default.
+    A place that is not on this machine is left to this machine's own default; labels for one that is given are not its.
     """
+    kept = {*given, *(f"{half}_labels" for half in given), "device"}
+    saved = {key: value for key, value in checkpoint["config"]["data"].items() if key not in kept}
+    if "root" in saved and not Path(str(saved["root"])).exists():
+        del saved["root"]
+    put(settings, saved)
+
+
+def put(settings: DictConfig, saved: Mapping[str, Any]) -> None:
+    """Of nested settings each by itself: what is called stays this machine's."""
     known = list(settings)  # those without a default as well
-    for key, value in checkpoint["config"]["data"].items():
-        is_gone = key == "root" and not Path(str(value)).exists()
-        if key in known and not key.startswith("_") and key not in (*given, "device") and not is_gone:
-            settings[key] = value
+    for key in (key for key in saved if key in known and not key.startswith("_")):
+        inner = None if OmegaConf.is_missing(settings, key) else settings[key]
+        if isinstance(saved[key], Mapping) and isinstance(inner, DictConfig) and "_target_" in inner:
+            put(inner, saved[key])
+        elif not names_a_target(saved[key]):
+            settings[key] = saved[key]
+
+
+def names_a_target(value: object) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return (isinstance(value, Mapping) and "_target_" in value) or any(map(names_a_target, inner))

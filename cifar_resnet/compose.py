@@ -219,7 +219,8 @@ class Composer:
         return any((folder / override.key_or_group).is_dir() for folder in self.folders)
 
     def choices_of(self, group: str) -> list[str]:
-        return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
+        found = [(folder / group, path) for folder in self.folders for path in (folder / group).rglob("*.yaml")]
+        return sorted({path.relative_to(folder).with_suffix("").as_posix() for folder, path in found})
 
     def refuse_what_hydra_would_misread(self, override: Override) -> None:
         group, value = override.key_or_group, override.value()

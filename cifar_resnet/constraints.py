@@ -61,6 +61,7 @@ ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 # settings at the top of a command's configuration, which no constructor takes
 TOP_LEVEL: dict[str, object] = {
     "seed": Seed,
+    "name": str,
     "trust": Sequence[str],
     "init": str | None,
     "ensemble.size": Count,

@@ -9,6 +9,7 @@ depths, kernels and stem strides gets the greatest width that the limits leave i
 import bisect
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -145,7 +146,7 @@ def write(chosen: list[Design], output_dir: Path) -> Path:
     for name, settings, parameters, macs in chosen:
         header = (
             f"# @package _global_\n# From cifar-design: {parameters:,} parameters, {macs:,} multiply-adds\n"
-            f"defaults:\n  - override /model: resnet18\n\nname: {output_dir.resolve().name}\nmodel:\n"
+            f"defaults:\n  - override /model: resnet18\n\nname: {json.dumps(output_dir.resolve().name)}\nmodel:\n"
         )
         lines = (f"  {key}: {value}\n" for key, value in settings.items())
         runs.write_atomically(folder / f"{name}.yaml", "".join([header, *lines]))

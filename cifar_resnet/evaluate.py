@@ -9,6 +9,7 @@ Leaves evaluation.json, predictions.npz and page.html: in the run's folder for w
 
 import contextlib
 import itertools
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,9 +20,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from cifar_resnet import hardware, preflight, provenance, runs, terminal
+from cifar_resnet import checkpoints, constraints, hardware, preflight, provenance, runs, terminal
 from cifar_resnet.compose import Job
-from cifar_resnet.data import DataModule
+from cifar_resnet.data import DataModule, OwnImages
 from cifar_resnet.data.datamodule import TestSet
 from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.files import are_numbers, numbers_of
@@ -68,8 +69,10 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     }
     sets = data.test_sets()
     head = next(sets)
-    images, labels = head.images, places_of(head.labels, data.classes, ensemble.classes)
+    images, labels = head.images, places_of(head.labels, data.class_names, ensemble.classes)
     own_images = None if head.condition else are_of_own_tests(paths, images, labels)
+    if not own_images and (seen := drawn_otherwise(data, cfg.data, paths)):
+        terminal.log.warning(f"warning: {seen}. If it has, their scores are too good to go by\n")
     folder = output_folder(cfg, differences(paths, job.overrides, ensemble.precision, own_images, images))
     runs.check_writable(folder)
     tested_on = content_hash(images) if strangers else ""
@@ -107,7 +110,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     }
     log_probs = inference.mean_probability(each)
     if clean := data.uncorrupted():
-        known = places_of(clean.labels, data.classes, ensemble.classes)
+        known = places_of(clean.labels, data.class_names, ensemble.classes)
         on_clean = inference.mean_probability(ensemble.log_probs(clean.images, cfg.batch_size))
         result["corruptions"] |= evaluation.on_the_same_images(on_clean, known)
     if votes is not None:
@@ -165,7 +168,7 @@ def predictions_for(
     with bar as advance:
         for one in sets:  # one at a time, for there may be more of them than memory holds
             each.append(ensemble.log_probs(one.images, cfg.batch_size))
-            labels.append(places_of(one.labels, data.classes, ensemble.classes))
+            labels.append(places_of(one.labels, data.class_names, ensemble.classes))
             hashes += [content_hash(one.images)] if one.condition else []
             advance(1)
     return torch.cat(each, dim=1), torch.cat(labels), runs.digest(hashes)
@@ -176,7 +179,7 @@ def votes_of(data: DataModule, classes: list[str]) -> Tensor | None:
     if (votes := data.votes()) is None:
         return None
     found = torch.zeros(len(votes), len(classes), dtype=torch.float64)
-    found[:, places_of(torch.arange(votes.shape[1]), data.classes, classes)] = votes
+    found[:, places_of(torch.arange(votes.shape[1]), data.class_names, classes)] = votes
     return found
 
 
@@ -225,6 +228,24 @@ def is_of_own_test(run_dir: Path, images: Tensor, labels: Tensor) -> bool | None
     return own.images_hash == content_hash(images) and torch.equal(own.labels, labels)
 
 
+def drawn_otherwise(data: DataModule, settings: DictConfig, paths: Sequence[Path]) -> str | None:
+    """Which networks may have been trained on test images that are drawn from the images to train on; None for none.
+
+    settings: that the data was made of; paths: of the checkpoints.
+    """
+    if not isinstance(data, OwnImages) or data.num_test is None:
+        return None
+    now = constraints.values_in(settings, resolve=True)
+    for path in paths:
+        then = checkpoints.read(path)["config"]["data"]
+        if other := [key for key in ("split_seed", "num_test", "root", "train") if then.get(key) != now.get(key)]:
+            return (
+                f"test images are drawn by another data.{' and data.'.join(other)} than when {path} was trained, which "
+                f"may have seen some of them then"
+            )
+    return None
+
+
 def tested_a_part(record: dict) -> bool:
     """Whether the run's own test was of a part of its test images."""
     return "num_tested" in record and record["num_tested"] < record["num_test"]
@@ -245,6 +266,12 @@ def differences(
     are_others = own_images is False or (own_images is None and any(map(tested_a_part, records)))
     return [
         *([runs.slug(changes)] if changes else []),
+        # which a name shows only in part
+        *(
+            runs.digest([text])
+            for text in changes
+            if text.startswith("ood=") and not re.fullmatch(r"ood=\w+", text, re.A)
+        ),
         *([f"precision-{precision}"] if is_other_precision and not is_asked_for else []),
         *([f"images-{content_hash(images)[:6]}"] if are_others else []),
     ]
@@ -307,6 +334,11 @@ def validation_predictions(
     if own is None or not own.has_val:
         return None, f"no validation images: {reason or 'none were held out'}"
     each = ensemble.log_probs(own.val.images, cfg.batch_size)
+    if evaluation.all_are_right(each, own.val.labels):
+        return (
+            None,
+            f"of {len(own.val):,} validation images all are right, which fit any temperature, the lower the better",
+        )
     return (each, own.val.labels), f"{len(own.val):,} validation images"
 
 

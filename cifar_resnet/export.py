@@ -50,7 +50,7 @@ def run(jobs: list[Job]) -> int:
     """Write each format, and say how far its answers are from the network's own."""
     (job,) = jobs
     paths = runs.find_checkpoints(preflight.plain(job.cfg.checkpoint))
-    cfg = restored.restored_config(job, paths[0])
+    cfg = restored.restored_config(job, paths[0], needs_images=False)
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     refuse_if(
         "onnx" in cfg.formats and lacking,

@@ -5,6 +5,8 @@
 Takes every override of cifar-train, and leaves a picture, a table and its suggestions in a folder.
 """
 
+from omegaconf import OmegaConf
+
 from cifar_resnet import runs
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
@@ -43,5 +45,7 @@ def run(jobs: list[Job]) -> int:
         log.info(f"  {name:9} {rate:8.3g}   {MEANINGS[name]}{'  <- suggested' if name == found.suggest else ''}")
     log.info(f"\n  picture and table in {folder}; to train with it:\n")
     kept = [override for override in job.overrides if not override.startswith(NOT_FOR_TRAINING)]
+    if OmegaConf.select(cfg, "scheduler.max_lr") is not None:  # a recipe's, which would hold in place of this
+        kept.append("scheduler.max_lr=null")
     log.info(command_line("cifar-train", *job.composer.arguments, *kept, f"optimizer.lr={found.suggestion:.3g}"))
     return 0

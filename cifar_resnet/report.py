@@ -25,9 +25,10 @@ from cifar_resnet.results.page import Link, Section
 NOTE = (
     "Accuracies: mean ± standard deviation over n runs. 95% interval: of their mean, by Student's t; where there is "
     "one run, or all scored the same, Wilson's of a share of the test images; within 0 and 100%. Tested was the epoch "
-    "that did best on validation images, or the last one. Ensembles predict by their members' mean probability; their "
-    "loss and expected calibration error (ECE) stand as they are and at a temperature fitted on validation images. "
-    "Data sets of one name have beside it what tells them apart: images trained on + held out, their folder, or a hash."
+    "that did best on validation images, or in training if that was monitored, or the last one. Ensembles predict by "
+    "their members' mean probability; their loss and expected calibration error (ECE) stand as they are and at a "
+    "temperature fitted on validation images. Data sets of one name have beside it what tells them apart: images "
+    "trained on + held out, their folder, or a hash."
 )
 EVALUATION = "evaluation.json"  # what cifar-evaluate leaves
 PAGE, HTML, PICTURE, TITLE = "report.md", "report.html", "curves.png", "# Runs\n"

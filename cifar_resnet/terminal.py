@@ -277,7 +277,8 @@ def fitted(column: Sequence[str], width: int) -> tuple[list[str], int]:
     ):
         cells = parts
     elif widest(word for cell in cells for word in words_of(cell)) > width:
-        folder = os.path.commonpath(map(os.path.dirname, cells)) if all("/" in cell for cell in cells) else ""
+        comparable = all("/" in cell for cell in cells) and len(set(map(os.path.isabs, cells))) == 1
+        folder = os.path.commonpath(map(os.path.dirname, cells)) if comparable else ""
         shorter = [f"…{cell.removeprefix(folder)}" if folder.strip("/") else cell for cell in cells]
         cells = cut_apart(shorter, width)
     else:

@@ -279,6 +279,11 @@ class DataModule(LightningDataModule, ABC):
         return torch.bincount(self.train.labels.cpu(), minlength=self.num_classes).double()
 
     @property
+    def class_names(self) -> list[str]:
+        """As text, whatever a data set's own may be."""
+        return list(map(str, self.classes))
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return 3, self.image_size, self.image_size
@@ -365,7 +370,7 @@ class DataModule(LightningDataModule, ABC):
     def state(self) -> dict:
         """What somebody needs to use a network trained on this data: plain values, for checkpoints and records."""
         return {
-            "classes": self.classes,
+            "classes": self.class_names,
             "mean": list(self.mean),
             "std": list(self.std),
             "image_size": self.image_size,

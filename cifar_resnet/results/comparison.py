@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from cifar_resnet.errors import UsageError, refuse_if
+from cifar_resnet.quoting import command_line
 from cifar_resnet.results.predictions import FILE, Predictions
 
 
@@ -30,7 +31,7 @@ def comparison(pair: Sequence[str], resamples: int, seed: int) -> dict[str, str]
     refuse_if(
         a.images_hash != b.images_hash or not np.array_equal(a.labels, b.labels),
         f"a comparison needs the same test images. {got}, which differ in them"
-        + "; cifar-evaluate checkpoint=… predicts all" * is_part,
+        + "; cifar-evaluate checkpoint=… predicts all, and names their folder" * is_part,
     )
     right_a, right_b = ((each.log_probs.argmax(1) == each.labels).numpy() for each in (a, b))
     only_a, only_b, count = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(right_a)
@@ -53,7 +54,10 @@ def comparison(pair: Sequence[str], resamples: int, seed: int) -> dict[str, str]
 
 def predictions_of(path: Path) -> Predictions:
     file = path if path.is_file() else path / FILE
-    refuse_if(not file.is_file(), f"no {FILE} in {path}; cifar-evaluate checkpoint={path} leaves one")
+    if not file.is_file():
+        below = sorted(each.parent for each in path.glob(f"evaluation*/{FILE}"))
+        leaves_one = f"{command_line('cifar-evaluate', f'checkpoint={path}')} leaves one, and names its folder"
+        raise UsageError(f"no {FILE} in {path}; {f'give {below[0]}' if below else leaves_one}")
     try:
         return Predictions.load(file)
     except Exception as error:  # a damaged archive may raise anything

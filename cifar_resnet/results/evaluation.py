@@ -36,14 +36,15 @@ def evaluate_predictions(
     (images by true class and prediction), and where there are conditions corruptions (see `by_condition`).
 
     each: (members, N, num_classes), each member's log-probabilities; labels: (N,) int64; on any device.
-    val: the same two of the validation images, on which a temperature is fitted; None to fit none.
+    val: the same two of the validation images, on which a temperature is fitted; None to fit none. Nor is one fitted
+        where `all_are_right` there.
     resamples, seed: of the intervals' bootstrap.
     conditions: under which the same images come, one after the other; none where each comes once.
     """
     each, labels = each.float().cpu(), labels.cpu()
     grown = growing(each)
     growth = [metrics.scores(log_probs, labels) for log_probs in grown]
-    fitted_on = growing(val[0].cpu()) if val else []
+    fitted_on = growing(val[0].cpu()) if val and not all_are_right(*val) else []
     temperatures = [calibration.fit_temperature(log_probs, val[1].cpu()) for log_probs in fitted_on]
     calibrated = [
         metrics.scores(calibration.at_temperature(log_probs, temperature), labels)
@@ -64,6 +65,12 @@ def evaluate_predictions(
         "confusion": metrics.confusion(grown[-1], labels).tolist(),
         **({"corruptions": by_condition(grown[-1], labels, conditions, resamples, seed)} if conditions else {}),
     }
+
+
+def all_are_right(each: Tensor, labels: Tensor) -> bool:
+    """Whether a network, or the first few of an ensemble, are right about every image: then the loss falls without end
+    as the temperature does, and there is none to fit. each, labels: as `evaluate_predictions` takes them."""
+    return any(torch.equal(log_probs.argmax(1), labels.to(each.device)) for log_probs in growing(each))
 
 
 def of_a_share(acc: float, num_images: int) -> list[float]:

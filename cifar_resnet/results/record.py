@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cifar_resnet import checkpoints, hardware, provenance, runs, sweep, trackers
@@ -56,11 +56,12 @@ def test_and_record(
     run_dir = Path(record["run_dir"])
     chosen = runs.find_checkpoint(run_dir)
     checkpoint = checkpoints.contents(chosen)
+    by_training = str(OmegaConf.select(cfg, "callbacks.best.monitor")).startswith("train/")
     refuse_not_finite(checkpoint["metrics"], "val/loss", chosen)  # before the test images are looked at
     test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
     refuse_not_finite(test, "test/loss", chosen)
     record |= {
-        "selected": "best on validation" if chosen.stem == "best" else "last",
+        "selected": "last" if chosen.stem != "best" else f"best {'in training' if by_training else 'on validation'}",
         "epoch": min(checkpoint["epoch"] + 1, record["epochs"]),  # the last may have been cut short
         "step": checkpoint["global_step"],
         "training_flops": training_flops(model, macs_by_size(model, data), record["images_by_size"]),
@@ -137,7 +138,7 @@ def show(
             val = ensemble.log_probs(data.val.images), data.val.labels
         result = evaluation.evaluate_predictions(predictions.log_probs[None], predictions.labels, val)
         images = data.test.images.cpu()[predictions.indices]
-        shown += evaluation.sections(result, predictions, images, data.classes)
+        shown += evaluation.sections(result, predictions, images, data.class_names)
         headline = page.headline_of(result | {"num_images": len(predictions.labels)})
     shown += page.augmented(run_dir)
     told = {name: text for name, text in summary_facts(record).items() if name != "look next"}

@@ -95,6 +95,7 @@ def test_an_early_end_that_lost_its_power_between_its_two_checkpoints_comes_agai
     command = ["trainer.max_epochs=6", "callbacks.best.monitor=train/acc", asks(epochs=[3])]
     assert cifar_train(*command) == 0
     (whole,) = run_dirs()
+    assert record_of(whole)["selected"] == "best in training"
     save = AtomicCheckpointIO.save_checkpoint
 
     def fail_at_the_last(self, checkpoint, path, storage_options=None):

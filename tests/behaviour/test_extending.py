@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, record_of, write_files
+from omegaconf import OmegaConf
 from PIL import Image
 
-from cifar_resnet import cli, load
+from cifar_resnet import checkpoints, cli, load
 from cifar_resnet.build import new_data
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
@@ -226,6 +227,38 @@ def test_what_is_trained_on_data_of_ones_own_is_evaluated_with_its_folder(shades
     assert cli.evaluate([f"checkpoint={run_dir}"]) == 2
     assert "trained on data=shades; give the --config-dir that has data/shades.yaml" in capsys.readouterr().err
     assert cli.evaluate([f"checkpoint={run_dir}", "--config-dir", "mine"]) == 0
+
+
+@pytest.mark.slow
+def test_data_of_ones_own_may_have_classes_of_any_kind_settings_within_settings_and_a_folder(shades, run_dirs):
+    shades()
+    source = Path("shades.py").read_text().replace('["dark", "light"]', "(0, 1)")
+    source += """
+    def __init__(self, options, reader, **shared):
+        super().__init__(**shared)
+        assert options["within"] == {"threshold": 3} and reader == 3
+"""
+    settings = (
+        "defaults: [/datamodule@_here_, _self_]\n_target_: shades.Shades\nbatch_size: 10\nnum_val: 20\n"
+        "options: {within: {threshold: 3}}\nreader: {_target_: fractions.Fraction, numerator: 3}\n"
+    )
+    write_files(Path(), {"shades.py": source, "mine/data/light/shades.yaml": settings})
+    given = [text for text in OWN_DATA if text != "data=shades"]
+    assert cli.train([*given, "data=light/shades"]) == 0
+    (run_dir,) = run_dirs()
+    assert load(run_dir, trust=["shades"]).data_state["classes"] == ["0", "1"]
+    assert cli.evaluate([f"checkpoint={run_dir}", "--config-dir", "mine"]) == 0
+
+
+def test_no_checkpoint_says_what_is_called_within_settings():
+    own = OmegaConf.create({"reader": {"_target_": "mine.Reader", "path": "a"}, "options": {"x": 1}, "steps": [1]})
+    theirs = {
+        "reader": {"_target_": "os.system", "path": "b"},
+        "options": {"_target_": "os.system"},
+        "steps": [{"_target_": "os.system"}],
+    }
+    checkpoints.restore_data(own, {"config": {"data": theirs}})
+    assert own == {"reader": {"_target_": "mine.Reader", "path": "b"}, "options": {"x": 1}, "steps": [1]}
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,10 @@ def test_the_default_grid_fits_and_has_both_blocks_and_resolutions():
 
 
 @pytest.mark.slow
-def test_the_sweep_that_it_prints_runs(capsys):
-    assert cli.design(["max_params=5e4", "num_designs=2", "output_dir=small", *SMALL_GRID]) == 0
+@pytest.mark.parametrize("folder", ["small", "5e6", "on"])
+def test_the_sweep_that_it_prints_runs(capsys, folder):
+    assert cli.design(["max_params=5e4", "num_designs=2", f"output_dir={folder}", *SMALL_GRID]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar-train -m")]
     tiny = ["data=synthetic", "data.num_train=60", "data.num_val=20", "data.num_test=20", "data.batch_size=20"]
     assert cli.train([*line.split()[1:], *tiny, "trainer.max_epochs=1", "page=false"]) == 0
-    assert len(list(Path("outputs/small").glob("sweep-*/*/result.json"))) == 2
+    assert len(list(Path("outputs", folder).glob("sweep-*/*/result.json"))) == 2

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cifar_resnet import cli, load
 from cifar_resnet.data import ImageFolder, Synthetic
+from cifar_resnet.evaluate import differences
 from cifar_resnet.results import calibration
 from cifar_resnet.results.predictions import Predictions
 
@@ -116,6 +117,31 @@ def temperature_on(network, root: Path) -> float:
     return calibration.fit_temperature(network.predict(data.val.images).log(), data.val.labels)
 
 
+def test_a_test_drawn_otherwise_from_the_images_of_the_training_is_told(pictures, capsys):
+    """Most of its images would be such that the network was trained on."""
+    shutil.copytree(pictures / "data" / "train", "pets")
+    tiny = [text for text in TINY if not text.startswith("data")]
+    data = ["data=image_folder", "data.root=pets", "data.num_val=3", "data.batch_size=3"]
+    assert cli.train([*tiny, *data, "run_dir=drawn"]) == 0
+    capsys.readouterr()
+    assert cli.evaluate(["checkpoint=drawn"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    for other in ("split_seed=3", "num_test=0.5"):
+        assert cli.evaluate(["checkpoint=drawn", f"data.{other}"]) == 0
+        told = f"drawn by another data.{other.partition('=')[0]} than when drawn/checkpoints/"
+        assert told in capsys.readouterr().out
+
+
+def test_a_network_is_exported_where_the_images_of_its_training_are_gone(pictures, capsys):
+    (pictures / "data").rename(pictures / "gone")
+    try:
+        assert cli.export(["checkpoint=run", "formats=[safetensors]"]) == 0
+        assert "synthetic images" in capsys.readouterr().out
+        assert cli.export(["checkpoint=run", "formats=[safetensors]", "data.root=nowhere"]) == 2
+    finally:
+        (pictures / "gone").rename(pictures / "data")
+
+
 def test_where_the_images_of_the_training_are_others_now_there_is_no_temperature(pictures):
     path = next((pictures / "data" / "train").rglob("*.png"))
     before = path.read_bytes()
@@ -174,6 +200,27 @@ def test_two_archives_of_almost_one_name_do_not_overwrite_each_other(own_run):
         np.savez(name, images=images.numpy(), labels=labels.numpy(), classes=np.array(Synthetic.classes))
         assert cli.evaluate([f"checkpoint={own_run}", "data=files", f"data.test={name}"]) == 0
     assert len(list(own_run.glob("evaluation-*"))) == 2
+
+
+def test_other_images_of_almost_one_name_do_not_overwrite_each_other():
+    asked = ("ood=svhn", "ood=a/b", "ood=a-b", "ood=фото", "ood=кошки")
+    names = ["-".join(differences([], [text], "32-true", True, torch.zeros(1))) for text in asked]
+    assert names[0] == "ood-svhn"
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.slow
+def test_labels_of_the_runs_own_test_are_not_those_of_another(own_run, tmp_path):
+    images, labels = Synthetic(num_test=60).read(train=False)
+    np.save("t.npy", images.numpy())
+    np.save("tl.npy", labels.numpy())
+    files = ["data=files", "data.train=t.npy", "data.train_labels=tl.npy", "data.test=t.npy", "data.test_labels=tl.npy"]
+    tiny = [text for text in TINY if not text.startswith("data")]
+    assert cli.train([*tiny, *files, "data.num_val=9", "data.batch_size=9", "run_dir=of_files"]) == 0
+    np.savez("other.npz", images=images[:20].numpy(), labels=labels[:20].numpy())
+    assert cli.evaluate(["checkpoint=of_files", "data.test=other.npz"]) == 0
+    assert cli.evaluate(["checkpoint=of_files"]) == 0
+    assert result_in(Path("of_files"))["own_test_images"] is True
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, rows_of
+from helpers import TINY, rows_of, write_files
 
 from cifar_resnet import cli
+from cifar_resnet.compose import Composer
 from cifar_resnet.range_test import middle_of_the_good
 
 
@@ -36,6 +37,19 @@ def test_the_command_leaves_curve_table_and_suggestions_and_a_line_that_trains(c
     assert (folder / "lr_range_test.png").read_bytes()[:4] == b"\x89PNG"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar-train")]
     assert cli.train(shlex.split(line)[1:]) == 0
+
+
+@pytest.mark.slow
+def test_the_line_trains_with_the_rate_that_was_found_whatever_a_recipe_says(capsys):
+    recipe = "# @package _global_\ndefaults: [override /scheduler: one_cycle]\nscheduler: {max_lr: 0.4}\n"
+    write_files(Path(), {"mine/experiment/peak.yaml": recipe})
+    settings = ["range_test.steps=40", "range_test.suggest=valley", "--config-dir", "mine", "experiment=peak"]
+    assert cli.find_lr([*TINY, *settings]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar-train")]
+    (job,) = Composer("train", "mine").jobs([text for text in shlex.split(line)[1:] if "=" in text])
+    assert job.cfg.scheduler.max_lr is None
+    found = json.loads((the_curve()[0] / "lr_range_test.json").read_text())
+    assert job.cfg.optimizer.lr == pytest.approx(found["valley"], rel=1e-2)
 
 
 @pytest.mark.slow

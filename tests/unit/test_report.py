@@ -580,6 +580,17 @@ def test_a_folder_that_an_evaluation_made_is_compared(trained, capsys, tmp_path)
     assert cli.report(["compare", "x-test.npz", second]) == 0
 
 
+def test_where_an_evaluation_lies_elsewhere_its_folder_is_named(capsys):
+    predictions("a", np.arange(100) < 50)
+    Path("b").mkdir()
+    assert cli.report(["compare", "a", "b"]) == 2
+    assert "cifar-evaluate checkpoint=b leaves one, and names its folder" in capsys.readouterr().err
+    predictions("b/evaluation-best", np.arange(100) < 58)
+    assert cli.report(["compare", "a", "b"]) == 2
+    assert "no predictions.npz in b; give b/evaluation-best" in capsys.readouterr().err
+    assert cli.report(["compare", "a", "b/evaluation-best"]) == 0
+
+
 def test_runs_on_other_images_are_not_compared(capsys):
     predictions("a", np.ones(5, bool))
     predictions("others", np.ones(5, bool), images="others")

@@ -71,6 +71,13 @@ def test_more_than_a_terminal_can_hold_is_wider_than_it(printed):
     assert all(number in text for number in numbers)
 
 
+@pytest.mark.parametrize("width", [40, None])
+def test_relative_and_absolute_paths_stand_in_one_column(width, printed):
+    paths = ["outputs/train/2026-11-28_10-00-00-depth-8/run", "/data/other/outputs/train/2026-11-28_10-00-00/run"]
+    text = printed([["run", "test"], *([path, "83.57%"] for path in paths)], width)
+    assert text.count("83.57%") == 2
+
+
 def test_folders_of_a_sweep_are_broken_and_not_shortened(printed):
     folders = [f"depth-{depth}_lr-{lr}" for depth in (8, 14) for lr in (0.05, 0.2)]
     rows = [

@@ -56,6 +56,21 @@ def test_the_page_says_the_calibration_error_that_its_diagram_shows(has_temperat
     assert "is the most that is tried" not in section.text
 
 
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_where_all_validation_images_are_right_no_temperature_is_fitted(wrong):
+    """For the loss falls without end, and one wrong test image would make it enormous at what came out."""
+    labels = torch.arange(30) % 3
+    right = (torch.nn.functional.one_hot(labels, 3) * 3.0).log_softmax(1)
+    val = right.clone()
+    val[:wrong] = right[:wrong].roll(1, 1)
+    found = evaluate_predictions(torch.stack([right, right]), labels, (torch.stack([val, val]), labels))
+    if wrong:
+        assert 0.5 < found["temperature"] < 2
+    else:
+        assert found["temperature"] is found["calibrated"] is None
+        assert found["growth_calibrated"] == []
+
+
 def test_a_temperature_without_end_is_said_to_be_one():
     """Of a network that is sure, and right no more often than by chance."""
     images, labels = Synthetic(num_test=40).read(train=False)
