@@ -50,10 +50,15 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
         data.load()
     asked = next((text for text in cfg.get("overrides") or () if text.startswith("data.num_val=")), None)
     refuse_if(
-        data.has_own_val and asked,
+        data.has_own_val and asked not in (None, "data.num_val=null"),
         f"the data has validation images of its own; data.num_val=0 would train on them as well. Got {asked}; leave it "
         f"out",
     )
+    if data.trains_on_own_val and not asked:
+        log.warning(
+            "warning: the data has validation images of its own, and a recipe's data.num_val=0 trains on them; "
+            "data.num_val=null holds them out\n"
+        )
     if cfg.test and is_share(cfg.trainer.get("limit_test_batches")):
         data.load_test()
     check_limits(cfg, data)
@@ -391,6 +396,11 @@ def resolve_conflicts(cfg: DictConfig) -> None:
             given is not None,
             f"the data says how many classes there are. Got {place}.num_classes={given}; leave it out",
         )
+    refuse_if(
+        cfg.model.get("class_weights") == "balanced" and cfg.data.get("balanced_sampling"),
+        "either makes up for uneven classes. Got model.class_weights=balanced and data.balanced_sampling=true; leave "
+        "one of them out",
+    )
     refuse_if(
         cfg.get("selection") and not cfg.selection.get("proxy"),
         "what selects images is a network. Got a selection without a proxy; give model@selection.proxy=tiny_speednet",

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cifar_resnet.constraints import RESERVED, did_you_mean, leaves, select
+from cifar_resnet.constraints import RESERVED, did_you_mean, leaves, select, takes_whole_numbers
 from cifar_resnet.engine import LISTED, Engine, engine_of, is_used, no_such_launcher, refuse_misplaced
 from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.overrides import (
@@ -137,7 +137,9 @@ class Composer:
             refuse_misplaced(filter(Override.is_hydra_override, parsed), self.config_name, in_sweep=False)
             default = self.compose(fixed)
             searched = {
-                each.get_key_element(): domain_of(each, select(default, each.key_or_group))
+                each.get_key_element(): domain_of(
+                    each, select(default, each.key_or_group), takes_whole_numbers(default, each.key_or_group)
+                )
                 for each in parsed
                 if each.is_sweep_override()
             }

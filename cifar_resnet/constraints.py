@@ -225,6 +225,20 @@ def of_a_recipe(cfg: DictConfig, key: str, unknown: Sequence[str], close: str) -
     )
 
 
+def takes_whole_numbers(cfg: DictConfig, key: str) -> bool | None:
+    """Whether an argument takes whole numbers alone; None where nothing says so, or the default is a fraction."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else None
+    is_argument = isinstance(node, DictConfig) and "_target_" in node and name in node
+    if not is_argument or isinstance(select(cfg, key), float):
+        return None
+    hints = (hints_of(BESIDE[parent]) if parent in BESIDE else {}) | (hints_of(node["_target_"]) or {})
+    if (hint := hints.get(name, Any)) is Any:
+        return None
+    whole, fraction, share = (not problems_with(number, hint) for number in (2, 2.5, 0.5))
+    return None if whole and share and not fraction else whole and not fraction  # None: a number or a share
+
+
 def check_value(cfg: DictConfig, key: str, hint: object) -> None:
     refuse_if_missing(cfg, key)
     parent, _, name = key.rpartition(".")

@@ -71,7 +71,7 @@ def refuse(cfg: DictConfig) -> None:
         ),
         (cfg.compile, "networks side by side are not compiled. Got compile=true; leave it out, or ensemble.size=1"),
         (
-            "early_stopping" in cfg.callbacks,
+            callbacks.have_early_stopping(cfg.callbacks),
             "networks side by side end together. Got early stopping; give callbacks=default",
         ),
         (

@@ -333,7 +333,7 @@ def validation_predictions(
         return None, "not asked for"
     if own is None or not own.has_val:
         return None, f"no validation images: {reason or 'none were held out'}"
-    each = ensemble.log_probs(own.val.images, cfg.batch_size)
+    each = torch.cat([ensemble.log_probs(part, cfg.batch_size) for part in own.val.in_parts()], dim=1)
     if evaluation.all_are_right(each, own.val.labels):
         return (
             None,

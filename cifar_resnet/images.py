@@ -1,17 +1,19 @@
 """What happens to pixels in training and at test time alike; and what tells one set of images from another."""
 
 import hashlib
+from collections.abc import Iterable
 
 from torch import Tensor
 
 
-def content_hash(images: Tensor, labels: Tensor | None = None) -> str:
+def content_hash(images: Tensor | Iterable[Tensor], labels: Tensor | None = None) -> str:
     """The same for the same images, with the same labels if given, in the same order, wherever they came from.
 
-    images: (N, C, H, W) uint8; labels: (N,) int64; on any device.
+    images: (N, C, H, W) uint8, or batches of such; labels: (N,) int64; on any device.
     """
     found = hashlib.sha256()
-    for batch in images.split(5000):  # which may lie in a file, and be more than memory holds
+    # they may lie in a file, and be more than memory holds
+    for batch in images.split(5000) if isinstance(images, Tensor) else images:
         found.update(batch.cpu().permute(0, 2, 3, 1).contiguous().numpy().data)
     if labels is not None:
         found.update(labels.cpu().numpy().astype("<i8").data)

@@ -22,7 +22,10 @@ def narrated(
             log.info(announcement(record))
             if range_test:
                 range_test.save(folder)
-            enders = {"early stopping": "early_stopping" in cfg.callbacks, "max_time": cfg.trainer.get("max_time")}
+            enders = {
+                "early stopping": callbacks.have_early_stopping(cfg.callbacks),
+                "max_time": cfg.trainer.get("max_time"),
+            }
             may_end = f"warning: {' or '.join(name for name in enders if enders[name])} may end the training before"
             if any(enders.values()) and cfg.choices.get("scheduler") not in ("constant", None):
                 log.warning(

@@ -106,7 +106,8 @@ def values_of(override: Override) -> list[str]:
     return values
 
 
-def domain_of(override: Override, default: object) -> Interval | list[str]:
+def domain_of(override: Override, default: object, is_whole: bool | None = None) -> Interval | list[str]:
+    """default: of the key; is_whole: whether its argument takes whole numbers alone, where that is known."""
     if not override.is_interval_sweep():
         return [value.partition("=")[2] for value in values_of(override)]
     sweep: Any = override.value()
@@ -120,8 +121,14 @@ def domain_of(override: Override, default: object) -> Interval | list[str]:
         not (low < high and math.isfinite(high - low)),
         f"an interval goes from a smaller to a larger number. Got {override.input_line}",
     )
+    if is_whole is None:  # nothing says what its argument takes
+        is_whole = isinstance(default, int) and low.is_integer() and high.is_integer()
     # Hydra's intervals are of fractions; a batch size is not
-    return Interval(round(low), round(high), log) if isinstance(default, int) else Interval(low, high, log)
+    refuse_if(
+        is_whole and not (low.is_integer() and high.is_integer()),
+        f"{override.key_or_group} is a whole number. Got {override.input_line}; give whole ends",
+    )
+    return Interval(int(low), int(high), log) if is_whole else Interval(low, high, log)
 
 
 def refuse_mismatch(override: Override, expected: object, given: object) -> None:

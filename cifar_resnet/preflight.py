@@ -65,7 +65,9 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
     if is_new and command not in ("design", "predict", "report"):
         num_val = next((text for text in cfg.overrides if text.startswith("data.num_val=")), "data.num_val=0")
         refuse_if(
-            command == "train" and (cfg.get("data") or {}).get("val") is not None and num_val != "data.num_val=0",
+            command == "train"
+            and (cfg.get("data") or {}).get("val") is not None
+            and num_val not in ("data.num_val=0", "data.num_val=null"),
             f"data.val is what is held out; data.num_val=0 would train on it as well. Got {num_val}; leave it out",
         )
         check_data(cfg.get("data"))

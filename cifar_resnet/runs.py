@@ -135,6 +135,7 @@ def open_folder(cfg: DictConfig) -> Iterator[Path]:
     run_dir = Path(cfg.run_dir)
     try:
         with claims.held(run_dir):
+            (run_dir / FAILURE).unlink(missing_ok=True)  # of a job that goes on now
             if is_new:
                 with as_usage_error():
                     save_config(run_dir, cfg)

@@ -70,7 +70,12 @@ def run(jobs: list[Job]) -> int:
     with kept_images():
         for job in jobs:  # what only data, network or trainer can tell, before there is a folder
             job.cfg.run_dir = str(runs.parent_dir(job.cfg))
+            finds_peak = OmegaConf.select(job.cfg, "scheduler.max_lr") == resume.AUTO  # each trial its own
+            if finds_peak:
+                job.cfg.scheduler.max_lr = job.cfg.optimizer.lr
             build_trainer(job.cfg, *build_data_and_model(job.cfg))
+            if finds_peak:
+                job.cfg.scheduler.max_lr = resume.AUTO
         with as_usage_error():
             search = instantiate(jobs[0].cfg.search)
             search.open(jobs)

@@ -151,6 +151,8 @@ class Task:
                 return self.left() or lost
             if (reason := self.failure(since=began)) or not self.claim.take():
                 return reason or self.failure()
+            # or others would take it for ours
+            (self.run_dir / runs.FAILURE).unlink(missing_ok=True)
             record = self.record()  # another process may have just ended
             left = None if record else self.left()
             if run is None and record is None and (left is None or self.was_trained(since=began)):

@@ -1,6 +1,9 @@
-from typing import TypeVar
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from cifar_resnet.callbacks.averaging import EMA, Lookahead
 from cifar_resnet.callbacks.early_stopping import EarlyStopping
@@ -14,6 +17,7 @@ from cifar_resnet.callbacks.model_checkpoint import Checkpoint, MemberCheckpoint
 from cifar_resnet.callbacks.pictures import AugmentedBatch, ScheduleCurve
 from cifar_resnet.callbacks.progress import Progress
 from cifar_resnet.callbacks.step_graph import StepGraph
+from cifar_resnet.constraints import imported
 
 __all__ = [
     "EMA",
@@ -36,8 +40,15 @@ __all__ = [
     "TimeLimit",
     "as_interrupted",
     "epochs_trained",
+    "have_early_stopping",
     "of",
 ]
+
+
+def have_early_stopping(callbacks: Mapping[str, Any]) -> bool:
+    """Whether one of these, each by its settings, is early stopping, under whatever name."""
+    targets = [each["_target_"] for each in callbacks.values() if each and "_target_" in each]
+    return any(inspect.isclass(kind) and issubclass(kind, LightningEarlyStopping) for kind in map(imported, targets))
 
 
 Kind = TypeVar("Kind", bound=Callback)

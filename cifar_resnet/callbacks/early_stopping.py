@@ -1,5 +1,6 @@
 """An end of the training once a metric no longer improves."""
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from cifar_resnet.constraints import CountOrZero, NonNegative, check
@@ -7,7 +8,7 @@ from cifar_resnet.monitored import Mode, mode_of
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Lightning's, by any of our metrics: looks at the end of each epoch that measured `monitor`.
+    """Lightning's, by any of our metrics: looks at the end of each whole epoch that measured `monitor`.
 
     mode: whether better is "max" or "min"; None for what `monitor` is.
     min_delta: a change no larger than this is no improvement.
@@ -38,3 +39,7 @@ class EarlyStopping(LightningEarlyStopping):
             strict=False,  # an epoch may be left without validation
             check_on_train_epoch_end=True,
         )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_last_batch:  # one that ran out of time may go on
+            super().on_train_epoch_end(trainer, pl_module)

@@ -21,6 +21,8 @@ from cifar_resnet.hardware import free_memory
 from cifar_resnet.images import Normalise, content_hash
 from cifar_resnet.seeds import seed_for
 
+NUM_FOLDS = 5
+
 
 class Condition(NamedTuple):
     """Under which images were taken, or might have been. severity: 1 to 5."""
@@ -46,7 +48,8 @@ class DataModule(LightningDataModule, ABC):
 
     batch_size: training images per step and device.
     eval_batch_size: validation and test images at a time; changes no score.
-    num_val: training images held out for validation: a number, or a share of them below 1; 0 trains on all.
+    num_val: training images held out for validation: a number, or a share of them below 1; 0 trains on all,
+        and on what the data has of its own for validation; None is that alone.
     split_seed: alone decides which those are.
     fold, num_folds: instead, hold out this one, from 0, of so many parts: cross-validation, a run for each.
     max_train: train on so many of the images that are not held out, every class in proportion; None for all of them.
@@ -63,16 +66,17 @@ class DataModule(LightningDataModule, ABC):
     classes: list[str]  # in the order of their labels; known once images have been read
     kept_for_test = 0  # images, where those of a test are drawn from the same as those to train on
     has_own_val = False  # images that it keeps for validation; known once images have been read
+    trains_on_own_val = False  # for num_val is 0
     is_mapped = False  # whether images stay in the file that `read` gives
 
     def __init__(
         self,
         batch_size: Count = 128,
         eval_batch_size: Count = 500,
-        num_val: CountOrZero | FractionBelowOne = 0.1,
+        num_val: CountOrZero | FractionBelowOne | None = 0.1,
         split_seed: Seed = 0,
         fold: CountOrZero | None = None,
-        num_folds: Annotated[int, Ge(2)] = 5,
+        num_folds: Annotated[int, Ge(2)] = NUM_FOLDS,
         max_train: Count | None = None,
         balanced_sampling: bool = False,
         mean: Annotated[Sequence[float], Len(3, 3)] | None = None,
@@ -87,6 +91,11 @@ class DataModule(LightningDataModule, ABC):
         refuse_if(
             fold is not None and fold >= num_folds,
             f"data.fold counts data.num_folds from 0. Got {fold} of {num_folds}; give less",
+        )
+        refuse_if(
+            fold is None and num_folds != NUM_FOLDS,
+            f"data.num_folds is of cross-validation, and data.fold says which is held out. Got {num_folds} without it; "
+            f'give -m "data.fold=range(0,{num_folds})"',
         )
         refuse_if(
             fold is not None and num_val == 0,
@@ -166,6 +175,12 @@ class DataModule(LightningDataModule, ABC):
                 f"labels. Got {len(names)}; set self.classes, at the latest in read",
             )
             count, apart = len(labels), self.read_val()
+            refuse_if(
+                self.num_val is None and self.fold is None and apart is None,
+                "data.num_val=null holds out what the data has of its own for validation. Got data without such; give "
+                "a number, or a share",
+            )
+            self.trains_on_own_val = apart is not None and self.num_val == 0
             if apart:
                 images, labels = (torch.cat(both) for both in zip((images, labels), self.checked(*apart), strict=True))
             if self.fold is not None:
@@ -216,7 +231,7 @@ class DataModule(LightningDataModule, ABC):
         """Validation images among so many."""
         if self.fold is not None:
             return len(range(self.fold, count, self.num_folds))
-        return self.num_val if isinstance(self.num_val, int) else round(self.num_val * count)
+        return self.num_val if isinstance(self.num_val, int) else round((self.num_val or 0) * count)
 
     def load_test(self) -> None:
         """Read the test images, once, in ordinary memory."""
@@ -269,7 +284,8 @@ class DataModule(LightningDataModule, ABC):
 
     def sample(self, num_images: int = 5000) -> Tensor:
         """Training images from all over the data, which may lie class by class, normalised: (N, C, H, W) float32."""
-        rows = torch.arange(0, len(self.train), max(1, len(self.train) // num_images))[:num_images]
+        count = min(num_images, len(self.train))
+        rows = torch.arange(count) * len(self.train) // count
         images = self.train.take(rows.to(self.train.device))
         return Normalise(*torch.tensor([self.mean, self.std], device=images.device))(images)
 

@@ -33,6 +33,15 @@ class LabelledImages:
         """Some of the images. indices: (n,) int64."""
         return self.images.index_select(0, indices)  # each row of pixels is copied as one block of memory
 
+    def in_parts(self, indices: Tensor | None = None) -> Iterator[Tensor]:
+        """Some of the images, or all, a few thousand at a time: what lies in a file may be more than memory holds."""
+        rows = torch.arange(len(self)) if indices is None else indices
+        return (self.take(part.to(self.device)) for part in rows.split(5000))
+
+    def __getitem__(self, index: int) -> Tensor:
+        """An image, (C, H, W)."""
+        return self.take(torch.tensor([index], device=self.device))[0]
+
     def to(self, device: torch.device) -> "LabelledImages":
         return self if device == self.device else LabelledImages(self.images.to(device), self.labels.to(device))
 

@@ -100,7 +100,9 @@ class Classifier(LightningModule):
         )
         self.save_hyperparameters(ignore=self.no_hyperparameters, logger=False)
         self.class_weights = class_weights
-        self.register_buffer("loss_weights", None, persistent=False)  # (num_classes,)
+        # (num_classes,); known once the data is, but there for who copies all buffers before
+        weights = None if class_weights is None else torch.ones(num_classes)
+        self.register_buffer("loss_weights", weights, persistent=False)
         self.label_smoothing, self.max_params = label_smoothing, max_params
         self.freeze_parts, self.lr_factors = tuple(freeze), dict(lr_factors or {})
         self.tta, self.tta_below = tta, tta_below
@@ -386,7 +388,13 @@ class Classifier(LightningModule):
         labels: (N,) int64; of mixed images their shares of each class, (N, num_classes). Validation and test report the
         negative log-likelihood, whatever training minimises.
         """
-        loss = F.cross_entropy(logits, labels, self.loss_weights, label_smoothing=self.label_smoothing)
+        smoothing, weights = self.label_smoothing, self.loss_weights
+        if weights is None:
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        else:  # torch's mean is nan where all weigh nothing, and of mixed images no weighted one
+            losses = F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing)
+            weight = weights[labels].sum() if labels.ndim == 1 else (labels @ weights).sum()
+            loss = losses.sum() / weight.clamp(min=torch.finfo(weight.dtype).tiny)
         return self.distillation(images, logits, loss) if self.distillation else loss
 
     @property
@@ -490,7 +498,8 @@ class Classifier(LightningModule):
 
         A training that goes on from there would lack the move.
         """
-        if not self.schedule or self.schedule.interval == "step":
+        # an epoch that ran out of time may go on
+        if not self.schedule or self.schedule.interval == "step" or not self.trainer.is_last_batch:
             return
         monitor, measured = self.schedule.monitor or self.monitor, self.trainer.callback_metrics
         for scheduler in self.all_schedulers():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cifar_resnet.constraints import BENCHMARK, CORRUPTIONS
 from cifar_resnet.data.datamodule import Condition
+from cifar_resnet.data.loaders import LabelledImages
 from cifar_resnet.results import bootstrap, calibration, intervals, metrics, ood, plots
 from cifar_resnet.results.inference import mean_probability
 from cifar_resnet.results.page import Section
@@ -138,11 +139,14 @@ def corruption_rows(result: dict) -> list[list[str]]:
     return table
 
 
-def sections(result: dict, predictions: Predictions, images: Tensor | None, classes: list[str]) -> list[Section]:
+def sections(
+    result: dict, predictions: Predictions, images: Tensor | LabelledImages | None, classes: list[str]
+) -> list[Section]:
     """What a page shows of an evaluation: its ensemble, if it is one; what was right, what wrong, and how sure.
 
     result: of `evaluate_predictions`, of an ensemble with the members' paths as "checkpoints".
-    images: those of the predictions, (N, 3, H, W) uint8, on any device; None where they are not at hand.
+    images: all of the set that the predictions are of, (M, 3, H, W) uint8, on any device; None where they are not at
+        hand.
     """
     log_probs, labels = predictions.log_probs, predictions.labels
     found = []
@@ -225,18 +229,16 @@ def worst_mistakes(predictions: Predictions, classes: list[str]) -> list[dict]:
     ]
 
 
-def mistakes(predictions: Predictions, images: Tensor, classes: list[str]) -> list[Section]:
+def mistakes(predictions: Predictions, images: Tensor | LabelledImages, classes: list[str]) -> list[Section]:
     """The worst as pictures; none where all are right."""
     worst = worst_mistakes(predictions, classes)
     if not worst:
         return []
     number = int((predictions.log_probs.argmax(1) != predictions.labels).sum())
     text = f"Of {number:,} mistakes the {len(worst)} made with the most confidence: true class → prediction."
-    rows = torch.isin(predictions.indices, torch.tensor([one["index"] for one in worst])).nonzero()[:, 0]
-    pictures = {int(predictions.indices[row]): images[int(row)].permute(1, 2, 0).cpu().numpy() for row in rows}
     shown = [
         Picture(
-            pictures[one["index"]],
+            images[one["index"]].permute(1, 2, 0).cpu().numpy(),
             f"{one['label']} → {one['prediction']}",
             f"{one['confidence']:.1%}" + (f", {one['file']}" if "file" in one else ""),
         )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cifar_resnet.data.loaders import LabelledImages
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.images import content_hash
 from cifar_resnet.runs import replacing
@@ -43,7 +44,7 @@ class Predictions:
     @classmethod
     def of(
         cls,
-        images: Tensor,
+        images: Tensor | LabelledImages,
         log_probs: Tensor,
         labels: Tensor,
         order: Tensor | None = None,
@@ -60,7 +61,8 @@ class Predictions:
             indices, rows = order.cpu().sort()
             log_probs = log_probs[rows.to(log_probs.device)]
         names = [files[index] for index in indices.tolist()] if files else None
-        return cls(log_probs, labels.cpu()[indices], content_hash(images.cpu()[indices]), indices, len(labels), names)
+        own = images.cpu()[indices] if isinstance(images, Tensor) else images.in_parts(indices)
+        return cls(log_probs, labels.cpu()[indices], content_hash(own), indices, len(labels), names)
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":

@@ -80,7 +80,7 @@ def test_and_record(
         record |= {"num_test": predictions.num_images, "num_tested": len(predictions.labels)}
         uneven = metrics.of_uneven_classes(predictions.log_probs, predictions.labels)
         record["metrics"] |= {f"test/{name}": value for name, value in uneven.items()}
-        record["test_hash"] = content_hash(data.test.images[predictions.indices], predictions.labels)
+        record["test_hash"] = content_hash(data.test.in_parts(predictions.indices), predictions.labels)
     runs.write_json(run_dir / runs.RECORD, record)
     trackers.log_result(trainer.loggers, record, chosen)
     if cfg.page:
@@ -121,7 +121,7 @@ def predictions_of(model: Classifier, data: DataModule) -> Predictions:
     if loader.world_size > 1:
         log_probs = torch.cat(gather_all_tensors(log_probs))
     order = torch.cat([batch for rank in range(loader.world_size) for batch in loader.batches_of(rank)])
-    return Predictions.of(data.test.images, log_probs, data.test.labels, order, data.test_files)
+    return Predictions.of(data.test, log_probs, data.test.labels, order, data.test_files)
 
 
 def show(
@@ -135,10 +135,9 @@ def show(
             device = trainer.strategy.root_device.type
             named = [name for _, name in targets_in(record["config"])]  # this training has called them
             ensemble = inference.Ensemble([chosen], accelerator=device, precision=record["precision"], trusted=named)
-            val = ensemble.log_probs(data.val.images), data.val.labels
+            val = torch.cat(list(map(ensemble.log_probs, data.val.in_parts())), dim=1), data.val.labels
         result = evaluation.evaluate_predictions(predictions.log_probs[None], predictions.labels, val)
-        images = data.test.images.cpu()[predictions.indices]
-        shown += evaluation.sections(result, predictions, images, data.class_names)
+        shown += evaluation.sections(result, predictions, data.test, data.class_names)
         headline = page.headline_of(result | {"num_images": len(predictions.labels)})
     shown += page.augmented(run_dir)
     told = {name: text for name, text in summary_facts(record).items() if name != "look next"}

@@ -90,7 +90,6 @@ def foreign_checkpoints(good: bytes) -> Iterator[bytes]:
         {"data": {**whole["data"], "std": [0.2, 0.0, 0.2]}}, {"data": {**whole["data"], "mean": [0.5]}},
         {"data": {**whole["data"], "mean": ["a", "b", "c"]}}, {"data": {**whole["data"], "classes": [1] * 10}},
         {"data": {**whole["data"], "image_size": 10**9}},
-        {"config": {**whole["config"], "data": {"_target_": "os.mkdir", "path": {"_target_": "os.getcwd"}}}},
         {"config": {**whole["config"], "data": {"root": "${oc.env:HOME}"}}},
         {"config": {**whole["config"], "choices": {"data": "../../data", "model": "resnet18"}}},
         {"config": {**whole["config"], "choices": {"data": "cifar10,synthetic", "model": "resnet18"}}},

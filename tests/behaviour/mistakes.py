@@ -435,8 +435,20 @@ BEFORE_DATA_IS_READ = [
     ("train", "data.batch_size=0", "data.batch_size must be a whole number, 1 or more.", "Got 0"),
     ("train", "data.batch_size=-5", "data.batch_size must be a whole number, 1 or more.", "Got -5"),
     ("train", "data.eval_batch_size=0", "data.eval_batch_size must be a whole number, 1 or more.", "Got 0"),
-    ("train", "data.num_val=-1", "data.num_val must be a whole number, 0 or more", "from 0 to below 1.", "Got -1"),
-    ("train", "data.num_val=1e9", "data.num_val must be a whole number, 0 or more", "from 0 to below 1.", "Got 1000"),
+    (
+        "train",
+        "data.num_val=-1",
+        "data.num_val must be a whole number, 0 or more",
+        "from 0 to below 1 or null.",
+        "Got -1",
+    ),
+    (
+        "train",
+        "data.num_val=1e9",
+        "data.num_val must be a whole number, 0 or more",
+        "from 0 to below 1 or null.",
+        "Got 1000",
+    ),
     ("train", "data.split_seed=-1", "data.split_seed must be a whole number from 0 to 4294967295.", "Got -1"),
     ("train", "data.num_train=3", "data.num_train must be a whole number, 10 or more.", "Got 3"),
     ("train", "data=image_folder data.root=pets data.max_megapixels=0.5", "data.max_megapixels must be", "Got 0.5"),
@@ -696,6 +708,21 @@ BEFORE_DATA_IS_READ = [
     ("train", "ensemble.size=null", "ensemble.size must be a whole number, 1 or more.", "Got null"),
     ("train", "ensemble.size=2 trainer.limit_val_batches=0", "no epoch would be validated", "limit_val_batches=0"),
     ("train", "ensemble.size=2 callbacks=early_stopping", "side by side", "Got early stopping;", "callbacks=default"),
+    (
+        "train",
+        "ensemble.size=2 +callbacks.stop={_target_:cifar_resnet.callbacks.EarlyStopping}",
+        "side by side",
+        "Got early stopping;",
+        "callbacks=default",
+    ),
+    (
+        "train",
+        "model.class_weights=balanced data.balanced_sampling=true",
+        "either makes up for uneven classes.",
+        "Got model.class_weights=balanced and data.balanced_sampling=true;",
+        "leave one",
+    ),
+    ("train", "data.num_folds=10", "is of cross-validation", "Got 10 without it;", 'give -m "data.fold=range(0,10)"'),
     ("train", "ensemble.size=2 ~callbacks.last", "go on from callbacks.last.", "Got ~callbacks.last;", "leave that"),
     (
         "train",
@@ -789,6 +816,7 @@ BEFORE_DATA_IS_READ = [
 
 # What only the images, the trainer or a training can tell; by then there may have been a folder, and it has gone again
 LATER = [
+    ("train", "data.num_val=null", "what the data has of its own for validation.", "Got data without", "give a number"),
     ("train", "trainer.accumulate_grad_batches=6", "more batches than an epoch has.", "=6 for 5;", "no more than that"),
     (
         "train",

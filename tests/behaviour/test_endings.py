@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, assert_equal, last_of, record_of, rows_of
+from helpers import TINY, assert_equal, last_of, record_of, rows_of, write_files
 from lightning.pytorch.callbacks import timer
 from optuna.pruners import MedianPruner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -349,6 +349,31 @@ def test_the_time_before_a_resume_counts_and_an_end_by_time_is_an_end(cifar_trai
         cli.train(["resume=mine", "trust=[helpers]"])
     assert cli.train(["resume=mine", "trust=[helpers]"]) == 0
     assert_same_end(run_dirs()[0], Path("mine"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "_target_: torch.optim.lr_scheduler.StepLR\n_partial_: true\nstep_size: 1\ngamma: 0.5\n",
+        "_target_: torch.optim.lr_scheduler.ReduceLROnPlateau\n_partial_: true\npatience: 0\nthreshold: 10.0\n"
+        "monitor: train/loss\n",
+    ],
+)
+def test_an_epoch_that_ran_out_of_time_moves_its_schedule_once(cifar_train, run_dirs, a_second_a_step, scheduler):
+    write_files(Path(), {"mine/scheduler/mine.yaml": scheduler})
+    command = ["--config-dir", "mine", "scheduler=mine", "trainer.max_epochs=4", "callbacks=early_stopping"]
+    assert cifar_train(*command, "trainer.max_time=null") == 0
+    assert cifar_train(SEVEN, *command, "run_dir=mine-run") == 0
+    assert record_of(Path("mine-run"))["epochs"] == 1.4
+    assert cli.train(["resume=mine-run", "trust=[helpers]", "trainer.max_time=null"]) == 0
+    whole, mine = last_of(run_dirs()[0]), last_of(Path("mine-run"))
+    assert_equal(mine["state_dict"], whole["state_dict"])
+    assert_equal(mine["lr_schedulers"], whole["lr_schedulers"])
+    stopping = [key for key in whole["callbacks"] if "EarlyStopping" in key]
+    assert [mine["callbacks"][key]["wait_count"] for key in stopping] == [
+        whole["callbacks"][key]["wait_count"] for key in stopping
+    ]
 
 
 @pytest.mark.slow

@@ -251,14 +251,19 @@ def test_data_of_ones_own_may_have_classes_of_any_kind_settings_within_settings_
 
 
 def test_no_checkpoint_says_what_is_called_within_settings():
-    own = OmegaConf.create({"reader": {"_target_": "mine.Reader", "path": "a"}, "options": {"x": 1}, "steps": [1]})
+    own = OmegaConf.create(
+        {"_target_": "mine.Data", "reader": {"_target_": "mine.Reader", "path": "a"}, "options": {"x": 1}, "steps": [1]}
+    )
     theirs = {
+        "_target_": "os.mkdir",
+        "path": {"_target_": "os.getcwd"},
         "reader": {"_target_": "os.system", "path": "b"},
         "options": {"_target_": "os.system"},
         "steps": [{"_target_": "os.system"}],
     }
     checkpoints.restore_data(own, {"config": {"data": theirs}})
-    assert own == {"reader": {"_target_": "mine.Reader", "path": "b"}, "options": {"x": 1}, "steps": [1]}
+    reader = {"_target_": "mine.Reader", "path": "b"}
+    assert own == {"_target_": "mine.Data", "reader": reader, "options": {"x": 1}, "steps": [1]}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 
 import cifar_resnet
 from cifar_resnet import cli, load
+from cifar_resnet.callbacks import EMA
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import ResNet, SpeedNet
 from cifar_resnet.models.distillation import Distillation
@@ -84,6 +85,15 @@ def test_a_loaded_network_keeps_its_filters_and_a_list_of_weights_needs_no_data_
     fit(network, {"train_dataloaders": data.train_dataloader()})
     assert torch.equal(network.whitening.weight, before)
     assert network.loss_weights.tolist() == [1.0] * 9 + [2.0]
+
+
+def test_an_average_and_weights_of_classes_go_together(data):
+    for checks in (0, 2):
+        network = ResNet(depth=8, widths=[4, 8, 8], class_weights="balanced", optimizer=sgd)
+        trainer = Trainer(**QUIET, max_epochs=1, num_sanity_val_steps=checks, callbacks=[EMA()])
+        trainer.fit(network, datamodule=data)
+        counts = torch.bincount(data.train.labels, minlength=10)
+        assert torch.allclose(network.loss_weights, 200 / (10 * counts.float()))
 
 
 def test_weights_without_filters_are_no_fitted_filters(data):

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import TINY, assert_equal, last_of, record_of
+from helpers import TINY, assert_equal, last_of, record_of, write_files
 from PIL import Image
 
 from cifar_resnet import cli
@@ -64,3 +64,15 @@ def test_validation_images_of_its_own_and_a_number_of_them_to_hold_out_are_no_pa
     others = [text for text in GIVEN if not text.startswith("data.num_val")]
     assert cli.train([*others, "trainer.max_epochs=1"]) == 0
     assert record_of(run_dirs()[0])["num_val"] == 20
+
+
+def test_a_recipe_for_all_images_says_that_it_trains_on_those_kept_for_validation(pets, run_dirs, capsys):
+    shutil.copytree("pets/test", "pets/val")
+    write_files(Path(), {"mine/experiment/all.yaml": "# @package _global_\ndata: {num_val: 0}\n"})
+    others = [text for text in GIVEN if not text.startswith("data.num_val")]
+    recipe = ["--config-dir", "mine", "experiment=all", *others, "trainer.max_epochs=1"]
+    for given, count, is_told in (("", 0, True), ("data.num_val=0", 0, False), ("data.num_val=null", 20, False)):
+        capsys.readouterr()
+        assert cli.train([*recipe, *([given] if given else []), f"run_dir=outputs/train/{given or 'recipe'}"]) == 0
+        assert record_of(Path(f"outputs/train/{given or 'recipe'}"))["num_val"] == count
+        assert ("warning: the data has validation images of its own" in capsys.readouterr().out) == is_told

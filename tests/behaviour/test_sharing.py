@@ -129,6 +129,22 @@ def test_what_another_process_of_the_sweep_failed_at_is_not_tried_again_as_long_
 
 
 @pytest.mark.slow
+def test_of_a_job_that_goes_on_no_process_tells_how_it_failed_before(cifar_train, crash, monkeypatch):
+    command = ("-m", "seed=0,1", "trainer.max_epochs=2")
+    crash(1)
+    assert cifar_train(*command) == 1
+    crash(None)
+    first, second = sorted(Path("outputs").rglob("failure.txt"))
+    assert cli.train([f"resume={first.parent}", "trust=[helpers]"]) == 0
+    assert not first.exists()
+    told = []
+    check = sweep.resume.check_same_job
+    monkeypatch.setattr(sweep.resume, "check_same_job", lambda *rest: (told.append(second.exists()), check(*rest)))
+    assert cifar_train(*command) == 0
+    assert told[-1] is False
+
+
+@pytest.mark.slow
 def test_two_sweeps_share_four_jobs_and_both_end_with_all_of_them(begin, run_dirs):
     command = ("-m", "seed=0,1,2,3", "optimizer.lr=0.1", "trainer.max_epochs=15")
     outputs = [process.communicate()[0] for process in [begin("train", *command) for _ in range(2)]]

@@ -18,8 +18,9 @@ import optuna
 import pytest
 import torch
 from helpers import TINY
+from omegaconf import OmegaConf
 
-from cifar_resnet import claims, cli, search
+from cifar_resnet import claims, cli, search, train
 from cifar_resnet.callbacks import Throughput
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import UsageError
@@ -294,6 +295,36 @@ def test_spaces_are_read_from_the_command_line():
     assert isinstance(space["data.batch_size"].low, int)
     with pytest.raises(UsageError, match="numbers above 0"):
         Composer("search").space(["optimizer.lr=tag(log,interval(0,1))"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "low", "high"),
+    [
+        (["model=speednet", "model.bias_lr_factor=interval(0.6,1.4)"], 0.6, 1.4),  # its YAML has 1
+        (["optimizer.weight_decay=interval(0,1)"], 0.0, 1.0),
+        (["data.max_train=interval(1000,5000)"], 1000, 5000),  # null
+        (["data.num_val=interval(1000,5000)"], 1000, 5000),  # a number or a share
+        (["trainer.max_epochs=interval(3,9)"], 3, 9),
+    ],
+)
+def test_what_an_argument_takes_decides_whether_an_interval_is_of_whole_numbers(overrides, low, high):
+    (found,) = Composer("search").space(overrides)[1].values()
+    assert (found.low, found.high) == (low, high)
+    assert type(found.low) is type(found.high) is type(low)
+
+
+def test_an_interval_of_whole_numbers_has_whole_ends():
+    with pytest.raises(UsageError, match=r"is a whole number\. Got data\.batch_size=interval"):
+        Composer("search").space(["data.batch_size=interval(10.5,30)"])
+
+
+@pytest.mark.slow
+def test_each_trial_may_find_its_own_peak(monkeypatch):
+    monkeypatch.setattr(train, "resolve_max_lr", lambda cfg: OmegaConf.update(cfg, "scheduler.max_lr", 0.07))
+    space = ["model.dropout=choice(0.1,0.2)", "scheduler=one_cycle", "scheduler.max_lr=auto", "search.trials=1"]
+    assert cli.search([*SMALL, *space, "search.rounds=1"]) == 0
+    (path,) = Path("outputs/search").glob("*/*/config.yaml")
+    assert OmegaConf.load(path).scheduler.max_lr == 0.07
 
 
 def test_impossible_settings_are_refused():

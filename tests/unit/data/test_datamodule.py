@@ -324,3 +324,6 @@ def test_a_sample_of_images_that_lie_class_by_class_has_all_classes(tmp_path):
     data.setup("fit")
     assert len(data.sample(40).unique()) == 10
     assert len(data.sample(1000)) == 250
+    for count in (130, 200, 249):  # more than half
+        assert len(data.sample(count)) == count
+        assert len(data.sample(count).unique()) == 10

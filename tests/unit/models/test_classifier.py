@@ -193,6 +193,32 @@ def test_classes_weigh_in_the_loss_as_a_plain_loop_has_them(smoothing):
     assert model.loss_of(None, logits, labels).item() == pytest.approx(total / whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_mixed_images_weigh_as_those_they_are_made_of(smoothing):
+    weights = [50.0, 200.0, 0.0, 300.0]
+    model = ResNet(widths=[4], blocks=[1], num_classes=4, class_weights=weights, label_smoothing=smoothing)
+    model.weigh_classes(torch.tensor([5.0, 5.0, 5.0, 5.0]))
+    logits, labels = torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 3, 1, 0, 0, 2])
+    expected = model.loss_of(None, logits, labels).item()
+    one_hot = torch.nn.functional.one_hot(labels, 4).float()
+    assert model.loss_of(None, logits, one_hot).item() == pytest.approx(expected, rel=1e-5)
+    mixed = 0.3 * one_hot + 0.7 * one_hot.roll(1, 0)
+    share = (mixed @ torch.tensor(weights)).sum().item()
+    smoothed = mixed * (1 - smoothing) + smoothing / 4
+    by_hand = -(smoothed * torch.tensor(weights) * logits.log_softmax(1)).sum().item() / share
+    assert model.loss_of(None, logits, mixed).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_batch_of_classes_that_weigh_nothing_teaches_nothing():
+    model = ResNet(widths=[4], blocks=[1], num_classes=3, class_weights=[1, 0, 0])
+    model.weigh_classes(torch.tensor([5.0, 5.0, 5.0]))
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = model.loss_of(None, logits, torch.tensor([1, 2, 2, 1]))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
 def test_balanced_weights_are_scikit_learns():
     model = ResNet(widths=[4], blocks=[1], num_classes=3, class_weights="balanced")
     counts = [2, 8, 5]
