@@ -32,7 +32,7 @@ lint: .venv/installed  ## ruff: style and formatting; import-linter: imports go 
 
 docs: .venv/installed  ## README and docs/ as a site, in outputs/site
 	python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 BENCHMARKS = throughput precisions augmentation optimizers startup overhead memory ensemble predict scaling
 bench: .venv/installed  ## what training costs, as ratios; figures go to outputs/bench/

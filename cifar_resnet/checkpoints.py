@@ -8,6 +8,7 @@ A checkpoint is Lightning's, with these keys beside its own, all of plain values
     data           what the images and classes are: `DataModule.state`
     metrics        those of its epoch; of one that was not validated, without validation scores
     ended          whether the training ended there early, so that only its test is left: `callbacks.Ending`
+    out_of_time    the seconds that it took, where its time was over
     selection      what selects the images that the network is trained on: `models.Selection`, where there is one
     mid_epoch_state   of each process, what it takes to go on within an epoch: `callbacks.MidEpochState`
 

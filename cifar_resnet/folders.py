@@ -17,9 +17,9 @@ SYSTEM_ENTRIES = {
 }  # fmt: skip
 # of files that nobody takes for pictures
 DOCUMENTS = {
-    ".csv", ".doc", ".docx", ".gz", ".htm", ".html", ".ini", ".ipynb", ".json", ".log", ".m4v", ".mat", ".md", ".mov",
-    ".mp3", ".mp4", ".pdf", ".py", ".sh", ".tar", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml", ".yaml", ".yml",
-    ".zip",
+    ".avi", ".csv", ".doc", ".docx", ".gz", ".htm", ".html", ".ini", ".ipynb", ".json", ".log", ".m4v", ".mat", ".md",
+    ".mkv", ".mov", ".mp3", ".mp4", ".mpeg", ".mpg", ".ods", ".odt", ".parquet", ".pdf", ".py", ".rtf", ".sh", ".tar",
+    ".tsv", ".txt", ".url", ".webm", ".wmv", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
 }  # fmt: skip
 Chain = frozenset[tuple[int, int]]  # device and inode of a folder, and of all that it lies in
 

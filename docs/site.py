@@ -14,7 +14,7 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     if page.file.src_uri == "index.md":
         markdown = (ROOT / "README.md").read_text().replace("](docs/", "](")
     markdown = markdown.replace("](../README.md", "](index.md")
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)?(benchmarks/[^)]+)\)", r"\1 (`\2`)", markdown)
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)?(benchmarks/[^)]+|[A-Z]+\.md)\)", r"\1 (`\2`)", markdown)
 
 
 class Arguments(griffe.Extension):

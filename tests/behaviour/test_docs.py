@@ -18,6 +18,7 @@ from PIL import Image
 
 import cifar_resnet
 from cifar_resnet import cli
+from cifar_resnet.build import sketch
 from cifar_resnet.compose import Composer
 from cifar_resnet.constraints import check_config
 from cifar_resnet.data import Synthetic
@@ -94,6 +95,20 @@ def test_cifar_train_lines_run(line, cifar_train, run_dirs):
         cifar_train()
     before = run_dirs()
     assert run("cifar-train", trained_small(line, before[0] if before else None)) == 0
+
+
+# which name no folder, and nothing that is not installed everywhere
+AS_TYPED = [
+    line for line in TRAININGS if not any(word in line for word in ("<", "=pets", "files", "resume", "wrapped", "--"))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", AS_TYPED)
+def test_what_cifar_train_lines_describe_can_be_built_as_typed(line):
+    arguments = [text for text in shlex.split(line)[1:] if not text.startswith(("hydra/launcher", "hydra.launcher"))]
+    job, *_ = Composer().jobs([text for text in arguments if text != "-m"], multirun="-m" in arguments)
+    sketch(job.cfg)
 
 
 @pytest.mark.parametrize("line", DESIGNS)
