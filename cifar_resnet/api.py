@@ -44,9 +44,9 @@ def train_it(jobs: list[Job]) -> dict:
 def train_together(place: ranks.Place, jobs: list[Job]) -> dict:
     """The record of the run, in each of the processes that somebody has started for it."""
     if not place.rank:
-        return processes.lead(place, functools.partial(train_it, jobs))
-    found: dict = {}
+        return processes.lead(place, functools.partial(train_it, jobs), goes_on=True)
+    found: list[str] = []
     terminal.be_silent()
-    if code := processes.follow(place, lambda cfg: found.update(run_dir=train_along(cfg)["run_dir"])):
+    if code := processes.follow(place, train_along, found.append):
         sys.exit(code)
-    return runs.read_record(Path(found["run_dir"]))
+    return runs.read_record(Path(found[0]))

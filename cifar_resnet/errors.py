@@ -26,7 +26,11 @@ class RunError(Exception):
     exit_code = 1
 
 
-CALMER = "a lower optimizer.lr, scheduler.warmup_fraction=0.05, trainer.gradient_clip_val=1"  # against a divergence
+# against a divergence
+CALMER = (
+    "a lower optimizer.lr, trainer.gradient_clip_val=1, or a slower rise: scheduler.warmup_fraction=0.05, of one_cycle "
+    "a larger scheduler.peak_fraction"
+)
 
 
 class Diverged(RunError):

@@ -28,7 +28,8 @@ def claim_gpu(cfg: DictConfig) -> None:
         return
     given = os.environ.get(VISIBLE)
     names = given.split(",")[:count] if given else list(map(str, range(count)))
-    folder = Path(tempfile.gettempdir(), f"cifar-resnet-gpus-{getpass.getuser()}")
+    user = getattr(os, "getuid", getpass.getuser)()  # in a container it may have no name
+    folder = Path(tempfile.gettempdir(), f"cifar-resnet-gpus-{user}")
     folder.mkdir(exist_ok=True)
     for turn, name in ((turn, name) for turn in itertools.count() for name in names):
         lock = FileLock(folder / f"{name.replace('/', '_')}.{turn}")

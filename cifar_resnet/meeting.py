@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import time
@@ -21,6 +22,9 @@ PATIENCE = 5.0  # seconds for the others to end, or to say why they have
 TO_COME = timedelta(minutes=5)  # for all to be there: one may import torch much later than another
 
 
+_numbers = itertools.count()  # of the meetings of this process, as of each of the others
+
+
 class Meeting:
     """What the processes of one command tell each other: texts under keys, which the first or torchrun serves."""
 
@@ -30,9 +34,10 @@ class Meeting:
             place.address, place.port, is_master=serves, wait_for_workers=False, multi_tenant=True, timeout=TO_COME
         )
         self.place = dataclasses.replace(place, port=store.port)
-        # torchrun serves the same to those it starts again
+        # torchrun serves the same to those it starts again, and to all trainings of a program
         life = os.environ["TORCHELASTIC_RESTART_COUNT"] if place.starter == ranks.TORCHRUN else "0"
-        self.store = PrefixStore(f"cifar_resnet/{life}", store)
+        number = 0 if place.starter == ranks.OURSELVES else next(_numbers)
+        self.store = PrefixStore(f"cifar_resnet/{life}/{number}", store)
         self.num_orders, self.is_over = 0, False
 
     def order(self, cfg: DictConfig) -> None:
@@ -52,8 +57,10 @@ class Meeting:
             else:
                 time.sleep(0.05)  # a wait within the store would be deaf to signals
 
-    def dismiss(self, exit_code: int) -> None:
+    def dismiss(self, exit_code: int, answer: object = None) -> None:
+        """answer: of plain values, for those who ask for it."""
         if not self.is_over:
+            self.store.set("answer", json.dumps(answer))
             self.store.set("end", str(exit_code))
         self.is_over = True
 
@@ -64,6 +71,10 @@ class Meeting:
         except torch.distributed.DistError:
             return None
         return None if found is None else int(found)
+
+    def answer(self) -> Any:
+        """The first process's, once it has ended."""
+        return json.loads(self.store.get("answer"))
 
     def note(self, what: str) -> None:
         """Count one more process that is here, or has left."""

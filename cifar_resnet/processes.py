@@ -5,6 +5,7 @@ and end when it does. Where nobody has started them, the first one does so for e
 would, by its own command again: that may be a sweep, a test, or somebody else's program.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import os
@@ -270,47 +271,59 @@ def spare_lightnings_signals(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
-def leave_group() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+def leave_group(at_exit: bool = False) -> None:
+    """at_exit: only then, for torchrun lets a process make but one."""
+    if at_exit:
+        atexit.register(leave_group)
+    elif torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def lead(place: Place, run: Callable[[], Answer]) -> Answer:
+def lead(place: Place, run: Callable[[], Answer], goes_on: bool = False) -> Answer:
     """Run as the first of processes that others have started: the rest train what it trains, and end with it.
 
-    run: its answer, where it is a number, is the exit code.
+    run: its answer, where it is a number, is the exit code. goes_on: whether a program does, perhaps to train again.
     """
     global _others
     _others = Meeting(place, serves=place.starter != ranks.TORCHRUN)
-    code = 1
+    code, said = 1, None
     try:
         answer = run()
         code = answer if isinstance(answer, int) else 0
+        said = answer["run_dir"] if isinstance(answer, dict) else None
         return answer
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
         raise
     finally:
         meeting, _others = _others, None
-        meeting.dismiss(code)
-        leave_group()
+        meeting.dismiss(code, said)
+        leave_group(at_exit=goes_on and not code)
         if meeting.place.starter != ranks.TORCHRUN:
             # what it serves must be there until all have read that it is over
             meeting.wait_until_all("here", 60.0)
             meeting.wait_until_all("left", PATIENCE)
 
 
-def follow(place: Place, train: Callable[[DictConfig], object]) -> int:
-    """Train what the first process trains, until it ends; its exit code."""
+def follow(place: Place, train: Callable[[DictConfig], object], hear: Callable[[str], object] | None = None) -> int:
+    """Train what the first process trains, until it ends; its exit code.
+
+    hear: of a program that goes on afterwards; is called with the folder of the run that the first one has trained, or
+        found finished.
+    """
     global _here
-    _here = place
+    _here, goes_on = place, False
     if parent := os.environ.get(ranks.PARENT):
         threading.Thread(target=end_with, args=(int(parent), place), daemon=True).start()
     try:
         meeting = Meeting(place, serves=False)
         meeting.note("here")
-        with ended_by_signals(SIGNALS):
+        # of which Lightning takes away what the next training of this program goes by
+        with ended_by_signals(SIGNALS), mock.patch.dict(os.environ):
             code = train_along(meeting, train)
+            goes_on = hear is not None and not code
+            if hear and not code:
+                hear(meeting.answer())
         meeting.note("left")
         return code
     except torch.distributed.DistError:  # nobody to hear from
@@ -318,7 +331,7 @@ def follow(place: Place, train: Callable[[DictConfig], object]) -> int:
         return 1
     finally:
         _here = ALONE
-        leave_group()
+        leave_group(at_exit=goes_on)
 
 
 def train_along(meeting: Meeting, train: Callable[[DictConfig], object]) -> int:

@@ -111,3 +111,9 @@ def seen_in_a_browser(page_file: Path, width: int, folder: Path) -> dict:
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
+
+
+def note_best(trainer: Trainer, pl_module: LightningModule) -> None:
+    """What programs written for Lightning ask."""
+    best = trainer.checkpoint_callback.best_model_path
+    Path(trainer.default_root_dir, "best.txt").write_text(best)

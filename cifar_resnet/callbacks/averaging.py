@@ -32,6 +32,7 @@ class EMA(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            self._latest_update_step = 0  # not of a training before
             self._average_model.to(memory_format=torch.channels_last)  # as the weights: or each would be moved alone
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,6 +84,10 @@ class Lookahead(Callback):
         check(Lookahead, locals())
         self.every, self.share, self.start = every, share, start
         self.slow: list[torch.Tensor] = []  # empty before the start
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.slow = []  # not of a training before
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         self.latest_step = trainer.global_step

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from cifar_resnet.terminal import log
@@ -68,6 +68,13 @@ class Ending(LightningCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.every_n_epochs = trainer.check_val_every_n_epoch
+        self.savers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+
+    def __getattr__(self, name: str) -> Any:
+        """What others ask `trainer.checkpoint_callback`, which this is, is for the first of those that save."""
+        if name.startswith("_") or not (savers := vars(self).get("savers")):
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        return getattr(savers[0], name)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         checkpoint["ended"] = is_ending(trainer)

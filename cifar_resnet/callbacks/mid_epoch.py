@@ -10,7 +10,8 @@ from torchmetrics import Metric
 
 from cifar_resnet.models import Classifier
 from cifar_resnet.optim import RngState
-from cifar_resnet.seeds import seed_for
+from cifar_resnet.seeds import seed_all, seed_for
+from cifar_resnet.terminal import log
 
 
 class MidEpochState(Callback):
@@ -26,9 +27,8 @@ class MidEpochState(Callback):
         self.restored: list[dict] = []
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        loader = trainer.train_dataloader
         own = {
-            "sampler": loader.sampler.state_dict() if loader else {},  # a callback may save before there is one
+            "sampler": sampler.state_dict() if (sampler := placed(trainer.train_dataloader)) else {},
             "rng": RngState(pl_module.device).state,
             "metrics": {
                 name: dict(metric.metric_state)
@@ -53,14 +53,23 @@ class MidEpochState(Callback):
                 RngState(pl_module.device, own["rng"]).restore()
             else:
                 own = shared_out(self.restored, trainer.is_global_zero)
-                torch.manual_seed(seed_for("network", pl_module.seed, trainer.global_step, trainer.global_rank))
-            trainer.train_dataloader.sampler.load_state_dict(own["sampler"])
+                seed_all(seed_for("network", pl_module.seed, trainer.global_step, trainer.global_rank))
+            if own["sampler"] and (sampler := placed(trainer.train_dataloader)):
+                sampler.load_state_dict(own["sampler"])
+            else:
+                log.warning("warning: batches come from a loader of your own, whose order begins anew in this epoch")
             for name, states in own["metrics"].items():
                 metric: Any = pl_module.get_submodule(name)
                 for state, value in states.items():
                     setattr(metric, state, tree_map(lambda each: each.to(pl_module.device), value))
                 metric._update_count = 1  # or it would warn that it has seen nothing
         self.restored = []
+
+
+def placed(loader: Any) -> Any:
+    """What knows its place in the order of the images; None of a loader of one's own, and before there is one."""
+    sampler = getattr(loader, "sampler", None)
+    return sampler if hasattr(sampler, "state_dict") else None
 
 
 def added_up(parts: list) -> Any:
@@ -74,4 +83,5 @@ def shared_out(states: list[dict], is_first: bool) -> dict:
         name: {state: added_up([each["metrics"][name][state] for each in states]) * is_first for state in counts}
         for name, counts in states[0]["metrics"].items()
     }
-    return {"sampler": {"num_given": states[0]["sampler"]["num_given"]}, "metrics": metrics}
+    place = {key: value for key, value in states[0]["sampler"].items() if key == "num_given"}
+    return {"sampler": place, "metrics": metrics}

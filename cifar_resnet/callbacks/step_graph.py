@@ -21,7 +21,8 @@ from cifar_resnet.terminal import log
 
 REPLACED = ("on_train_batch_start", "training_step", "backward", "optimizer_zero_grad", "optimizer_step")
 WITHIN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-OURS = ("cifar_resnet.", "torch.nn.", "torchvision.ops.")  # modules whose Python does the same in each step
+# modules whose Python does the same in each step
+OURS = ("cifar_resnet.", "torch.nn.", "torch.optim.", "torchvision.ops.")
 OF_A_BATCH = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -82,7 +83,8 @@ class StepGraph(Callback):
             if is_overridden(name, each, LightningModule if each is module else Callback)
         ]
         keepers = [type(each).__name__ for each in trainer.callbacks if may_keep_a_batch(each)]  # type: ignore[attr-defined]
-        strange = (type(part) for part in whose_python_runs(module) if not type(part).__module__.startswith(OURS))
+        parts = whose_python_runs(module, optimizer, loader)
+        strange = (type(part) for part in parts if not type(part).__module__.startswith(OURS))
         foreign = next((kind.__name__ for kind in strange), None)
         replaced = [name for name in REPLACED if is_overridden(name, module, Classifier)]
         replaced += [name for name in OF_A_BATCH if is_overridden(name, module, LightningModule)]
@@ -248,8 +250,11 @@ class StepGraph(Callback):
             self.sizes, self.current, self.is_on = {}, None, False
 
 
-def whose_python_runs(module: LightningModule) -> Iterator[object]:
-    """All whose Python runs in a step: its layers, and what it is taught by."""
+def whose_python_runs(module: LightningModule, *others: object) -> Iterator[object]:
+    """All whose Python runs in a step: its layers, what it is taught by, and others, such as optimizer and loader, with
+    the augmentation that one of these has."""
+    yield from others
+    yield from (each.augment for each in others if hasattr(each, "augment"))
     yield from module.modules()
     if distillation := getattr(module, "distillation", None):
         yield distillation

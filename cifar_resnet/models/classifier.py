@@ -1,9 +1,8 @@
 """What every network here shares: loss, steps, metrics and optimizer. Layers are in the modules beside this one."""
 
-import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -35,12 +35,12 @@ from cifar_resnet.models.metrics import Mean
 from cifar_resnet.models.parallel import exchanged, keep_gradients, share_statistics
 from cifar_resnet.models.regularisers import DropBlock
 from cifar_resnet.models.selection import Selection
-from cifar_resnet.models.summary import num_macs, num_parameters, parts_of, run_in_training, run_once
+from cifar_resnet.models.summary import in_eval_mode, num_macs, num_parameters, parts_of, run_in_training, run_once
 from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.models.whitening import Whitening
 from cifar_resnet.monitored import Monitor
 from cifar_resnet.optim import SAM, RngState, Schedule, frozen_statistics, two_passes
-from cifar_resnet.seeds import seed_for
+from cifar_resnet.seeds import seed_all, seed_for
 
 OF_A_RUN = (
     "seed", "monitor", "config", "data_state", "optimizer", "scheduler", "distillation", "selection", "loss_weights",
@@ -353,7 +353,7 @@ class Classifier(LightningModule):
         self.is_unlogged = True
         self.trainer.callback_metrics.clear()  # an epoch that is not validated has no scores of an earlier one
         # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
-        torch.manual_seed(seed_for("network", self.seed, self.current_epoch, self.global_rank))
+        seed_all(seed_for("network", self.seed, self.current_epoch, self.global_rank))
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         for module in self.with_progress:
@@ -587,20 +587,9 @@ class Classifier(LightningModule):
         # a run that goes on knows both by now, and may be on another machine
         self.config = self.config or checkpoint["config"]
         self.data_state = self.data_state or checkpoint["data"]
-        if self.selection and "selection" in checkpoint:
+        trains = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if self.selection and trains and "selection" in checkpoint:
             self.selection.load_state_dict(checkpoint["selection"])
-
-
-@contextlib.contextmanager
-def in_eval_mode(network: torch.nn.Module) -> Iterator[None]:
-    """Within this; then each part is in the mode that it was in."""
-    before = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in before.items():
-            module.training = was_training
 
 
 def metrics_of(trainer: Trainer) -> dict[str, float]:

@@ -56,7 +56,9 @@ class Selection:
             for tensor in (*self.proxy.parameters(), *self.proxy.buffers()):
                 torch.distributed.broadcast(tensor.data, src=0)
         self.optimizer, self.scheduler = self.proxy.build_optimizer(total_steps, self.trainer.max_epochs)
-        self.load_state_dict(self.restored)
+        for name, part in self.restored.items():
+            getattr(self, name).load_state_dict(part)
+        self.restored = {}
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The hardest images of a batch and their labels, in the order that they had; the proxy takes its step.
@@ -106,13 +108,8 @@ class Selection:
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there, or where it has not begun, do so when it begins."""
-        if self.optimizer is None:
-            self.restored = state
-            return
-        for name, part in state.items():
-            getattr(self, name).load_state_dict(part)
-        self.restored = {}
+        """Go on from there when it begins."""
+        self.restored = state
 
     def macs(self, image_shape: tuple[int, int, int]) -> int:
         """Multiply-adds that the proxy takes for an image of shape (C, H, W), the backward pass taken for two."""

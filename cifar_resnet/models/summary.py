@@ -1,7 +1,8 @@
 """How large a network is."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -88,12 +89,25 @@ def parts_of(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]
 @torch.no_grad()
 def run_once(model: nn.Module, image_shape: tuple[int, int, int]) -> torch.Tensor:
     """What one forward pass of an image of zeros gives, in eval mode."""
-    was_training = model.training
-    model.eval()
+    was_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # in one piece, of which torch's counter of FLOPs knows nothing
     try:
-        return model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+        with in_eval_mode(model):
+            return model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     finally:
-        model.train(was_training)
+        torch.backends.mha.set_fastpath_enabled(was_fast)
+
+
+@contextlib.contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Within this; then each part is in the mode that it was in."""
+    before = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
 
 
 def run_in_training(model: nn.Module, image_shape: tuple[int, int, int], num_images: int = 2) -> object:

@@ -1,9 +1,11 @@
 """Sharpness-aware minimisation around any optimizer (Foret et al. 2021, arXiv 2010.01412)."""
 
 import contextlib
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -128,27 +130,44 @@ def two_passes(optimizer: SAM, loss: Tensor, loss_again: Callable[[], Tensor]) -
 
 
 class RngState:
-    """The random state of this moment, or a kept one, to come back to.
+    """The random state of this moment, or a kept one, to come back to: torch's, NumPy's and Python's.
 
-    state: by kind of device, as `state` gives it.
+    state: by whose it is, as `state` gives it; those that it lacks stay as they are.
     """
 
-    def __init__(self, device: torch.device, state: dict[str, Tensor] | None = None):
+    def __init__(self, device: torch.device, state: dict[str, Any] | None = None):
         self.device, self.on_gpu = device, device.type == "cuda"
-        cuda = {"cuda": torch.cuda.get_rng_state(device)} if self.on_gpu else {}
-        self.state = state or {"cpu": torch.get_rng_state()} | cuda
+        self.state = state or self.latest()
+
+    def latest(self) -> dict[str, Any]:
+        state: Any = np.random.get_state()
+        kind, keys, *place = state
+        return {
+            "cpu": torch.get_rng_state(),
+            **({"cuda": torch.cuda.get_rng_state(self.device)} if self.on_gpu else {}),
+            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *place],
+            "python": random.getstate(),
+        }
 
     def restore(self) -> None:
         torch.set_rng_state(self.state["cpu"])
         if self.on_gpu and "cuda" in self.state:
             torch.cuda.set_rng_state(self.state["cuda"], self.device)
+        if "numpy" in self.state:
+            kind, keys, *place = self.state["numpy"]
+            np.random.set_state((kind, keys.numpy().astype(np.uint32), *place))
+        if "python" in self.state:
+            random.setstate(self.state["python"])
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:
         """Within this, what was drawn from then on is drawn again."""
-        with torch.random.fork_rng([self.device] if self.on_gpu else []):
-            self.restore()
+        before = RngState(self.device)
+        self.restore()
+        try:
             yield
+        finally:
+            before.restore()
 
 
 @contextlib.contextmanager

@@ -164,9 +164,10 @@ class Schedule:
         check(Schedule, locals())
         target = make.func if isinstance(make, partial) else make
         self.make, self.monitor, self.name = make, monitor, getattr(target, "__name__", str(target))
+        # of a function only what it makes tells
         self.goes_by_metric = inspect.isclass(target) and issubclass(target, ReduceLROnPlateau)
         refuse_if(
-            monitor and not self.goes_by_metric,
+            monitor and inspect.isclass(target) and not self.goes_by_metric,
             f"scheduler.monitor is for ReduceLROnPlateau. Got {monitor} for {self.name}; leave it out",
         )
         refuse_if(
@@ -195,6 +196,17 @@ class Schedule:
             not isinstance(scheduler, LRScheduler),
             f"a schedule is called with the optimizer and total_steps and gives one of torch.optim.lr_scheduler. "
             f"Got {type(scheduler).__name__} from {self.name}; give LambdaLR(optimizer, …), say",
+        )
+        self.goes_by_metric = isinstance(scheduler, ReduceLROnPlateau)
+        refuse_if(
+            self.monitor and not self.goes_by_metric,
+            f"scheduler.monitor is for ReduceLROnPlateau. Got {self.monitor} for {self.name}; leave it out",
+        )
+        wanted = MODES[self.monitor or monitor]
+        refuse_if(
+            self.goes_by_metric and getattr(scheduler, "mode", None) != wanted,
+            f"{self.name} goes by {self.monitor or monitor}. Got a ReduceLROnPlateau of another mode; give "
+            f'mode="{wanted}"',
         )
         planned = getattr(scheduler, "total_steps", None) or moves
         refuse_if(

@@ -90,6 +90,15 @@ def test_an_early_end_is_an_end_to_a_run_that_lost_its_power_before_the_test(cif
     assert record_of(Path("mine"))["train_seconds"] > 0
 
 
+def test_who_asks_for_the_trainers_checkpoint_callback_is_told_of_the_best(cifar_train, run_dirs):
+    told = (
+        "{_target_:lightning.pytorch.callbacks.LambdaCallback,on_fit_end:{_target_:helpers.note_best,_partial_:true}}"
+    )
+    assert cifar_train(f"+callbacks.told={told}") == 0
+    (run_dir,) = run_dirs()
+    assert Path(run_dir, "best.txt").read_text() == str(run_dir / "checkpoints" / "best.ckpt")
+
+
 @pytest.mark.slow
 def test_an_early_end_that_lost_its_power_between_its_two_checkpoints_comes_again(cifar_train, run_dirs, monkeypatch):
     command = ["trainer.max_epochs=6", "callbacks.best.monitor=train/acc", asks(epochs=[3])]

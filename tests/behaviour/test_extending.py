@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, record_of, write_files
+from helpers import TINY, assert_equal, last_of, record_of, write_files
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -13,6 +13,7 @@ from cifar_resnet import checkpoints, cli, load
 from cifar_resnet.build import new_data
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Synthetic
+from cifar_resnet.models import Classifier
 
 NETWORK = '''
 from annotated_types import Ge
@@ -153,6 +154,57 @@ def test_a_networks_argument_that_no_checkpoint_could_hold_is_refused_before_it_
     assert cli.train(made) == 2
     assert "are plain values. Got last, an object of GELU; give it by name" in capsys.readouterr().err
     assert not run_dirs()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["optimizer=sam"]])
+def test_what_a_network_draws_of_numpy_and_python_is_drawn_again(own_network, run_dirs, send, options):
+    """By a run that was stopped within an epoch, or between two; by SAM's second pass, the same as in its first."""
+    lines = ["super().__init__(depth=8, widths=[4, 8, 8], **shared)", "self.drawn = []", ""]
+    lines[2] = (
+        "\n    def forward(self, images):"
+        "\n        import random, numpy; own = random.random() + numpy.random.random()"
+        "\n        self.drawn += [own] if self.training else []"
+        "\n        return super().forward(images) * (1 + own * self.training)"
+    )
+    made = [*own_network("__init__(self, **shared)", *lines), "trainer.max_epochs=3", "trust=[own_nets]", *options]
+    drawn = []
+    end = Classifier.on_train_end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "on_train_end", lambda self: drawn.append(self.drawn) or end(self))
+        assert cli.train([*made, "run_dir=whole"]) == 0
+    (drawn,) = drawn
+    passes = 2 if options else 1
+    assert drawn[::passes] == drawn[passes - 1 :: passes]
+    assert len(set(drawn)) == 15
+    for step in (6, 8):
+        send(step)
+        assert cli.train([*made, f"run_dir=stopped-{step}"]) == 143
+        send(None)
+        assert cli.train([f"resume=stopped-{step}", "trust=[own_nets]"]) == 0
+        assert_equal(last_of(Path(f"stopped-{step}"))["state_dict"], last_of(Path("whole"))["state_dict"])
+
+
+@pytest.mark.slow
+def test_data_with_a_loader_of_its_own_trains_and_says_that_its_order_begins_anew(shades, run_dirs, send, capsys):
+    shades()
+    source = (
+        Path("shades.py").read_text()
+        + """
+    def train_dataloader(self):
+        images, labels = self.train.images.float() / 255, self.train.labels
+        pairs = torch.utils.data.TensorDataset(images, labels)
+        return torch.utils.data.DataLoader(pairs, batch_size=10, shuffle=True)
+"""
+    )
+    write_files(Path(), {"shades.py": source})
+    assert cli.train([*OWN_DATA, "trainer.max_epochs=2", "run_dir=whole"]) == 0
+    send(9)
+    assert cli.train([*OWN_DATA, "trainer.max_epochs=2", "run_dir=stopped"]) == 143
+    send(None)
+    capsys.readouterr()
+    assert cli.train(["resume=stopped", "trust=[shades]"]) == 0
+    assert "warning: batches come from a loader of your own" in capsys.readouterr().out
 
 
 def test_networks_side_by_side_do_not_pass_over_a_loss_of_ones_own(own_network, capsys):

@@ -1,5 +1,6 @@
 """Several processes that train one network: on two CPU processes, by gloo."""
 
+import json
 import os
 import signal
 import subprocess
@@ -167,6 +168,33 @@ def by_srun(tmp_path, *arguments: str) -> list[tuple[int, str, str]]:
     ]  # fmt: skip
     answers = [task.communicate(timeout=120) for task in tasks]
     return [(task.returncode, *texts) for task, texts in zip(tasks, answers, strict=True)]
+
+
+PROGRAM = """
+import json, os, sys
+from cifar_resnet.api import train
+
+found = [train([*json.loads(sys.argv[1]), f"seed={seed}", f"run_dir=run-{seed}", *sys.argv[2:]]) for seed in (0, 1)]
+text = json.dumps([[each["run_dir"], each["config"]["seed"], each["metrics"]["test/loss"]] for each in found])
+open(f"found-{os.environ['RANK']}", "w").write(text)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_under_torchrun_trains_one_after_the_other_and_finds_them_finished(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_files(tmp_path, {"program.py": PROGRAM})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "program.py"]
+    arguments = json.dumps([*TINY, *TWO, "trainer.strategy=ddp"])
+    answers = []
+    for resume in ([], ["resume=auto"]):
+        done = subprocess.run([*torchrun, arguments, *resume], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        ours, others = ((tmp_path / f"found-{rank}").read_text() for rank in (0, 1))
+        assert ours == others
+        answers.append(json.loads(ours))
+    assert answers[0] == answers[1]
+    assert [seed for _, seed, _ in answers[0]] == [0, 1]
 
 
 @pytest.mark.slow

@@ -134,6 +134,22 @@ def test_without_validation_images_a_plateau_is_looked_for_on_training_images(ru
     assert record_of(run_dir)["selected"] == "last"
 
 
+@pytest.mark.slow
+def test_a_function_may_give_a_plateau(run_dirs):
+    source = (
+        "from torch.optim.lr_scheduler import ReduceLROnPlateau\n"
+        "def plateau(optimizer, mode='min'):\n"
+        "    return ReduceLROnPlateau(optimizer, mode, patience=0, threshold=0.9)\n"
+    )
+    write_files(Path(), {"my_rates.py": source, "mine/scheduler/own.yaml": "_target_: my_rates.plateau\n"})
+    assert train("own", "data.num_val=0") == 0
+    assert train("plateau", "data.num_val=0", "scheduler.threshold=0.9", "scheduler.factor=0.1") == 0
+    own, torchs = ([float(row["lr"]) for row in rows_of(run_dir)] for run_dir in run_dirs())
+    assert own == torchs
+    assert train("own", "+scheduler.monitor=val/acc", "+scheduler.mode=max") == 0
+    assert train("own", "+scheduler.monitor=val/acc") == 2
+
+
 @pytest.mark.quick_cases(5)
 @pytest.mark.parametrize(
     ("line", "message"),

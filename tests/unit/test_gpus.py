@@ -36,6 +36,12 @@ def test_each_process_gets_a_gpu_of_its_own_and_then_they_share(take):
     assert [take(3) for _ in range(5)] == ["0", "1", "2", "0", "1"]
 
 
+def test_a_user_without_a_name_gets_one_too(take, monkeypatch):
+    """As in a container that runs by a number."""
+    monkeypatch.setattr("getpass.getuser", lambda: {}["no such user"])
+    assert take(2) == "0"
+
+
 def test_only_what_is_visible_is_taken_by_its_own_name(take):
     assert [take(2, "5,GPU-3f") for _ in range(3)] == ["5", "GPU-3f", "5"]
 

@@ -1,11 +1,16 @@
 """Averaged weights, and weights that step back, against a plain loop over the weights of each step."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import assert_equal, last_of, record_of, rows_of
+from lightning.pytorch import Trainer
 
 from cifar_resnet import checkpoints, cli
 from cifar_resnet.callbacks import EMA, Lookahead
+from cifar_resnet.data import Synthetic
+from cifar_resnet.models import ResNet
 
 
 def test_a_checkpoint_holds_the_average_of_weights_and_statistics(cifar_train, run_dirs, monkeypatch):
@@ -64,6 +69,23 @@ def test_two_epochs_and_two_more_equal_four_with_averaged_weights(cifar_train, r
         assert_equal(last_of(whole)[key], last_of(resumed)[key], key)
     assert rows_of(whole)[-1]["val/loss"] == rows_of(resumed)[-1]["val/loss"]
     assert record_of(whole)["metrics"]["test/loss"] == record_of(resumed)["metrics"]["test/loss"]
+
+
+@pytest.mark.parametrize("make", [lambda: EMA(0.9), lambda: Lookahead(2, 0.5)])
+def test_one_that_is_used_again_takes_nothing_along(make):
+    """As in a loop over folds, in a program of one's own."""
+    data = Synthetic(num_train=240, num_val=40, num_test=50, batch_size=40)
+
+    def trained(averaging, seed: int) -> dict:
+        torch.manual_seed(seed)
+        network = ResNet(depth=8, widths=[4, 8, 8], optimizer=partial(torch.optim.SGD, lr=0.1))
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        Trainer(max_epochs=1, num_sanity_val_steps=0, callbacks=[averaging], **quiet).fit(network, data)
+        return network.state_dict()
+
+    again = make()
+    trained(again, 1)
+    assert_equal(trained(again, 2), trained(make(), 2))
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

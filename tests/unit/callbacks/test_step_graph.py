@@ -1,11 +1,14 @@
 """A step that is called as a function, as on CUDA it is recorded, against Lightning's own steps."""
 
 import pytest
+import torch
 from helpers import assert_equal, last_of, rows_of, write_files
 
 from cifar_resnet import cli
 from cifar_resnet.callbacks.step_graph import OURS, whose_python_runs
+from cifar_resnet.data import Augment, Synthetic
 from cifar_resnet.models import Distillation, ResNet, SpeedNet, Wrapped
+from cifar_resnet.optim import SGD
 
 CASES = {
     "sgd": (),
@@ -165,3 +168,23 @@ def test_of_somebody_elses_layers_nobody_knows_what_their_python_does():
     assert strangers(wrapped) == {"ShuffleNetV2", "InvertedResidual"}
     ours[0].distillation = Distillation([wrapped])
     assert strangers(ours[0]) == {"ShuffleNetV2", "InvertedResidual"}
+
+
+def test_nor_of_their_augmentation_and_optimizer():
+    class Drawn(Augment):
+        pass
+
+    class Stepping(torch.optim.AdamW):
+        pass
+
+    network = ResNet(depth=8, widths=[4, 4, 4])
+    for augment, optimizer, expected in (
+        (Augment(mixing="cutmix"), torch.optim.AdamW, set()),
+        (Drawn(), SGD, {"Drawn"}),
+        (Augment(), Stepping, {"Stepping"}),
+    ):
+        data = Synthetic(num_train=40, num_val=10, num_test=10, batch_size=10, augment=augment)
+        data.prepare_data()
+        data.setup("fit")
+        parts = whose_python_runs(network, optimizer(network.parameters(), lr=0.1), data.train_dataloader())
+        assert {type(part).__name__ for part in parts if not type(part).__module__.startswith(OURS)} == expected

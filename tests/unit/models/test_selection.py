@@ -282,6 +282,34 @@ def test_from_python_a_network_has_one_too():
     assert sizes == [10] * 5
 
 
+@pytest.mark.slow
+def test_a_network_that_was_fitted_before_goes_on_with_its_proxy_from_a_checkpoint(tmp_path):
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    data = Synthetic(num_train=240, num_val=40, num_test=50, batch_size=40)
+    quiet = {"logger": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+
+    def fresh() -> ResNet:
+        torch.manual_seed(5)
+        chosen = Selection(proxy(optimizer=sgd), 0.25)
+        return ResNet(depth=8, widths=[4, 8, 8], optimizer=sgd, selection=chosen)
+
+    def fit(network, epochs: int, path: str | None = None) -> None:
+        trainer = Trainer(max_epochs=epochs, enable_checkpointing=False, **quiet)
+        trainer.fit(network, data, ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+
+    first, whole = fresh(), fresh()
+    fit(first, 1)
+    fit(first, 2, str(tmp_path / "1.ckpt"))
+    momentum = first.selection.optimizer.state_dict()
+    weights = first.selection.proxy.state_dict()
+    fit(whole, 1)
+    again = fresh()  # in a process of its own, as it were
+    fit(again, 2, str(tmp_path / "1.ckpt"))
+    assert_equal(weights, again.selection.proxy.state_dict())
+    assert_equal(momentum, again.selection.optimizer.state_dict())
+
+
 def test_a_proxy_that_diverges_is_told_from_the_network(cifar_train, capsys, monkeypatch):
     begin = Selection.begin
 

@@ -128,6 +128,36 @@ def test_parts_may_give_several_tensors_and_what_is_in_none_of_them_is_told():
     assert sum(part.parameters for part in table) == num_parameters(Pair())
 
 
+class Attention(torch.nn.Module):
+    """One layer of attention between 64 pixels, 16 wide, of which a part is never to be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 16, 1)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.last = torch.nn.Linear(16, 10)
+        self.embed.eval()
+
+    def forward(self, images):
+        return self.last(self.layer(self.embed(images).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_attention_is_counted():
+    count, width, wide = 64, 16, 32
+    projections, products, feed_forward = 4 * count * width**2, 2 * count**2 * width, 2 * count * width * wide
+    expected = count * 3 * width + projections + products + feed_forward + width * 10
+    assert num_macs(Attention(), (3, 8, 8)) == expected
+
+
+def test_looking_at_a_network_leaves_each_part_in_the_mode_that_it_was_in():
+    network = Attention()
+    before = [module.training for module in network.modules()]
+    num_macs(network, (3, 8, 8))
+    summarize(network, (3, 8, 8))
+    assert [module.training for module in network.modules()] == before
+    assert len(set(before)) == 2
+
+
 def test_parameters_that_parts_share_count_once():
     network = Pair()
     network.again = torch.nn.Linear(4, 10)
