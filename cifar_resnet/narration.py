@@ -4,12 +4,36 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, claims, runs
 from cifar_resnet.errors import Diverged, RunError, UsageError, gpu_trouble
 from cifar_resnet.range_test import RangeTest
 from cifar_resnet.terminal import announcement, log, log_to
+
+# what settings are of, so that without it they change nothing: key and value, None for any that is not null or 0
+OF = {
+    "augment.num_ops": ("augment.policy", "randaugment"),
+    "augment.magnitude": ("augment.policy", "randaugment"),
+    "augment.cutout_probability": ("augment.cutout_size", None),
+    "augment.mixing_alpha": ("augment.mixing", None),
+    "augment.mixing_probability": ("augment.mixing", None),
+    "distill.temperature": ("distill.teacher", None),
+    "distill.weight": ("distill.teacher", None),
+}
+
+
+def idle(cfg: DictConfig) -> list[str]:
+    """Those of the settings that somebody gave which change nothing, and why."""
+    found = []
+    for given in cfg.get("overrides") or ():
+        key = given.lstrip("+").partition("=")[0]
+        if key in OF:
+            of, value = OF[key]
+            there = OmegaConf.select(cfg, of)
+            if there != value if value else not there:
+                found.append(f"{given} changes nothing: {of} is {'null' if there is None else there}")
+    return found
 
 
 @contextlib.contextmanager
@@ -22,6 +46,8 @@ def narrated(
             log.info(announcement(record))
             if range_test:
                 range_test.save(folder)
+            for text in idle(cfg):
+                log.warning(f"warning: {text}\n")
             enders = {
                 "early stopping": callbacks.have_early_stopping(cfg.callbacks),
                 "max_time": cfg.trainer.get("max_time"),
