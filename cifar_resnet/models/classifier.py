@@ -320,10 +320,11 @@ class Classifier(LightningModule):
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
 
     def hold_frozen_parts(self) -> None:
-        """Have no gradients computed for them."""
+        """Have no gradients computed for them, and their statistics stay."""
         for names, parameter in self.all_names() if self.freeze_parts else ():
             if self.is_frozen(*names):
                 parameter.requires_grad = False
+        self.rest_frozen_parts()
 
     def on_fit_start(self) -> None:
         refuse_if(
@@ -344,10 +345,14 @@ class Classifier(LightningModule):
     def train(self, mode: bool = True) -> "Classifier":
         """As of any module; norm layers of frozen parts stay in eval mode."""
         super().train(mode)
-        for name, module in self.named_modules() if mode and self.freeze_parts else ():
+        if mode:
+            self.rest_frozen_parts()
+        return self
+
+    def rest_frozen_parts(self) -> None:
+        for name, module in self.named_modules() if self.freeze_parts else ():
             if self.is_frozen(name):
                 module.eval()
-        return self
 
     def on_train_epoch_start(self) -> None:
         self.is_unlogged = True

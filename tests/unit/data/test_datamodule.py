@@ -292,7 +292,7 @@ def test_mean_and_std_are_those_of_the_training_images():
     [
         ({"batch_size": 0}, "batch_size must be a whole number, 1 or more. Got 0"),
         ({"num_val": -1}, "num_val must be .* Got -1"),
-        ({"num_val": 1.5}, "num_val must be .*from 0 to below 1. Got 1.5"),
+        ({"num_val": 1.5}, "num_val must be .*from 0 to below 1 or null. Got 1.5"),
         ({"split_seed": -1}, "split_seed must be a whole number from 0 to 4294967295. Got -1"),
         ({"std": [0.0, 1.0, 1.0]}, r"std\[0\] must be a number above 0. Got 0.0"),
         ({"num_train": 3}, "num_train must be a whole number, 10 or more. Got 3"),
