@@ -71,7 +71,8 @@ def evaluate_predictions(
 def all_are_right(each: Tensor, labels: Tensor) -> bool:
     """Whether a network, or the first few of an ensemble, are right about every image: then the loss falls without end
     as the temperature does, and there is none to fit. each, labels: as `evaluate_predictions` takes them."""
-    return any(torch.equal(log_probs.argmax(1), labels.cpu()) for log_probs in growing(each.cpu()))
+    labels = labels.cpu()
+    return any((log_probs.argmax(1) == labels).all().item() for log_probs in growing(each.cpu()))
 
 
 def of_a_share(acc: float, num_images: int) -> list[float]:
