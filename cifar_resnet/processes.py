@@ -321,9 +321,9 @@ def follow(place: Place, train: Callable[[DictConfig], object], hear: Callable[[
         # of which Lightning takes away what the next training of this program goes by
         with ended_by_signals(SIGNALS), mock.patch.dict(os.environ):
             code = train_along(meeting, train)
-            goes_on = hear is not None and not code
             if hear and not code:
                 hear(meeting.answer())
+                goes_on = True
         meeting.note("left")
         return code
     except torch.distributed.DistError:  # nobody to hear from

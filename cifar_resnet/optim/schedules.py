@@ -167,10 +167,6 @@ class Schedule:
         # of a function only what it makes tells
         self.goes_by_metric = inspect.isclass(target) and issubclass(target, ReduceLROnPlateau)
         refuse_if(
-            monitor and inspect.isclass(target) and not self.goes_by_metric,
-            f"scheduler.monitor is for ReduceLROnPlateau. Got {monitor} for {self.name}; leave it out",
-        )
-        refuse_if(
             interval == "step" and self.goes_by_metric,
             f"{self.name} goes by what an epoch measured. Got scheduler.interval=step; leave it out",
         )

@@ -178,12 +178,17 @@ def test_attributes_that_hide_or_would_be_overwritten_are_refused(name, value, m
         network.check_unset()
 
 
+def weighing(weights: list[float], smoothing: float) -> tuple[ResNet, torch.Tensor, torch.Tensor]:
+    """A network whose loss weighs four classes so, with logits and labels for it."""
+    model = ResNet(widths=[4], blocks=[1], num_classes=4, class_weights=weights, label_smoothing=smoothing)
+    model.weigh_classes(torch.tensor([5.0, 5.0, 5.0, 5.0]))
+    return model, torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 3, 1, 0, 0, 2])
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_classes_weigh_in_the_loss_as_a_plain_loop_has_them(smoothing):
     weights = [0.5, 2.0, 0.0, 3.0]
-    model = ResNet(widths=[4], blocks=[1], num_classes=4, class_weights=weights, label_smoothing=smoothing)
-    model.weigh_classes(torch.tensor([5.0, 5.0, 5.0, 5.0]))
-    logits, labels = torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 3, 1, 0, 0, 2])
+    model, logits, labels = weighing(weights, smoothing)
     total = whole = 0.0
     for row, label in zip(logits.log_softmax(1), labels, strict=True):
         # torch spreads the smoothed share over all classes, each by its weight
@@ -196,9 +201,7 @@ def test_classes_weigh_in_the_loss_as_a_plain_loop_has_them(smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_mixed_images_weigh_as_those_they_are_made_of(smoothing):
     weights = [50.0, 200.0, 0.0, 300.0]
-    model = ResNet(widths=[4], blocks=[1], num_classes=4, class_weights=weights, label_smoothing=smoothing)
-    model.weigh_classes(torch.tensor([5.0, 5.0, 5.0, 5.0]))
-    logits, labels = torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 3, 1, 0, 0, 2])
+    model, logits, labels = weighing(weights, smoothing)
     expected = model.loss_of(None, logits, labels).item()
     one_hot = torch.nn.functional.one_hot(labels, 4).float()
     assert model.loss_of(None, logits, one_hot).item() == pytest.approx(expected, rel=1e-5)
