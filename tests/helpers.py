@@ -8,9 +8,10 @@ import shutil
 import struct
 import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -40,8 +41,22 @@ def rows_of(run_dir: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def without_speed(scores: dict) -> dict:
+    """Of an epoch or a record those that another training has as well."""
+    return {name: value for name, value in scores.items() if name != "train/images_per_second"}
+
+
+def rows_without_speed(run_dir: Path) -> list[dict]:
+    return [*map(without_speed, rows_of(run_dir))]
+
+
 def last_of(run_dir: Path) -> dict:
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def weights_of(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    """In the checkpoint of this name."""
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
 
 
 def assert_equal(a, b, where="checkpoint"):
@@ -58,6 +73,11 @@ def assert_equal(a, b, where="checkpoint"):
             assert_equal(x, y, f"{where}[{index}]")
     else:
         assert a == b, where
+
+
+def by_pairs(inside: Iterable[float], outside: Sequence[float]) -> float:
+    """The area under the ROC curve: how often one inside scores above one outside."""
+    return np.mean([[(a > b) + 0.5 * (a == b) for b in outside] for a in inside])
 
 
 def png_that_claims(width: int, height: int) -> bytes:

@@ -150,6 +150,13 @@ WITHOUT_TORCH = [
         "give one of",
     ),
     ("train", "--config-dir mine experiment=number", "unknown key 0", "in a file of settings."),
+    (
+        "train",
+        "--config-dir mine experiment=again",
+        "model is one choice.",
+        "Got it twice, by the defaults of a file;",
+        "say there: ",
+    ),
     ("train", "--config-dir mine experiment=stray", "unknown key modl in a file of settings.", "Did you mean model"),
     (
         "train",

@@ -1,6 +1,7 @@
 """Where a training ends: by its last epoch, early, by its time; and that an end is one, whatever comes after it."""
 
 import contextlib
+import math
 import re
 import signal
 from collections.abc import Iterator
@@ -9,7 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, assert_equal, last_of, record_of, rows_of, write_files
+from helpers import (
+    TINY,
+    assert_equal,
+    last_of,
+    record_of,
+    rows_of,
+    rows_without_speed,
+    without_speed,
+    write_files,
+)  # fmt: skip
 from lightning.pytorch.callbacks import timer
 from optuna.pruners import MedianPruner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,7 +29,6 @@ from cifar_resnet.callbacks import FiniteLoss, MemberCheckpoints
 from cifar_resnet.checkpoints import AtomicCheckpointIO
 from cifar_resnet.models import Classifier
 
-SPEED = "train/images_per_second"
 STEPS = 5  # of an epoch
 STILL = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=0.5")
 
@@ -29,15 +38,11 @@ def asks(**when: list[int]) -> str:
     return f"+callbacks.asks={{_target_:helpers.Asks{arguments}}}".replace(" ", "")
 
 
-def without_speed(row: dict) -> dict:
-    return {key: value for key, value in row.items() if key != SPEED}
-
-
 def assert_same_end(whole: Path, resumed: Path) -> None:
     """The same weights, epochs and scores, whatever happened to the second on its way."""
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert_equal(last_of(whole)[key], last_of(resumed)[key], key)
-    assert [*map(without_speed, rows_of(whole))] == [*map(without_speed, rows_of(resumed))]
+    assert rows_without_speed(whole) == rows_without_speed(resumed)
     a, b = record_of(whole), record_of(resumed)
     for key in ("epochs", "steps", "images", "epoch", "selected"):
         assert a[key] == b[key], key
@@ -211,6 +216,29 @@ def test_early_stopping_decides_anew_at_each_epoch_from_min_epochs_on(cifar_trai
     own = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1"]
     assert cifar_train(*own, "trainer.max_epochs=7", "trainer.min_epochs=4") == 0
     assert record_of(run_dirs()[0])["epochs"] == 5
+
+
+@pytest.mark.quick_cases(3)
+@pytest.mark.parametrize(
+    ("option", "scores", "epochs"),
+    [
+        ("stopping_threshold=0.94", [0.9, 0.93, 0.95, 0.96], 3),
+        ("divergence_threshold=0.2", [0.5, 0.1, 0.6, 0.7], 2),
+        ("check_finite=true", [0.5, math.nan, 0.6, 0.7], 2),
+        ("check_finite=false", [0.5, math.nan, 0.6, 0.7], 4),
+        ("min_delta=0.2", [0.5, 0.6, 0.65, 0.7], 3),
+    ],
+)
+def test_early_stopping_has_thresholds(cifar_train, run_dirs, monkeypatch, option, scores, epochs):
+    left = iter(scores)
+
+    def log_val(self):
+        self.log_dict({"val/loss": 1.0, "val/acc": next(left)})
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", log_val)
+    own = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2", f"callbacks.early_stopping.{option}"]
+    assert cifar_train(*own, "trainer.max_epochs=4", "callbacks.best.monitor=val/loss") == 0
+    assert record_of(run_dirs()[0])["epochs"] == epochs
 
 
 def test_a_request_within_an_epoch_before_min_epochs_is_over_with_that_epoch(cifar_train, run_dirs):

@@ -99,9 +99,11 @@ def test_a_proxy_that_selects_images(cifar_train, watch, precision):
 @pytest.mark.slow
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("precision", ["auto", "32-true"])
-def test_networks_side_by_side(cifar_train, watch, precision):
+def test_networks_side_by_side(cifar_train, watch, precision, capsys):
     assert cifar_train(*AT_WORK, f"precision={precision}", "ensemble.size=2") == 0
     assert steady(watch) == set()
+    told = "a step whose gradients overflow in one network is left out by all of them" in capsys.readouterr().out
+    assert told == (precision == "auto")  # 16-mixed
 
 
 @pytest.mark.quick_cases(1)

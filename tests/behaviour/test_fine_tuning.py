@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, last_of, record_of
+from helpers import TINY, last_of, record_of, weights_of
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import shufflenet_v2_x0_5
@@ -28,11 +28,6 @@ def five_classes():
         names = np.array(Synthetic.classes[5:])
         path = f"five-{'train' if train else 'test'}.npz"
         np.savez(path, images=images[kept].numpy(), labels=(labels[kept] - 5).numpy(), classes=names)
-
-
-def weights_of(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Those that the run folder stands for."""
-    return torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
 
 
 def emptied(run_dir: Path) -> Classifier:
@@ -82,7 +77,7 @@ def test_weights_that_know_test_images_drawn_from_the_same_folder_are_warned_of(
 
 
 def test_all_is_taken_but_a_classifier_of_another_number_of_classes(trained, five_classes, capsys):
-    source, alone = weights_of(trained), train(*FIVE, "optimizer.lr=1e-30")
+    source, alone = weights_of(trained, "best"), train(*FIVE, "optimizer.lr=1e-30")
     capsys.readouterr()
     found = train(*FIVE, "optimizer.lr=1e-30", f"init={trained}")
     assert f"from {trained}; fresh: fc.weight, fc.bias, for 5 classes" in capsys.readouterr().out
@@ -96,12 +91,12 @@ def test_with_as_many_classes_nothing_is_fresh(trained, capsys):
     network = emptied(trained)
     text = start_from(network, trained)
     assert "fresh" not in text
-    source = weights_of(trained)
+    source = weights_of(trained, "best")
     assert all(torch.equal(tensor, source[name]) for name, tensor in network.state_dict().items())
 
 
 def test_frozen_parts_stay_as_they_are_to_the_last_statistic(trained, five_classes):
-    source = weights_of(trained)
+    source = weights_of(trained, "best")
     found = train(*FIVE, f"init={trained}", "model.freeze=[conv1,bn1,stages.0]")
     for name, tensor in found.items():
         is_frozen = name.startswith(("conv1", "bn1", "stages.0"))
@@ -110,19 +105,19 @@ def test_frozen_parts_stay_as_they_are_to_the_last_statistic(trained, five_class
 
 @pytest.mark.slow
 def test_networks_side_by_side_freeze_the_same_parts_and_learn_them_at_the_same_rate(trained, run_dirs):
-    source = weights_of(trained)
+    source = weights_of(trained, "best")
     options = [f"init={trained}", "model.freeze=[conv1,bn1]", "model.lr_factors={fc: 0.5}"]
     assert cli.train([*TINY, *options, "ensemble.size=2", "test=false"]) == 0
     assert cli.train([*TINY, *options, "seed=1", "name=alone", "test=false"]) == 0
     members = [run_dir for run_dir in run_dirs() if run_dir.name.startswith("seed-")]
     for member in members:
-        found = weights_of(member)
+        found = weights_of(member, "best")
         assert torch.equal(found["conv1.weight"], source["conv1.weight"])
         assert torch.equal(found["bn1.running_mean"], source["bn1.running_mean"])
         assert not torch.equal(found["fc.weight"], source["fc.weight"])
     (alone,) = [run_dir for run_dir in run_dirs() if "alone" in run_dir.parts]
-    second = weights_of(next(member for member in members if member.name == "seed-1"))
-    for name, tensor in weights_of(alone).items():
+    second = weights_of(next(member for member in members if member.name == "seed-1"), "best")
+    for name, tensor in weights_of(alone, "best").items():
         torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
@@ -159,7 +154,7 @@ def test_parts_move_at_their_own_rates(trained, five_classes):
     """After one step of plain SGD a weight has moved by its rate times its gradient."""
     one = [*FIVE, "optimizer.lr=0.1", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.weight_decay=0",
            "scheduler=constant", "trainer.limit_train_batches=1", f"init={trained}"]  # fmt: skip
-    source, usual = weights_of(trained), train(*one)
+    source, usual = weights_of(trained, "best"), train(*one)
     found = train(*one, "model.lr_factors={stages: 0.5, stages.2: 0.25}")
     expected = {"conv1.weight": 1, "stages.0.0.conv1.weight": 0.5, "stages.2.0.conv1.weight": 0.25}
     for name, factor in expected.items():
@@ -184,7 +179,7 @@ def test_an_exported_file_and_one_of_torchvision_are_read_as_well(trained, tmp_p
     assert cli.export([f"checkpoint={trained}", "formats=[safetensors]", f"output={tmp_path / 'out'}"]) == 0
     network = emptied(trained)
     start_from(network, tmp_path / "out" / "model.safetensors")
-    assert torch.equal(network.fc.weight, weights_of(trained)["fc.weight"])
+    assert torch.equal(network.fc.weight, weights_of(trained, "best")["fc.weight"])
 
     other = shufflenet_v2_x0_5(num_classes=1000)
     save_file(other.state_dict(), "theirs.safetensors")
@@ -221,7 +216,7 @@ def test_what_cannot_be_is_told_in_one_line_and_leaves_nothing(overrides, text, 
 
 
 def test_weights_that_are_no_numbers_and_a_frozen_fresh_classifier_are_refused(trained, five_classes, capsys):
-    weights = {name: tensor.contiguous() for name, tensor in weights_of(trained).items()}
+    weights = {name: tensor.contiguous() for name, tensor in weights_of(trained, "best").items()}
     save_file(weights | {"conv1.weight": torch.full_like(weights["conv1.weight"], torch.nan)}, "nan.safetensors")
     assert cli.train([*TINY, "init=nan.safetensors"]) == 2
     assert "numbers that are not finite. Got conv1.weight in nan.safetensors" in capsys.readouterr().err

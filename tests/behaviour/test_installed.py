@@ -12,7 +12,6 @@ import cifar_resnet
 from cifar_resnet import cli
 
 ROOT = Path(cifar_resnet.__file__).parents[1]
-COMMANDS = ("train", "find_lr", "search", "design", "evaluate", "predict", "report", "export")
 
 
 def python(program: str, *arguments: str, **options: object) -> subprocess.CompletedProcess:
@@ -20,7 +19,7 @@ def python(program: str, *arguments: str, **options: object) -> subprocess.Compl
 
 
 @pytest.mark.quick_cases(4)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_explains_itself_with_examples_and_every_setting(command, capsys):
     assert cli.main(command, ["--help"]) == 0
     text = capsys.readouterr().out
@@ -90,7 +89,7 @@ def test_the_wheel_carries_configuration_page_and_commands(tmp_path):
         names = archive.namelist()
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     assert sum(name.endswith(".html") for name in names) == 1
-    for command in COMMANDS:
+    for command in cli.COMMANDS:
         assert f"cifar-{command.replace('_', '-')} = cifar_resnet.cli:{command}\n" in entry_points
         assert callable(getattr(cli, command))
     program = (

@@ -33,7 +33,6 @@ from cifar_resnet.quoting import plain_path
 
 COUNT = int(os.environ.get("BAD_COMMANDS", "20"))
 COLD = "COLD" in os.environ
-COMMANDS = ("train", "find_lr", "search", "design", "evaluate", "predict", "export", "report")
 TRAINERS = ("train", "find_lr", "search")
 
 
@@ -262,7 +261,7 @@ def test_what_only_images_or_a_trainer_can_tell_leaves_no_folder(row, refused):
 def test_the_table_names_each_mistake_once_and_says_of_each_what_and_what_instead():
     rows = [*WITHOUT_TORCH, *BEFORE_DATA_IS_READ, *LATER]
     assert len({row[:2] for row in rows}) == len(rows)
-    assert {row[0] for row in rows} == set(COMMANDS)
+    assert {row[0] for row in rows} == set(cli.COMMANDS)
     assert all(len(row) >= 4 and all(row[2:]) for row in rows)
 
 
@@ -278,7 +277,7 @@ def generated(count: int) -> Iterator[tuple[str, str]]:
     """Commands and their arguments, each with one mistake."""
     dice = random.Random(0)
     settings = {}
-    for command in COMMANDS:
+    for command in cli.COMMANDS:
         cfg = Composer(command).jobs([])[0].cfg
         keys = [key for key in leaves(cfg) if not OmegaConf.is_missing(cfg, key)]
         settings[command] = {key: select(cfg, key) for key in keys if key.split(".")[0] not in ("overrides", "choices")}
@@ -287,7 +286,7 @@ def generated(count: int) -> Iterator[tuple[str, str]]:
     ranges = [line for command, line, *_ in BEFORE_DATA_IS_READ if command == "train" and line.startswith(SHARED)]
     made = set()
     while len(made) < count:
-        command = dice.choice(COMMANDS)
+        command = dice.choice(cli.COMMANDS)
         key, value = dice.choice(list(settings[command].items()))
         parent, _, name = key.rpartition(".")
         group = dice.choice(sorted(choices))

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from helpers import TINY, assert_equal, last_of, record_of, rows_of, write_files
+from helpers import TINY, assert_equal, last_of, record_of, rows_of, rows_without_speed, write_files
 
 from cifar_resnet import cli, runs
 from cifar_resnet.api import train
@@ -46,14 +46,10 @@ def killing(tmp_path, monkeypatch):
     return at
 
 
-def without_speed(rows: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows]
-
-
 def assert_same_training(one, other):
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "mid_epoch_state", "global_step"):
         assert_equal(last_of(one)[key], last_of(other)[key], key)
-    assert without_speed(rows_of(one)) == without_speed(rows_of(other))
+    assert rows_without_speed(one) == rows_without_speed(other)
 
 
 @pytest.mark.slow

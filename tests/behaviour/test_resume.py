@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, assert_equal, last_of, record_of, rows_of
+from helpers import TINY, assert_equal, last_of, record_of, rows_of, rows_without_speed, without_speed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
@@ -20,12 +20,10 @@ from cifar_resnet.checkpoints import AtomicCheckpointIO
 from cifar_resnet.compose import Composer
 from cifar_resnet.models import Classifier
 
-SPEED = "train/images_per_second"
-
 
 def same_rows(*folders: Path) -> bool:
     """Whether their epochs are the same, but for their speed."""
-    first, *others = ([{key: row[key] for key in row if key != SPEED} for row in rows_of(folder)] for folder in folders)
+    first, *others = map(rows_without_speed, folders)
     return all(rows == first for rows in others)
 
 
@@ -74,7 +72,7 @@ def test_crashed_stopped_and_resumed_equals_never_stopped_to_the_last_bit(
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert_equal(a[key], b[key], key)
     assert same_rows(whole, resumed)
-    metrics = [{k: v for k, v in record_of(run)["metrics"].items() if k != SPEED} for run in (whole, resumed)]
+    metrics = [without_speed(record_of(run)["metrics"]) for run in (whole, resumed)]
     assert metrics[0] == metrics[1]
     assert record_of(whole)["epoch"] == record_of(resumed)["epoch"]
 

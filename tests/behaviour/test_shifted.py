@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, by_pairs
 from PIL import Image
 from torchvision import datasets
 
@@ -216,10 +216,6 @@ def test_a_report_says_how_they_held_up(sweep, tmp_path, images):
     assert f"{energy['auroc']:.2%}" in Path("outputs/report/report.html").read_text()
 
 
-def by_pairs(inside, outside) -> float:
-    return np.mean([[(a > b) + 0.5 * (a == b) for b in outside] for a in inside])
-
-
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("members", [1, 2])
 def test_other_images_are_told_apart_as_a_plain_loop_does(sweep, tmp_path, images, members, capsys):
@@ -307,6 +303,23 @@ def test_without_its_training_images_neighbours_are_left_out_and_that_is_said(ru
     assert "nearest neighbours" in capsys.readouterr().out
 
 
+def test_a_corruption_that_is_not_made_here_is_refused(run_dir, cifar10, capsys):
+    command = [f"checkpoint={run_dir}", "data=corrupted", f"data.root={cifar10}", "data.corruptions=[fog,frost]"]
+    assert cli.evaluate(command) == 2
+    error = capsys.readouterr().err
+    assert "made here are gaussian_noise, " in error
+    assert "Got data.corruptions=['frost']; leave that out" in error
+
+
+@pytest.mark.parametrize("damage", [lambda votes: votes * 2, lambda votes: votes - 0.1, lambda votes: votes * np.nan])
+def test_votes_that_are_no_shares_are_refused(run_dir, cifar10, capsys, damage):
+    np.save(cifar10 / "cifar10h-probs.npy", damage(np.full((NUM, 10), 0.1)))
+    assert cli.evaluate([f"checkpoint={run_dir}", "data=cifar10h", f"data.root={cifar10}"]) == 2
+    error = capsys.readouterr().err
+    assert "shares of the votes for each image, which sum to 1. Got others in " in error
+    assert error.count("\n") == 1
+
+
 WRONG = [
     (
         ["data=cifar10_c", "data.root=void"],
@@ -324,7 +337,8 @@ WRONG = [
         ["data=cifar10_c", "data.root=data", "data.corruptions=[rain]"],
         "data.corruptions[0] must be one of gaussian_noise, ",
     ),
-    (["data=corrupted", "data.root=data", "data.corruptions=[frost]"], "CIFAR10 is not in data"),
+    (["data=corrupted", "data.root=void"], "CIFAR10 is not in void"),
+    (["data.image_size=16"], "the network looks at 32 pixels. Got images of 16"),
     (["data=cifar10_c", "data.root=data", "data.severities=[]"], "data.severities must be a list of 1 or more"),
     (["ood=corrupted"], "ood is one set of images. Got corrupted, of 85 conditions"),
     (["ood=image_folder"], "ood=image_folder does not say where its images are. Give the folder"),
@@ -374,6 +388,11 @@ def archive(folder: Path) -> None:
         np.savez(file, images=np.zeros(3))
 
 
+def four_severities(folder: Path) -> None:
+    np.save(folder / "gaussian_noise.npy", np.zeros((4 * NUM + 1, 32, 32, 3), np.uint8))
+    np.save(folder / "labels.npy", np.zeros(4 * NUM + 1, int))
+
+
 def cut_archive(folder: Path) -> None:
     archive(folder)
     (folder / "gaussian_noise.npy").write_bytes((folder / "gaussian_noise.npy").read_bytes()[:50])
@@ -390,6 +409,7 @@ def cut_archive(folder: Path) -> None:
         (no_array, "not an array of NumPy's"),
         (archive, "not an array of NumPy's"),
         (cut_archive, "not an array of NumPy's"),
+        (four_severities, f"the images of five severities, one after the other. Got {4 * NUM + 1}"),
     ],
 )
 def test_damaged_files_are_told_in_a_line(run_dir, tmp_path, images, capsys, damage, said):
@@ -401,9 +421,11 @@ def test_damaged_files_are_told_in_a_line(run_dir, tmp_path, images, capsys, dam
     assert error.count("\n") == 1
 
 
-def test_they_are_not_for_training(cifar_train, tmp_path, images, capsys):
+def test_they_are_not_for_training(tmp_path, images, capsys):
     write_cifar10_c(tmp_path / "data", images)
-    assert cifar_train("data=cifar10_c", "data.root=data", "~data.num_train", "data.num_test=20") == 2
+    tiny = [text for text in TINY if not text.startswith("data")]
+    assert cli.train([*tiny, "data=cifar10_c", "data.root=data"]) == 2
+    assert "has no images to train on. Give it to cifar-evaluate checkpoint=…" in capsys.readouterr().err
     assert not list(tmp_path.glob("outputs/**/config.yaml"))
 
 

@@ -17,8 +17,6 @@ from cifar_resnet.compose import Composer, defaults_of
 from cifar_resnet.errors import UsageError
 from cifar_resnet.overrides import Interval, kind
 
-COMMANDS = ("train", "find_lr", "search", "design", "evaluate", "predict", "report", "export")
-
 
 def test_a_job_knows_what_was_chosen_and_what_was_asked_for():
     (job,) = Composer().jobs(["model=resnet20", "trainer.max_epochs=3"])
@@ -148,7 +146,7 @@ def test_threads_compose_at_once():
     assert not GlobalHydra.instance().is_initialized()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_composing_warns_of_nothing(command):
     defaults_of.cache_clear()
     with warnings.catch_warnings():

@@ -50,6 +50,22 @@ def test_one_step_wider_would_not_fit(limits):
         assert too_many or too_slow
 
 
+def test_proposals_are_for_the_classes_the_images_and_the_kernels_that_are_asked_for():
+    own = ["num_classes=100", "image_size=64", "width_multiple=16", "kernel_sizes=[5]", "shortcut_kernel_sizes=[3]"]
+    found = proposals(["max_params=4e5", "max_macs=1.2e8", *own, *SMALL_GRID])
+    assert found
+    for each in found:
+        assert each.settings["kernel_sizes"] == 5
+        assert each.settings["shortcut_kernel_sizes"] == 3
+        assert not any(width % 16 for width in each.settings["widths"])
+        with torch.device("meta"):
+            model = ResNet(num_classes=100, **each.settings)
+            size = num_parameters(model), num_macs(model, (3, 64, 64))
+        assert size == (each.parameters, each.macs)
+        assert size[0] <= 4e5
+        assert size[1] <= 1.2e8
+
+
 def test_nearest_to_the_limit_first_and_no_two_alike():
     found = proposals(["max_params=1e6", "num_designs=5", *SMALL_GRID])
     assert [each.parameters for each in found] == sorted((each.parameters for each in found), reverse=True)

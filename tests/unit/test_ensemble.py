@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, assert_equal, last_of, record_of, rows_of
+from helpers import TINY, assert_equal, last_of, record_of, rows_of, weights_of
 from torch import nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,10 +27,6 @@ FOUR = ["ensemble.size=4", "optimizer.lr=0.005", "trainer.max_epochs=2"]
 def folder_of(name: str = "train") -> Path:
     (folder,) = Path("outputs", name).glob("ensemble-*")
     return folder
-
-
-def weights_of(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.mark.quick_cases(1)

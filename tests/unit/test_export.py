@@ -284,6 +284,7 @@ def test_what_predicts_differently_is_not_left(trained, capsys, monkeypatch):
     assert cli.export([f"checkpoint={trained}", "output=exported/to/here", "formats=[torch,safetensors]"]) == 2
     assert "predicts differently. Got answers 0.1 apart" in capsys.readouterr().err
     assert not Path("exported").exists()
+    assert exported(trained, "formats=[safetensors]", "tolerance=1") == 0
 
 
 def test_a_card_says_how_many_images_an_epoch_saw(cifar_train, run_dirs):

@@ -30,6 +30,13 @@ def test_settings_that_change_nothing_are_told(overrides, told):
     assert idle(job.cfg) == told
 
 
+def test_a_training_tells_them(cifar_train, run_dirs, capsys):
+    assert cifar_train("augment.magnitude=5") == 0
+    line = "warning: augment.magnitude=5 changes nothing: augment.policy is null"
+    assert line in capsys.readouterr().out
+    assert line in (run_dirs()[0] / "train.log").read_text()
+
+
 def test_they_are_settings_that_there_are():
     (job,) = Composer().jobs([])
     for key, (of, _) in OF.items():

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
 from helpers import TINY, assert_equal, last_of, record_of
 from lightning.pytorch.callbacks import Timer
 
+from cifar_resnet import cli
 from cifar_resnet.compose import Composer
 from cifar_resnet.models import ResNet
 from cifar_resnet.optim import constant
@@ -94,6 +96,23 @@ def test_max_lr_auto_finds_a_rate_and_trains_with_it(cifar_train, run_dirs):
     assert cifar_train("scheduler=one_cycle", f"scheduler.max_lr={peak}", "trainer.max_epochs=2") == 0
     with_auto, with_number = (last_of(each)["state_dict"] for each in run_dirs())
     assert_equal(with_auto, with_number)
+
+
+def test_probes_of_which_none_brings_the_loss_down_give_no_rate(monkeypatch, capsys):
+    lengths = iter([40, 20, 20, 20, 20])
+
+    def trained(cfg, lr, steps, scheduler, goes_on):
+        assert steps == next(lengths)
+        if steps == 20:
+            return [2.3, math.inf]
+        falls = [*np.linspace(2.3, 1.0, 30), *np.linspace(1.0, 9.0, 10)]
+        return [loss for loss in falls if goes_on(loss)]
+
+    monkeypatch.setattr("cifar_resnet.range_test.train_briefly", trained)
+    assert cli.find_lr([*TINY, "range_test.steps=40", "range_test.probe_steps=20"]) == 2
+    error = capsys.readouterr().err
+    assert "none of the short trainings brought the loss down. Got learning rates of [" in error
+    assert "give range_test.probe_steps a larger value, or range_test.suggest=valley" in error
 
 
 @pytest.mark.parametrize(("lasts", "batches"), [(7, 7), (99, 12)])

@@ -72,6 +72,18 @@ def test_random_search_narrows_around_the_best(scored):
     assert abs(math.log10(min(scored, key=lambda lr: abs(math.log10(lr / 0.02))) / 0.02)) < 0.15
 
 
+def test_the_seed_of_a_search_decides_what_is_drawn(scored):
+    drawn = []
+    for folder, seed in (("a", 0), ("b", 1), ("c", 0)):
+        scored.clear()
+        command = [*SMALL, "search.method=random", "search.rounds=1", "search.trials=3", f"search.seed={seed}"]
+        assert cli.search([*command, f"output_dir={folder}"]) == 0
+        drawn.append([*scored])
+    first, other, again = drawn
+    assert first == again
+    assert not set(first) & set(other)
+
+
 @pytest.mark.slow
 def test_the_best_is_printed_as_a_line_that_trains(scored, capsys):
     arguments = [*SMALL, "search.trials=3", "search.rounds=1", "model.dropout=choice(0.1,0.2)"]

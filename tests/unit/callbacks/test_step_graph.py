@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_equal, last_of, rows_of, write_files
+from helpers import assert_equal, last_of, rows_without_speed, write_files
 
 from cifar_resnet import cli
 from cifar_resnet.callbacks.step_graph import OURS, whose_python_runs
@@ -57,10 +57,6 @@ class Freezes(Callback):
 class Quiet(ResNet):
     pass
 """
-
-
-def rows_without_speed(run_dir) -> list[dict]:
-    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows_of(run_dir)]
 
 
 def assert_same_training(one, other):

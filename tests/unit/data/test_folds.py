@@ -49,7 +49,7 @@ def test_a_sweep_over_the_folds_is_one_group_of_the_report(capsys, run_dirs):
     assert float(row["val_acc_mean"]) == pytest.approx(mean)
 
 
-def test_the_next_fold_needs_no_new_reading_but_a_new_split():
+def test_folds_hold_out_others_of_the_same_images():
     first = Synthetic(num_train=60, num_test=10, batch_size=10, fold=0, num_folds=3)
     first.load()
     second = Synthetic(num_train=60, num_test=10, batch_size=10, fold=1, num_folds=3)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cifar_resnet.data.mixing import Mixing, MixPlan, beta, cutmix, mixup, ricap
+from cifar_resnet.data.augment import Augment
+from cifar_resnet.data.mixing import Mixing, MixPlan, beta, cutmix, draw_box, mixup, ricap
 from cifar_resnet.errors import UsageError
 
 
@@ -61,6 +62,28 @@ def test_weights_are_those_of_the_pixels(kind):
         held = torch.stack([(mixed[:, 0] == value).float().mean((1, 2)) for value in range(count)], 1)
         torch.testing.assert_close(held, target)
     assert len(plan.weights[0].unique()) > 10  # each image has numbers of its own
+
+
+def test_a_box_has_the_share_that_was_drawn_but_where_the_border_cuts_it():
+    shares = torch.linspace(0, 1, 2_000)
+    top, bottom, left, right = draw_box(shares, 32, 24, torch.Generator().manual_seed(0))
+    side = (1 - shares).sqrt()
+    for first, last, length in ((top, bottom, 32), (left, right, 24)):
+        inside = (first > 0) & (last < length)
+        assert inside.float().mean() > 0.3
+        assert ((last - first)[inside] - length * side[inside]).abs().max() <= 2
+        assert (last - first <= length * side).all()
+        middle = (first + last)[inside & (shares > 0.9)] / 2 / length
+        assert middle.min() < 0.2  # around any pixel
+        assert middle.max() > 0.8
+
+
+def test_what_an_augmentation_is_told_of_mixing_arrives():
+    mixing = Augment(mixing="mixup", mixing_alpha=0.2, mixing_probability=0.75).mixing
+    _, plan = mixing(images(4_000), torch.Generator().manual_seed(0))
+    shares = plan.weights[0][plan.weights[0] != 1]
+    assert abs(len(shares) / 4_000 - 0.75) < 0.03
+    assert shares.var().item() == pytest.approx(1 / 4 / (2 * 0.2 + 1), abs=0.01)  # of Beta(0.2, 0.2)
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix", "ricap"])

@@ -6,6 +6,7 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from cifar_resnet.data import policies
+from cifar_resnet.data.augment import Augment
 from cifar_resnet.data.policies import AutoAugment, Choice, RandAugment, TrivialAugment, apply, packed, unpacked
 
 SIZE = 32
@@ -124,6 +125,13 @@ def test_randaugment_draws_every_operation_alike_at_one_strength():
     rotations = first.strengths[first.operations == "Rotate"]
     np.testing.assert_allclose(np.abs(rotations), 9)  # 30 degrees * 9 / 30
     assert 0.45 < (rotations > 0).mean() < 0.55
+
+
+def test_number_and_strength_of_randaugments_operations_arrive():
+    choices = Augment(policy="randaugment", num_ops=3, magnitude=20).policy(5_000, SIZE, np.random.default_rng(0))
+    assert len(choices) == 3
+    for choice in choices:
+        np.testing.assert_allclose(np.abs(choice.strengths[choice.operations == "Rotate"]), 20)  # 30 degrees * 20 / 30
 
 
 def test_trivialaugment_draws_every_strength():

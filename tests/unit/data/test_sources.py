@@ -107,6 +107,8 @@ def test_image_folder_decodes_once_until_a_file_changes(folder, monkeypatch):
 
 
 def test_where_nothing_can_be_kept_each_half_is_decoded_once(folder, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr("cifar_resnet.data.sources.log.warning", told.append)
     decoded, decode_files = [], ImageFolder.decode_files
     monkeypatch.setattr(
         ImageFolder, "decode_files", lambda self, paths: decoded.append(len(paths)) or decode_files(self, paths)
@@ -121,6 +123,8 @@ def test_where_nothing_can_be_kept_each_half_is_decoded_once(folder, monkeypatch
     data.read(train=True)
     data.read(train=False)
     assert decoded == [12, 3]
+    line = "warning: no cache could be written, so images are decoded anew each time ([Errno 30] Read-only file system)"
+    assert told == [line] * 2
 
 
 def test_a_cache_that_is_interrupted_leaves_nothing(folder, monkeypatch):

@@ -98,6 +98,32 @@ def test_every_regulariser_is_noise_in_training_only(block, option):
     assert torch.equal(model(images), model(images))
 
 
+@pytest.mark.parametrize("block", ["basic", "bottleneck", "preact_basic", "preact_bottleneck"])
+def test_block_dropout_zeroes_values_before_the_last_convolution(block):
+    torch.manual_seed(0)
+    model = ResNet(block=block, widths=[16], blocks=[1], block_dropout=0.25)
+    (module,) = model.stages[0]
+    last = max(name for name, _ in module.named_children() if name.startswith("conv"))
+    seen = []
+    getattr(module, last).register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    for norm in (part for part in module.modules() if isinstance(part, nn.BatchNorm2d)):
+        nn.init.constant_(norm.bias, 100)  # nothing is below zero
+    model(torch.randn(16, 3, 16, 16))
+    zeros = seen[0].eq(0)
+    assert abs(zeros.float().mean() - 0.25) < 0.02
+    assert not zeros.flatten(2).all(2).any()  # values, and not whole channels
+
+
+def test_feature_dropout_zeroes_whole_channels():
+    torch.manual_seed(0)
+    model = ResNet(widths=[16], blocks=[1], feature_dropout=0.25)
+    for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
+        nn.init.constant_(norm.bias, 100)  # nothing is below zero
+    zeros = model.stages(model.conv1(torch.randn(200, 3, 8, 8))).eq(0).flatten(2)
+    assert torch.equal(zeros.all(2), zeros.any(2))
+    assert abs(zeros.float().mean() - 0.25) < 0.03
+
+
 def test_branches_are_left_out_the_more_the_deeper():
     model = ResNet(widths=[4, 4], blocks=[2, 2], stochastic_depth=0.4)
     rates = [module.after_branch.p for stage in model.stages for module in stage]

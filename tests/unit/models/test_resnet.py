@@ -29,18 +29,22 @@ def test_resnets_equal_torchvisions_with_the_cifar_stem(name):
         torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-3, atol=1e-3)
 
 
-def test_preactivated_blocks_equal_the_paper():
+@pytest.mark.parametrize(("kind", "num_convs"), [("preact_basic", 2), ("preact_bottleneck", 3)])
+def test_preactivated_blocks_equal_the_paper(kind, num_convs):
     """Figure 1b of He et al. 2016, written out, for a block with a convolution in its shortcut and one without."""
-    model = ResNet(block="preact_basic", widths=[4, 6], blocks=[1, 2]).eval()
+    model = ResNet(block=kind, widths=[4, 6], blocks=[1, 2]).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 2)
-    x = torch.randn(2, 4, 8, 8)
     strided, plain = model.stages[1]
-    for block, features in ((strided, x), (plain, torch.randn(2, 6, 4, 4))):
-        active = torch.relu(block.bn1(features))
-        branch = block.conv2(torch.relu(block.bn2(block.conv1(active))))
+    for block, side in ((strided, 8), (plain, 4)):
+        features = torch.randn(2, block.bn1.num_features, side, side)
+        active = branch = torch.relu(block.bn1(features))
+        for number in range(1, num_convs + 1):
+            branch = getattr(block, f"conv{number}")(branch)
+            if number < num_convs:
+                branch = torch.relu(getattr(block, f"bn{number + 1}")(branch))
         shortcut = block.shortcut(active) if block is strided else features
         torch.testing.assert_close(block(features), branch + shortcut)
     images = torch.randn(2, 3, 8, 8)

@@ -29,6 +29,24 @@ def test_the_residual_form_adds_what_the_first_convolution_gave():
         assert torch.allclose(stage(features), expected)
 
 
+@pytest.mark.parametrize(("activation", "function"), [("silu", F.silu), ("relu", F.relu), ("gelu", F.gelu)])
+def test_the_network_written_out(activation, function):
+    network = SpeedNet(widths=[8, 12], activation=activation, norm_momentum=0.3, logit_scale=0.5, num_classes=7)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [norm.momentum for norm in norms] == [0.3] * 4
+    images = torch.randn(6, 3, 32, 32)
+    with torch.no_grad():
+        network(images)  # statistics to tell from none
+        network.eval()
+        features = function(F.conv2d(images, network.whitening.weight, network.whitening.bias))
+        for stage in network.stages:
+            features = function(stage.norms[0](F.max_pool2d(stage.convs[0](features), 2)))
+            features = function(stage.norms[1](stage.convs[1](features)))
+        expected = features.amax((2, 3)) @ network.fc.weight.t() / 2
+        torch.testing.assert_close(network(images), expected)
+    assert expected.shape == (6, 7)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

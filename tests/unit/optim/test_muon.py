@@ -9,18 +9,22 @@ from cifar_resnet.optim import Muon
 from cifar_resnet.optim.muon import orthogonalise
 
 
-@pytest.mark.parametrize("ns_steps", [2, 5])
-def test_filters_step_as_torchs_muon_and_the_rest_as_sgd(ns_steps):
+@pytest.mark.parametrize(
+    ("ns_steps", "momenta", "nesterov"), [(2, (0.95, None), True), (5, (0.7, 0.9), True), (5, (0.9, 0.6), False)]
+)
+def test_filters_step_as_torchs_muon_and_the_rest_as_sgd(ns_steps, momenta, nesterov):
     torch.manual_seed(0)
     shapes = [(8, 3, 3, 3), (16, 8, 3, 3), (16, 8, 3, 3), (4, 8, 1, 1), (64, 2, 1, 1)]
     filters = [nn.Parameter(torch.randn(shape).contiguous(memory_format=torch.channels_last)) for shape in shapes]
     others = [nn.Parameter(torch.randn(10, 16)), nn.Parameter(torch.randn(10))]
     flat = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in filters]
     twins = [nn.Parameter(weight.detach().clone()) for weight in others]
-    options = {"lr": 0.03, "weight_decay": 0.1, "ns_steps": ns_steps}
-    ours = Muon([*filters, *others], **options, other_lr_factor=20 / 3, other_weight_decay=1e-2)
-    theirs = torch.optim.Muon(flat, **options, momentum=0.95, nesterov=True)
-    sgd = torch.optim.SGD(twins, lr=0.2, momentum=0.95, nesterov=True, weight_decay=1e-2)
+    momentum, other_momentum = momenta
+    options = {"lr": 0.03, "weight_decay": 0.1, "ns_steps": ns_steps, "momentum": momentum, "nesterov": nesterov}
+    others_options = {"other_lr_factor": 20 / 3, "other_weight_decay": 1e-2, "other_momentum": other_momentum}
+    ours = Muon([*filters, *others], **options, **others_options)
+    theirs = torch.optim.Muon(flat, **options)
+    sgd = torch.optim.SGD(twins, lr=0.2, momentum=other_momentum or momentum, nesterov=nesterov, weight_decay=1e-2)
     for _ in range(5):
         for ours_, theirs_ in zip([*filters, *others], [*flat, *twins], strict=True):
             ours_.grad = torch.randn_like(ours_)

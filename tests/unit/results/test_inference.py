@@ -1,6 +1,7 @@
 """Ensembles against plain loops."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,25 @@ def test_a_copy_of_a_network_is_no_second_one(trained, tmp_path, command, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: a network counts once in an ensemble. Got copy")
     assert f"with the weights of {trained}" in line
+
+
+@pytest.mark.quick_cases(3)
+@pytest.mark.parametrize("key", ["classes", "image_size"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
+def test_networks_of_other_classes_or_image_sizes_are_no_ensemble(sweep_dir, command, key, capsys):
+    """Whose answers are to other questions."""
+    shutil.copytree(sweep_dir, "sweep")
+    path = Path("sweep/seed-1/checkpoints/best.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    data = checkpoint["data"]
+    data[key] = data[key][::-1] if key == "classes" else 24
+    torch.save(checkpoint, path)
+    Image.new("RGB", (32, 32)).save("a.png")
+    more = {"predict": ["input=a.png"]}.get(command, [])
+    assert getattr(cli, command)(["checkpoint=[sweep/seed-0,sweep/seed-1]", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: an ensemble's networks share classes and image size. Got sweep/seed-1")
+    assert f"with {key} {data[key]}, and sweep/seed-0" in line
 
 
 def test_predictions_are_made_a_batch_at_a_time(trained, monkeypatch):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import by_pairs
 
 from cifar_resnet.results import bootstrap, ood
 
@@ -13,10 +14,6 @@ def scores() -> tuple[torch.Tensor, torch.Tensor]:
     random = np.random.default_rng(0)
     inside, outside = random.normal(1, 1, 60).round(1), random.normal(0, 1, 90).round(1)
     return torch.from_numpy(inside), torch.from_numpy(outside)
-
-
-def by_pairs(inside, outside) -> float:
-    return np.mean([[(a > b) + 0.5 * (a == b) for b in outside] for a in inside])
 
 
 def false_positives(inside, outside) -> float:
