@@ -54,6 +54,7 @@ def read_archive(
     half: str | None = None,
     labels_at: Path | None = None,
     memory_map: bool = False,
+    labelled: bool = True,
 ) -> Images:
     """Images, and labels where there are any, of an .npz or .npy file or a CIFAR-style pickle.
 
@@ -65,6 +66,7 @@ def read_archive(
     half: "train", "val" or "test"; None where none is meant, which reads a test half.
     labels_at: a file of labels beside the images, see `read_labels`.
     memory_map: of an .npy file, give its images where they lie; refused where they would have to be changed.
+    labelled: whether labels are wanted; else they may be anything.
     """
     readers: dict[str, Callable[[Path], dict[str, Any]]] = {
         ".npz": read_npz,
@@ -94,7 +96,7 @@ def read_archive(
     if labels_at:
         refuse_if(labels is not None, f"labels twice. Got those in {path} and {labels_at}; leave one out")
         labels, classes = read_labels(labels_at, len(pixels))
-    labels = as_labels(labels, len(pixels), labels_at or path)
+    labels = as_labels(labels, len(pixels), labels_at or path) if labelled else None
     classes = classes and list(map(class_name, classes))
     ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
     refuse_if(

@@ -253,11 +253,13 @@ def restore_data(settings: DictConfig, checkpoint: dict, given: Sequence[str] = 
     """Put into one of our own choices of data what the checkpoint notes, but for the keys that are `given`.
 
     Only settings that it has: which class reads the data is never for the checkpoint to say, for that would be called.
-    A place that is not on this machine is left to this machine's own default; labels for one that is given are not its.
+    A place that is not on this machine is left to this machine's own default, if there is one; labels for one that is
+    given are not its.
     """
     kept = {*given, *(f"{half}_labels" for half in given), "device"}
     saved = {key: value for key, value in checkpoint["config"]["data"].items() if key not in kept}
-    if "root" in saved and not Path(str(saved["root"])).exists():
+    is_elsewhere = "root" in saved and not Path(str(saved["root"])).exists()
+    if is_elsewhere and not OmegaConf.is_missing(settings, "root"):
         del saved["root"]
     put(settings, saved)
 

@@ -9,6 +9,7 @@ Leaves evaluation.json, predictions.npz and page.html: in the run's folder for w
 
 import contextlib
 import itertools
+import os
 import re
 import statistics
 from collections import Counter
@@ -24,6 +25,7 @@ from cifar_resnet import checkpoints, constraints, hardware, preflight, provenan
 from cifar_resnet.compose import Job
 from cifar_resnet.data import DataModule, OwnImages
 from cifar_resnet.data.datamodule import TestSet
+from cifar_resnet.data.published import Downloaded
 from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.files import are_numbers, numbers_of
 from cifar_resnet.folders import class_name, named
@@ -69,7 +71,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     }
     sets = data.test_sets()
     head = next(sets)
-    images, labels = head.images, places_of(head.labels, data.class_names, ensemble.classes)
+    images, labels = head.images, places_of(head.labels, data, ensemble.classes)
     own_images = None if head.condition else are_of_own_tests(paths, images, labels)
     if not own_images and (seen := drawn_otherwise(data, cfg.data, paths)):
         terminal.log.warning(f"warning: {seen}. If it has, their scores are too good to go by\n")
@@ -110,7 +112,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     }
     log_probs = inference.mean_probability(each)
     if clean := data.uncorrupted():
-        known = places_of(clean.labels, data.class_names, ensemble.classes)
+        known = places_of(clean.labels, data, ensemble.classes)
         on_clean = inference.mean_probability(ensemble.log_probs(clean.images, cfg.batch_size))
         result["corruptions"] |= evaluation.on_the_same_images(on_clean, known)
     if votes is not None:
@@ -168,7 +170,7 @@ def predictions_for(
     with bar as advance:
         for one in sets:  # one at a time, for there may be more of them than memory holds
             each.append(ensemble.log_probs(one.images, cfg.batch_size))
-            labels.append(places_of(one.labels, data.class_names, ensemble.classes))
+            labels.append(places_of(one.labels, data, ensemble.classes))
             hashes += [content_hash(one.images)] if one.condition else []
             advance(1)
     return torch.cat(each, dim=1), torch.cat(labels), runs.digest(hashes)
@@ -179,7 +181,7 @@ def votes_of(data: DataModule, classes: list[str]) -> Tensor | None:
     if (votes := data.votes()) is None:
         return None
     found = torch.zeros(len(votes), len(classes), dtype=torch.float64)
-    found[:, places_of(torch.arange(votes.shape[1]), data.class_names, classes)] = votes
+    found[:, places_of(torch.arange(votes.shape[1]), data, classes)] = votes
     return found
 
 
@@ -231,18 +233,21 @@ def is_of_own_test(run_dir: Path, images: Tensor, labels: Tensor) -> bool | None
 def drawn_otherwise(data: DataModule, settings: DictConfig, paths: Sequence[Path]) -> str | None:
     """Which networks may have been trained on test images that are drawn from the images to train on; None for none.
 
-    settings: that the data was made of; paths: of the checkpoints.
+    data: is read whole, where the settings do not tell. settings: that it was made of; paths: of the checkpoints.
     """
     if not isinstance(data, OwnImages) or data.num_test is None:
         return None
     now = constraints.values_in(settings, resolve=True)
     for path in paths:
-        then = checkpoints.read(path)["config"]["data"]
-        if other := [key for key in ("split_seed", "num_test", "root", "train") if then.get(key) != now.get(key)]:
-            return (
-                f"test images are drawn by another data.{' and data.'.join(other)} than when {path} was trained, which "
-                f"may have seen some of them then"
-            )
+        saved = checkpoints.read(path)
+        then = saved["config"]["data"]
+        other = [key for key in ("split_seed", "num_test", "root", "train") if then.get(key) != now.get(key)]
+        by = f"by another data.{' and data.'.join(other)}"
+        if not other:
+            data.load()
+            other, by = [data.train_hash] * (data.train_hash != saved["data"].get("train_hash")), "from other images"
+        if other:
+            return f"test images are drawn {by} than when {path} was trained, which may have seen some of them then"
     return None
 
 
@@ -263,7 +268,8 @@ def differences(
     records = records_of(paths)
     is_other_precision = any(record.get("precision") != precision for record in records)
     is_asked_for = any(text.startswith("precision") for text in changes)
-    are_others = own_images is False or (own_images is None and any(map(tested_a_part, records)))
+    is_named = any(text.startswith("data") for text in changes)  # which a folder's name shows only in part
+    are_others = own_images is False or (own_images is None and (is_named or any(map(tested_a_part, records))))
     return [
         *([runs.slug(changes)] if changes else []),
         # which a name shows only in part
@@ -284,11 +290,13 @@ def output_folder(cfg: DictConfig, differing: Sequence[str]) -> Path:
         path = Path(checkpoint)
         is_unfinished = path.is_dir() and (path / runs.CONFIG).is_file() and not runs.read_record(path)
         stem = runs.find_checkpoint(path).stem if is_unfinished else "" if path.is_dir() else path.stem
-        base = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        is_within = path.absolute().parent.name == "checkpoints"
+        base = path if path.is_dir() else path.parent / ".." if is_within else path.parent
+        base = Path(os.path.normpath(base))
         parts = list(filter(None, [stem, *differing]))
         folder = base / "-".join(["evaluation", *parts]) if parts else base
     else:
-        folder = Path("outputs", "evaluate", f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{len(checkpoint)}-members")
+        folder = Path("outputs", "evaluate", runs.name_of_members(checkpoint, differing))
     if cfg.output_dir:
         asked = Path(cfg.output_dir)
         refuse_if(
@@ -299,13 +307,14 @@ def output_folder(cfg: DictConfig, differing: Sequence[str]) -> Path:
     return folder
 
 
-def places_of(labels: Tensor, classes: list[str], known: list[str]) -> Tensor:
+def places_of(labels: Tensor, data: DataModule, known: list[str]) -> Tensor:
     """The same labels as the network numbers its classes: by name, or where the data set has but numbers by number.
 
-    labels: (N,) int64; classes: by label; known: the network's. ValueError for images of a class that it lacks.
+    labels: (N,) int64, of the data's classes; known: the network's. ValueError for images of a class that it lacks.
     """
-    classes, known = ([class_name(name) for name in names] for names in (classes, known))
-    by_number = are_numbers(classes)
+    classes, known = ([class_name(name) for name in names] for names in (data.class_names, known))
+    # digits that are published are digits, and no numbers of other classes
+    by_number = are_numbers(classes) and (are_numbers(known) or not isinstance(data, Downloaded))
     places = {key: place for place, key in enumerate(numbers_of(known) if by_number else known)}
     keys = list(map(int, classes)) if by_number else classes
     unknown = [classes[label] for label in labels.unique().tolist() if keys[label] not in places]

@@ -16,7 +16,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,7 +87,7 @@ def run(jobs: list[Job]) -> int:
 def own_folder(asked: str | list[str], paths: Sequence[Path]) -> Path:
     """export/ in the run's or the sweep's folder; beside it for another checkpoint than the one a run stands for."""
     if not isinstance(asked, str):
-        return Path("outputs", "export", f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{len(asked)}-members")
+        return Path("outputs", "export", runs.name_of_members(asked))
     if Path(asked).is_dir():
         return Path(asked) / "export"
     run_dir = runs.run_dir_of(paths[0])

@@ -54,7 +54,7 @@ class Published:
         ]
         what = f"is damaged in {root} ({', '.join(others)})" if others else f"is not in {root}"
         if (root / self.archive).exists() and not others:
-            what += f", where {self.archive} has another MD5 and must be unpacked,"
+            what += f" (where {self.archive} has another MD5: it was cut short, or unpack what others packed)"
         return (
             f"{self.name} {what} and could not be downloaded ({reason}). {self.as_it_is(root)}Put the folder "
             f"{self.folder} or the archive {self.archive} (MD5 {self.md5}) there, or give another folder: data.root=… "

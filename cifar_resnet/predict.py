@@ -72,13 +72,14 @@ class Prediction:
     """What one image shows.
 
     name: the file, within an archive with the image's number.
-    id: a picture's is its file's stem; of an archive as that has it, or the image's number among all that were given.
+    id: a picture's is its file's stem; of an archive as that has it, or the image's number among all that were given;
+        None where an archive before it could not be read, so that nobody knows.
     top: the most probable classes with their probabilities.
     label: the first of them as a number, by which cifar-evaluate knows it in a file of labels (see `numbers_of`).
     """
 
     name: str
-    id: str
+    id: str | None
     top: list[tuple[str, float]]
     label: int
 
@@ -92,6 +93,12 @@ def as_csv(predictions: list[Prediction]) -> str:
 
 def as_ids(predictions: list[Prediction], header: Sequence[str], labels: str) -> str:
     """Two columns: of each image its id, and its class as one of "numbers" or of "names"."""
+    unknown = next((each.name for each in predictions if each.id is None), None)
+    refuse_if(
+        unknown,
+        f"ids count the images of all archives, of which one before {unknown} could not be read. Got no number for "
+        f"that; give whole archives, or such as hold ids",
+    )
     check_distinct((each.id, each.name) for each in predictions)
     rows = [[each.id, each.top[0][0] if labels == "names" else each.label] for each in predictions]
     return runs.as_csv([header, *rows])
@@ -117,16 +124,17 @@ def predict(
     first_id: int = 0,
 ) -> tuple[list[Prediction], list[str]]:
     """Predictions in the order of the images, and for each file that could not be read, why."""
-    predictions, skipped, ids = [], [], itertools.count(first_id)
-    numbers = numbers_of(ensemble.classes)
+    predictions, skipped, ids, is_counted = [], [], itertools.count(first_id), True
+    numbers, paths = numbers_of(ensemble.classes), iter(files)
     with bar("pictures", len(files)) as advance:
         for batch in batches(files, ensemble.image_size, batch_size, max_megapixels):
-            names_and_ids: list[tuple[str, str]] = []
+            names_and_ids: list[tuple[str, str | None]] = []
             arrays = []
-            for names, found in batch:
-                own_ids = [str(number) for number in itertools.islice(ids, len(names))]
+            for (names, found), path in zip(batch, itertools.islice(paths, len(batch)), strict=True):
+                own_ids = [str(number) if is_counted else None for number in itertools.islice(ids, len(names))]
                 if isinstance(found, str):
                     skipped.append(found)
+                    is_counted &= not is_archive(path)
                 else:
                     names_and_ids += zip(names, found.ids or own_ids, strict=True)
                     arrays.append(found.images)
@@ -165,7 +173,7 @@ def batches(files: Sequence[Path], image_size: int, batch_size: int, max_megapix
 def read(path: Path, image_size: int) -> Read:
     """What an archive holds."""
     try:
-        found = read_archive(path, image_size)
+        found = read_archive(path, image_size, labelled=False)
     except (ValueError, OSError) as error:
         return [as_text(path)], str(error)
     return [f"{as_text(path)}[{place}]" for place in range(len(found.images))], found

@@ -53,14 +53,14 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
     )
     if command in ("evaluate", "predict", "export"):
         constraints.check_value(cfg, "checkpoint", constraints.TOP_LEVEL["checkpoint"])
-        runs.find_checkpoints(plain(cfg.checkpoint))
+        found = runs.find_checkpoints(plain(cfg.checkpoint), quietly=True)
     if command == "evaluate":
         check_others(others(cfg), jobs[0].composer.choices_of("data"))
     if command == "predict":
         constraints.check_value(cfg, "input", constraints.TOP_LEVEL["input"])
         files = input_files(plain(cfg.input)).files
         check_ids(cfg, check_output(cfg), files)
-        check_replaces(cfg.output, [*files, *runs.find_checkpoints(plain(cfg.checkpoint))])
+        check_replaces(cfg.output, [*files, *found])
     is_new = len(jobs) == 1 and not cfg.get("resume") and not cfg.get("dry_run")
     if is_new and command not in ("design", "predict", "report"):
         num_val = next((text for text in cfg.overrides if text.startswith("data.num_val=")), "data.num_val=0")

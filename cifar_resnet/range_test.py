@@ -134,7 +134,7 @@ class RangeTest:
         runs.write_table(folder / "lr_range_test.csv", [("lr", "loss", "smoothed_loss"), *rows])
         probes = {f"{rate:g}": loss for rate, loss in self.probed.items() if math.isfinite(loss)}
         content = {"suggested": self.suggest, **self.suggestions, "probes": probes}
-        runs.write_json(folder / "lr_range_test.json", content)
+        runs.write_json(folder / resume.RANGE_TEST, content)
         plots.save_figure(folder / "lr_range_test.png", plots.range_test_figure(self))
 
 

@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -236,6 +237,9 @@ def evaluation_tables(folders: Sequence[Path]) -> tuple[Table | None, Table | No
     for path in found.files_in(folders, EVALUATION):
         try:
             result = json.loads(path.read_text())
+            if later := trained_since(result):
+                skipped.append(f"of weights that are there no more. Got {path}, and {later} was trained on since")
+                continue
             about = [str(path.parent), str(result.get("data")), str(len(result["members"]))]
             own = [in_both(about, row) for row in ([ensemble_row(result)] if len(result["members"]) > 1 else [])]
             others = [in_both([*about, measure], row) for measure, row in shift_rows(result)]
@@ -250,6 +254,18 @@ def evaluation_tables(folders: Sequence[Path]) -> tuple[Table | None, Table | No
     of_ensembles = Table([[*head, *ENSEMBLES], *ensembles[0]], [[*head, *names], *ensembles[1]])
     of_shifts = Table([[*SHIFTS, "value", "95% interval"], *shifts[0]], [[*SHIFTS, "value", "low", "high"], *shifts[1]])
     return of_ensembles if ensembles[0] else None, of_shifts if shifts[0] else None, skipped
+
+
+def trained_since(result: dict) -> str | None:
+    """Which of an evaluation's runs went on after it; None for none that is known to have."""
+    for checkpoint in result["checkpoints"]:
+        run_dir = runs.run_dir_of(Path(checkpoint))
+        record = runs.read_record(run_dir) if run_dir else None
+        if record and "finished" in record and "finished" in result:
+            trained, evaluated = (datetime.fromisoformat(each["finished"]) for each in (record, result))
+            if trained > evaluated:
+                return checkpoint
+    return None
 
 
 SHIFTS = ["evaluation", "data", "members", "measure"]

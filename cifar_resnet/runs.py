@@ -123,6 +123,11 @@ def create_run_dir(cfg: DictConfig) -> Path:
     raise UsageError(f"a thousand runs of this name in one second. Got {parent / name}; give another name=…")
 
 
+def name_of_members(paths: Sequence[str], more: Sequence[str] = ()) -> str:
+    """A folder's, for what is done now with several checkpoints; `more` sets it apart from what else may begin now."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{len(paths)}-members-{digest([*paths, *more])}"
+
+
 @contextlib.contextmanager
 def open_folder(cfg: DictConfig) -> Iterator[Path]:
     """The folder that this run writes to, as `cfg.run_dir`, claimed; a new one holds the configuration by then.
@@ -349,40 +354,52 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
-def find_checkpoints(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def find_checkpoints(paths: str | Path | Iterable[str | Path], quietly: bool = False) -> list[Path]:
     """The checkpoints that these paths mean: .ckpt files, run folders, and folders of runs, such as a sweep's.
 
     paths: one, or several. Of a folder of runs those that have finished, in the order of their names, 10 after 9.
+    quietly: without a warning of others.
     """
     found: list[Path] = []
     for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         is_one = not path.is_dir() or (path / "checkpoints").is_dir()
-        found += map(find_checkpoint, [path] if is_one else finished_in(path))
+        found += map(find_checkpoint, [path] if is_one else finished_in(path, quietly))
     refuse_if(not found, "no checkpoint given. Give a .ckpt file, a run folder, or several of them")
     twice = next((path for place, path in enumerate(found) if path.resolve() in map(Path.resolve, found[:place])), None)
     refuse_if(twice, f"a network counts once in an ensemble. Got {twice} twice; name it once")
     return found
 
 
-def finished_in(folder: Path) -> list[Path]:
+def begun_in(folder: Path) -> list[Path]:
+    """The runs below a folder. What lies within one is none: a tracker of experiments may keep a file of that name."""
+    found: list[Path] = []
+    for run_dir in sorted((file.parent for file in folder.rglob(CONFIG)), key=natural):
+        if not any(parent in found for parent in run_dir.parents):
+            found.append(run_dir)
+    return found
+
+
+def finished_in(folder: Path, quietly: bool = False) -> list[Path]:
     """The finished runs below a folder; a warning tells of others."""
-    begun = sorted((file.parent for file in folder.rglob(CONFIG)), key=natural)
+    begun = begun_in(folder)
     finished = [run_dir for run_dir in begun if read_record(run_dir)]
     refuse_if(not finished, no_finished_run([folder], "give a .ckpt file, a run folder, or a sweep's folder"))
-    if len(finished) < len(begun):
+    if len(finished) < len(begun) and not quietly:
         log.warning(f"warning: {len(begun) - len(finished)} of {len(begun)} runs in {folder} have not finished\n")
     return finished
 
 
 def no_finished_run(folders: Sequence[Path], otherwise: str) -> str:
     """The complaint, with what finishes one that was stopped, if there is one; or other advice."""
-    places = sorted((file.parent for folder in folders for file in folder.rglob(CONFIG)), key=natural)
+    places = sorted((place for folder in folders for place in begun_in(folder)), key=natural)
     begun = [place for place in places if place.name != TOGETHER and not (place.parent / TOGETHER).is_dir()]
     advice = f"{command_line('cifar-train', f'resume={begun[0]}')} finishes what was stopped" if begun else otherwise
     return f"no finished run. Got {', '.join(map(str, folders))}; {advice}"
 
 
 def run_dir_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, if it does."""
-    folder = checkpoint.resolve().parent.parent
-    return folder if checkpoint.parent.name == "checkpoints" and (folder / CONFIG).is_file() else None
+    """The run folder that a checkpoint lies in, if it does: by the place that was named, or that links lead to."""
+    for folder in (checkpoint.absolute().parent, checkpoint.resolve().parent):
+        if folder.name == "checkpoints" and (folder.parent / CONFIG).is_file():
+            return folder.parent.resolve()
+    return None

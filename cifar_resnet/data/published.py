@@ -63,8 +63,8 @@ class Downloaded(DataModule):
                         break
                 if reason:
                     lock.unlink()  # while it is held: those who wait for it see that it is gone, and make a new one
-            for folder in sorted({*self.root.rglob("*")} - before, reverse=True) if reason else ():
-                folder.rmdir()  # which torchvision has made
+            for path in sorted({*self.root.rglob("*")} - before, reverse=True) if reason else ():
+                (path.rmdir if path.is_dir() else path.unlink)()  # which torchvision has made
             if reason and is_new:
                 self.root.rmdir()
         except OSError as error:  # a folder that cannot be written, or is not empty any more

@@ -90,7 +90,7 @@ def scores_of(record: dict, seed: int, tta: str) -> list[str]:
         "| images | accuracy | loss |",
         "|---|---:|---:|",
         *(
-            f"| {name} | {metrics[f'{split}/acc']:.2%} | {metrics[f'{split}/loss']:.4f} |"
+            f"| {part(record, split) or name} | {metrics[f'{split}/acc']:.2%} | {metrics[f'{split}/loss']:.4f} |"
             for name, split in (("validation", "val"), ("test", "test"))
             if f"{split}/acc" in metrics
         ),
@@ -107,7 +107,8 @@ def ensemble_scores(
     of these weights without test-time augmentation, and of these their runs' records."""
     told = ["" if tta == "none" else f", with test-time augmentation ({tta})" for tta in ttas]
     rows = [
-        f"| member {place}, alone{views} | {record['metrics']['test/acc']:.2%} | {record['metrics']['test/loss']:.4f} |"
+        f"| member {place}, alone{views}{', on ' * bool(part(record, 'test'))}{part(record, 'test')} | "
+        f"{record['metrics']['test/acc']:.2%} | {record['metrics']['test/loss']:.4f} |"
         for place, (record, views) in enumerate(zip(records, told, strict=True))
         if record and "test/acc" in record["metrics"]
     ]

@@ -11,8 +11,10 @@ from cifar_resnet.constraints import CountOrZero, Fraction
 from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.folders import whereabouts
 from cifar_resnet.quoting import OF_IMAGES
-from cifar_resnet.recipe import NO_PART_OF_IT
+from cifar_resnet.recipe import AUTO, NO_PART_OF_IT
 from cifar_resnet.results.restored import places_of_images
+from cifar_resnet.resume import RANGE_TEST
+from cifar_resnet.terminal import part
 
 IN_A_RECORD: dict[str, object] = {
     "parameters": CountOrZero,
@@ -51,6 +53,8 @@ class Run:
         """Its value of a setting, such as optimizer.lr, or of a group, such as model; empty where it has none."""
         config = self.record["config"]
         value = self.data if key == "data" else config["choices"].get(key, constraints.value_at(config, key))
+        if key == "scheduler.max_lr" and (self.folder / RANGE_TEST).is_file():
+            value = AUTO  # each seed has found a rate of its own
         own_files = f"{self.record['run_dir']}/"  # which are the same for all runs
         return "" if value is None else str(value).removeprefix(own_files)
 
@@ -66,6 +70,8 @@ class Run:
         record, data = self.record, self.record["config"].get("data") or {}
         unhashed = places_of_images(data) if "image_size" in data else None  # CIFAR is the same wherever it lies
         found = {key: record.get(key) for key in ("classes", "split_hash", "train_hash", "test_hash")}
+        if part(record, "test"):
+            found["test_hash"] = None  # of the part
         if is_fold := data.get("fold") is not None:
             found["split_hash"] = None  # the folds are one data set
         return [*(found | {"train_hash": found["train_hash"] or unhashed}).values(), is_fold]

@@ -61,7 +61,11 @@ class Predictions:
             indices, rows = order.cpu().sort()
             log_probs = log_probs[rows.to(log_probs.device)]
         names = [files[index] for index in indices.tolist()] if files else None
-        own = images.cpu()[indices] if isinstance(images, Tensor) else images.in_parts(indices)
+        own: Any = images
+        if not isinstance(images, Tensor):
+            own = images.in_parts(indices)
+        elif order is not None:  # else they may be more than memory holds, in their file
+            own = images.cpu()[indices]
         return cls(log_probs, labels.cpu()[indices], content_hash(own), indices, len(labels), names)
 
     @classmethod

@@ -108,7 +108,7 @@ def other_images(name: str, cfg: DictConfig, composer: Composer, image_size: int
             log.warning(f"warning: passed over in {name}: {words}")
         if pictures := [path for path in paths if not is_archive(path)]:
             arrays.append(np.stack(decode_all(pictures, image_size, MAX_MEGAPIXELS)[0]).transpose(0, 3, 1, 2))
-        arrays += [read_archive(path, image_size).images for path in paths if is_archive(path)]
+        arrays += [read_archive(path, image_size, labelled=False).images for path in paths if is_archive(path)]
         return torch.from_numpy(np.concatenate(arrays))
     (job,) = composer.jobs([f"data={name}"])
     refuse_if(

@@ -16,10 +16,12 @@ from helpers import TINY, record_of
 from PIL import Image
 
 from cifar_resnet import cli, load
-from cifar_resnet.data import ImageFolder, Synthetic
-from cifar_resnet.evaluate import differences
+from cifar_resnet.data import SVHN, ImageFolder, Synthetic
+from cifar_resnet.errors import UsageError
+from cifar_resnet.evaluate import differences, places_of
 from cifar_resnet.results import calibration
 from cifar_resnet.results.predictions import Predictions
+from cifar_resnet.terminal import log
 
 PLAIN = ["precision=32-true"]
 
@@ -130,6 +132,69 @@ def test_a_test_drawn_otherwise_from_the_images_of_the_training_is_told(pictures
         assert cli.evaluate(["checkpoint=drawn", f"data.{other}"]) == 0
         told = f"drawn by another data.{other.partition('=')[0]} than when drawn/checkpoints/"
         assert told in capsys.readouterr().out
+    draw_pictures(Path("more"), seed=7, count=3)
+    Path("more/train/cat/00.png").rename("pets/cat/0.png")  # by which all images move on
+    assert cli.evaluate(["checkpoint=drawn"]) == 0
+    assert "drawn from other images than when drawn/checkpoints/" in capsys.readouterr().out
+
+
+def test_evaluations_on_sets_whose_names_look_alike_have_folders_of_their_own(own_run):
+    """Though nobody knows what the run's own test was on."""
+    record = record_of(own_run)
+    (own_run / "result.json").write_text(json.dumps({key: record[key] for key in record if key != "test_hash"}))
+    (own_run / "predictions.npz").unlink()
+    random = np.random.default_rng(0)
+    for name in ("set_1.npz", "set-1.npz", "фото.npz", "кошки.npz"):
+        np.savez(name, images=random.integers(256, size=(6, 32, 32, 3), dtype=np.uint8), labels=np.arange(6))
+        assert cli.evaluate([f"checkpoint={own_run}", "data=files", f"data.test={name}"]) == 0
+    found = [json.loads(path.read_text())["data_from"] for path in own_run.glob("evaluation-*/evaluation.json")]
+    assert sorted(found) == [["set-1.npz"], ["set_1.npz"], ["кошки.npz"], ["фото.npz"]]
+
+
+def test_digits_that_are_published_are_no_numbers_of_other_classes():
+    """SVHN's 3 is no cat."""
+    labels, data = torch.tensor([3, 1]), SVHN()
+    data.classes = list("0123456789")  # as it finds them
+    with pytest.raises(UsageError, match=r"classes that the network does not know\. Got '1', '3'; it knows 'disk'"):
+        places_of(labels, data, Synthetic.classes)
+    assert places_of(labels, data, list("9876543210")).tolist() == [6, 8]
+
+
+def test_a_place_that_is_gone_and_has_no_default_is_none_at_hand(own_run, capsys):
+    arrays = {}
+    for half, count in (("train", 60), ("val", 15), ("test", 20)):
+        arrays[f"{half}_images"] = np.random.default_rng(0).integers(256, size=(count, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{half}_labels"] = (np.arange(count) % 3)[:, None]
+    np.savez("pathmnist.npz", **arrays)
+    tiny = [text for text in TINY if not text.startswith("data")]
+    own = ["data=medmnist", "data.root=pathmnist.npz", "data.batch_size=20"]
+    assert cli.train([*tiny, *own, "run_dir=medical"]) == 0
+    np.savez("mine.npz", images=arrays["test_images"], labels=arrays["test_labels"])
+    Path("pathmnist.npz").unlink()
+    assert cli.evaluate(["checkpoint=medical", "data=files", "data.test=mine.npz", "data.image_size=28"]) == 0
+    (folder,) = Path("medical").glob("evaluation-*")
+    assert result_in(folder)["temperature_from"].startswith("no validation images: ")
+    assert cli.export(["checkpoint=medical", "formats=[safetensors]"]) == 0
+    assert "synthetic images" in capsys.readouterr().out
+    assert cli.evaluate(["checkpoint=medical"]) == 2
+    assert "pathmnist.npz" in capsys.readouterr().err
+
+
+def test_unfinished_runs_are_told_of_once(own_sweep, capsys, monkeypatch):
+    monkeypatch.setattr(log, "handlers", [])  # as in a new process
+    (own_sweep / "seed-1" / "result.json").unlink()
+    assert cli.evaluate([f"checkpoint={own_sweep}"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("1 of 2 runs in") == 1
+    assert err == ""
+
+
+def test_a_checkpoint_is_known_for_its_runs_from_within_its_folder(own_run, monkeypatch):
+    monkeypatch.chdir(own_run / "checkpoints")
+    assert cli.evaluate(["checkpoint=last.ckpt"]) == 0
+    assert [path.name for path in Path().iterdir() if path.is_dir()] == []
+    result = result_in(own_run / "evaluation-last")
+    assert result["own_test_images"] is True
 
 
 def test_a_network_is_exported_where_the_images_of_its_training_are_gone(pictures, capsys):

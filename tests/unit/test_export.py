@@ -264,6 +264,18 @@ def test_the_model_card_gives_the_scores_of_the_record(trained):
     assert "disk, ring, square" in card
 
 
+def test_the_model_card_says_where_the_test_was_of_a_part(cifar_train, run_dirs):
+    part = ["data.eval_batch_size=20", "trainer.limit_test_batches=1", "trainer.limit_val_batches=1"]
+    assert cifar_train("-m", "seed=0,1", *part) == 0
+    first, second = run_dirs()
+    for name, given in (("one", first), ("two", f"[{first},{second}]")):
+        assert cli.export([f"checkpoint={given}", f"output={name}", "formats=[safetensors]"]) == 0
+    card = Path("one/README.md").read_text()
+    assert "| 20 of 40 validation images |" in card
+    assert "| 20 of 50 test images |" in card
+    assert "| member 1, alone, on 20 of 50 test images |" in Path("two/README.md").read_text()
+
+
 def test_the_model_card_of_another_epoch_has_no_scores(trained):
     own = Path(shutil.copytree(trained, "own"))
     for name in ("best", "last"):

@@ -132,6 +132,29 @@ def test_two_images_of_one_id_are_named_and_nothing_is_written(predict, pictures
         assert predict(f"input={inputs}")[0] == 0
 
 
+def test_numbers_that_a_damaged_archive_hides_are_not_made_up(predict, pictures):
+    Path("1.npz").write_bytes(b"PK damaged")
+    np.savez("2.npz", images=pictures[:3].numpy())
+    code, _, err = predict("input=[2.npz,1.npz]", "format=ids", "output=ids.csv")
+    assert code == 1
+    assert Path("ids.csv").read_text().splitlines()[1].startswith("0,")
+    code, _, err = predict("input=[1.npz,2.npz]", "format=ids", "output=other.csv")
+    assert code == 2
+    assert "ids count the images of all archives, of which one before 2.npz[0] could not be read" in err
+    assert not Path("other.csv").exists()
+    np.savez("2.npz", images=pictures[:3].numpy(), ids=["x", "y", "z"])
+    assert predict("input=[1.npz,2.npz]", "format=ids", "output=other.csv")[0] == 1
+    assert predict("input=[1.npz,2.npz]")[0] == 1
+
+
+@pytest.mark.parametrize("labels", [[-1] * 3, ["cat", "dog", "owl"], [[0, 1], [1, 1], [0, 0]]])
+def test_labels_of_any_kind_are_of_no_concern(predict, pictures, labels):
+    np.savez("some.npz", images=pictures[:3].numpy(), labels=np.array(labels))
+    code, out, _ = predict("input=some.npz")
+    assert code == 0
+    assert len(out.splitlines()) == 4
+
+
 def test_hidden_and_system_entries_are_counted_links_followed_and_dead_ones_named(predict, pictures):
     Path("photos/.hidden").mkdir()
     Path("photos/__MACOSX").mkdir()
@@ -181,7 +204,7 @@ def test_what_is_told_of_unfinished_runs_is_no_prediction(sweep_dir, pictures, t
     assert cli.predict(["checkpoint=sweep", "input=photos", *PLAIN]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("input,class_1")
-    assert "1 of 2 runs in sweep have not finished" in err
+    assert err.count("1 of 2 runs in sweep have not finished") == 1
 
 
 def test_what_is_not_there_is_named_and_the_rest_predicted_under_its_own_name(predict, pictures):

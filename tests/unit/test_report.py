@@ -393,6 +393,40 @@ def test_one_run_that_was_tested_beside_others_that_were_not_keeps_its_interval(
     assert row["test_acc_low"] == alone["test_acc_low"]
 
 
+def test_a_run_that_was_tested_on_a_part_is_of_the_same_data_set():
+    a_run("runs/a", [], 0.8, 0, **ONE_SET)
+    a_run("runs/b", [], 0.9, 1, **ONE_SET | {"num_test": 10_000, "num_tested": 1_000, "test_hash": "of a part"})
+    a_run("runs/c", [], None, 2, **ONE_SET | {"num_tested": None, "test_hash": None})
+    (row,) = groups_of()
+    assert "data" not in row
+
+
+def test_seeds_that_found_learning_rates_of_their_own_are_one_group():
+    for seed, rate in enumerate((0.31, 0.29)):
+        path = a_run(f"runs/{seed}", ["scheduler.max_lr=auto"], 0.8, seed)
+        record = json.loads((path / "result.json").read_text())
+        record["config"]["scheduler"] = {"max_lr": rate}
+        (path / "result.json").write_text(json.dumps(record))
+        (path / "lr_range_test.json").write_text("{}")
+    (row,) = groups_of()
+    assert row["n"] == "2"
+
+
+def test_an_evaluation_of_weights_that_were_trained_on_since_is_left_out_and_said(capsys):
+    path = a_run("runs/a", [], 0.8, finished="2026-01-02T03:04:05+00:00")
+    (path / "checkpoints").mkdir()
+    (path / "config.yaml").touch()
+    scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
+    evaluation = {"data": "cifar10", "members": [scores] * 2, "scores": scores, "calibrated": None}
+    evaluation["checkpoints"] = ["runs/a/checkpoints/best.ckpt"]
+    for finished, is_listed in (("2026-01-02T03:04:05+00:00", True), ("2026-01-02T04:04:00+01:00", False)):
+        Path("runs/evaluation.json").write_text(json.dumps(evaluation | {"finished": finished}))
+        assert cli.report(["runs"]) == 0
+        assert Path("outputs/report/ensembles.csv").exists() == is_listed
+        line = "of weights that are there no more. Got runs/evaluation.json, and runs/a/checkpoints/best.ckpt was"
+        assert (line in " ".join(capsys.readouterr().out.split())) != is_listed
+
+
 def test_copies_of_the_same_images_in_two_places_are_one_data_set():
     for seed, (root, overrides) in enumerate([("here", []), ("there/copy", ["data.root=there/copy"])]):
         a_run(f"runs/{seed}", overrides, 0.8 + seed / 10, seed, data="image_folder", root=root, **ONE_SET)

@@ -1,6 +1,7 @@
 """Names of runs, their folders, and the files in them."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -182,6 +183,29 @@ def test_checkpoints_are_found_by_file_run_folder_and_folder_of_runs(sweep_dir, 
     assert runs.find_checkpoints([str(last), str(sweep_dir)]) == [last, *both]
     assert runs.run_dir_of(best) == trained.resolve()
     assert runs.run_dir_of(tmp_path / "best.ckpt") is None
+
+
+def test_what_a_tracker_keeps_within_a_run_is_no_run(sweep_dir, tmp_path, caplog):
+    shutil.copytree(sweep_dir, tmp_path / "sweep")
+    kept = tmp_path / "sweep/seed-0/wandb/run-1/files/config.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert len(runs.find_checkpoints(tmp_path / "sweep")) == 2
+    assert "have not finished" not in caplog.text
+    (tmp_path / "sweep/seed-1/result.json").unlink()
+    runs.find_checkpoints(tmp_path / "sweep")
+    assert "1 of 2 runs in" in caplog.text
+
+
+def test_a_run_is_known_by_its_checkpoint_through_links_and_from_within(sweep_dir, tmp_path, monkeypatch):
+    run_dir = shutil.copytree(sweep_dir / "seed-0", tmp_path / "run")
+    (run_dir / "checkpoints").rename(tmp_path / "elsewhere")
+    (run_dir / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    assert runs.run_dir_of(run_dir / "checkpoints/best.ckpt") == run_dir.resolve()
+    (tmp_path / "link.ckpt").symlink_to(sweep_dir / "seed-1/checkpoints/best.ckpt")
+    assert runs.run_dir_of(tmp_path / "link.ckpt") == (sweep_dir / "seed-1").resolve()
+    monkeypatch.chdir(sweep_dir / "seed-1/checkpoints")
+    assert runs.run_dir_of(Path("best.ckpt")) == (sweep_dir / "seed-1").resolve()
 
 
 def test_tens_come_after_nines():

@@ -280,6 +280,7 @@ def test_half_a_download_never_counts_as_present(server, tmp_path):
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
         data.prepare_data()
     assert not data.is_complete()
+    assert not (tmp_path / "data").exists()  # half an archive would look like one that another packed
     server.failures = 0
     data.prepare_data()
     assert data.is_complete()
@@ -357,7 +358,7 @@ def test_a_copy_that_another_packed_is_read_with_the_list_that_the_message_gives
 def test_an_archive_that_another_packed_is_to_be_unpacked(published, tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=URLError(socket.gaierror(-2, "no such host"))))
     (tmp_path / published.name).write_bytes(published.read_bytes() + b"\0")
-    with pytest.raises(FileNotFoundError, match=rf"where {published.name} has another MD5 and must be unpacked"):
+    with pytest.raises(FileNotFoundError, match=rf"where {published.name} has another MD5: it was cut short, or "):
         CIFAR10.published.check(str(tmp_path))
 
 
