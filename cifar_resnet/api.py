@@ -25,11 +25,13 @@ def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
     )
     jobs = (job,) = Composer("train", config_dir).jobs(with_plain_paths(list(overrides), swept=False))
     refuse_if(
-        job.cfg.ensemble.size > 1,
+        (job.cfg.ensemble.size or 1) > 1,
         "train() answers with the record of one run: leave out ensemble.size, or use cifar-train",
     )
     refuse_if(job.cfg.dry_run, "train() trains. Got dry_run=true; leave it out, or use cifar-train")
     set_up_logging()
+    for note in job.notes:
+        terminal.log.warning(f"warning: {note}\n")
     place = ranks.given()
     if place and processes.is_rank(place, [resume.as_it_will_be(job)], may_share=False):
         return train_together(place, jobs)

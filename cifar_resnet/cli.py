@@ -76,6 +76,7 @@ def run(command: str, argv: list[str]) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir", action="append")
+    parser.add_argument("--cfg", "-c")  # Hydra's, declared or it would pass for the beginning of -cd
     try:
         options, overrides = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
@@ -84,11 +85,19 @@ def run(command: str, argv: list[str]) -> int:
     named = " ".join(map(in_shell, folders))
     refuse_if(len(folders) > 1, f"--config-dir is one folder. Got {named}; put their choices into one")
     options.config_dir = folders[0] if folders else None
-    if HYDRA_FLAGS.intersection(overrides):
+    if HYDRA_FLAGS.intersection(overrides) or options.cfg:
         _, given = apart(argv)
         if (given or options.config_dir) and {"-sc", "--shell-completion"}.isdisjoint(argv):
             # refused as without the flag: Hydra knows less of what is wrong
-            Composer(command, options.config_dir).jobs(with_plain_paths(given, options.multirun), options.multirun)
+            jobs = Composer(command, options.config_dir).jobs(
+                with_plain_paths(given, options.multirun), options.multirun
+            )
+            begun = jobs[0].cfg.get("resume") if options.cfg else None
+            refuse_if(
+                begun not in (None, resume.AUTO),
+                f"--cfg prints what a command is composed of, and resume goes on with what a run began with. Got "
+                f"resume={begun}; look into {begun}/config.yaml",
+            )
         return delegate_to_hydra(command, argv)
     refuse_if(
         unknown := next((argument for argument in overrides if argument.startswith("-")), None),
@@ -115,6 +124,8 @@ def answer(command: str, jobs: list[Job]) -> int:
     """Hand the jobs to the command's module, once what they name is there."""
     preflight.check_files(command, jobs)
     terminal.set_up_logging()
+    for note in dict.fromkeys(note for job in jobs for note in job.notes):
+        terminal.log.warning(f"warning: {note}\n")
     is_ensemble = command == "train" and not jobs[0].in_sweep and (jobs[0].cfg.ensemble.size or 1) > 1
     if command != "train" or is_ensemble:  # of a sweep's jobs `train.run` leaves bad ones to fail beside good ones
         for job in jobs:

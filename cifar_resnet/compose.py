@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cifar_resnet.constraints import RESERVED, did_you_mean, leaves, select, takes_whole_numbers
+from cifar_resnet.constraints import RESERVED, did_you_mean, leaves, select, takes_whole_numbers, values_in
 from cifar_resnet.engine import LISTED, Engine, engine_of, is_used, no_such_launcher, refuse_misplaced
 from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.overrides import (
@@ -59,7 +59,7 @@ class Job:
     composer: to compose it anew with other overrides.
     in_sweep: whether it was asked for with -m.
     words: what is no override, of a command that takes other arguments. space: by key, what a search goes through.
-    engine: what starts it, and where.
+    engine: what starts it, and where. notes: what to warn of.
     """
 
     cfg: DictConfig
@@ -70,6 +70,7 @@ class Job:
     in_sweep: bool = False
     words: list[str] = field(default_factory=list)
     space: dict[str, "Interval | list[str]"] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -123,10 +124,11 @@ class Composer:
             refuse_unclear_sweeps(swept, parsed)
             refuse_several_folders(parsed if multirun else [])
             refuse_misplaced(filter(Override.is_hydra_override, parsed), self.config_name, multirun)
-            return [
-                self.job(fixed, list(varying), number, in_sweep=multirun, words=words)
-                for number, varying in enumerate(itertools.product(*map(values_of, swept)))
-            ]
+            jobs: list[Job] = []
+            for number, varying in enumerate(itertools.product(*map(values_of, swept))):
+                like = jobs[0].cfg if jobs else None
+                jobs.append(self.job(fixed, list(varying), number, like, in_sweep=multirun, words=words))
+            return jobs
 
     def space(self, overrides: list[str]) -> tuple[list[str], dict[str, Interval | list[str]]]:
         """Those overrides that give one value, and by key what the others search through."""
@@ -176,8 +178,14 @@ class Composer:
             except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError, RecursionError) as error:
                 raise UsageError(self.explain(error, overrides)) from error
 
-    def job(self, fixed: list[str], varying: list[str], number: int = 0, **facts: Any) -> Job:
-        """The job of these overrides. number: its own in a sweep, from 0. facts: what else a `Job` holds."""
+    def job(
+        self, fixed: list[str], varying: list[str], number: int = 0, like: DictConfig | None = None, **facts: Any
+    ) -> Job:
+        """The job of these overrides.
+
+        number: its own in a sweep, from 0. like: of the first job of the sweep, in which it is the same time `now`.
+        facts: what else a `Job` holds.
+        """
         of_hydra = [text for text in fixed if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
         fixed = [text for text in fixed if text not in of_hydra]
         given = [*fixed, *varying]
@@ -193,11 +201,14 @@ class Composer:
         if default is not None:  # a mistake in a file is not to be taken for one in a value
             refuse_gaps(default, default.hydra.runtime.choices, self.defaults(()), groups)
         cfg = self.compose([*composed, *of_hydra], f"hydra.job.num={number}")
-        engine = engine_of(cfg, self.defaults(tuple(text for text in of_hydra if text.startswith("hydra/"))))
+        if like is not None:
+            OmegaConf.copy_cache(like, cfg)
+        engine = engine_of(cfg, self.defaults(tuple(text for text in of_hydra if text.startswith("hydra/"))), of_hydra)
         with open_dict(cfg):
             chosen = cfg.pop("hydra").runtime.choices
         if default is not None:
             self.compare_with_defaults(cfg, default, choices, values)
+        facts["notes"] = self.passed_over(cfg, choices, values)
         refuse_gaps(cfg, chosen, self.defaults(()), groups)
         with open_dict(cfg):
             ours = {key: file for key, file in chosen.items() if not key.startswith("hydra/")}
@@ -291,6 +302,32 @@ class Composer:
                 )
                 is_usual = usual is None or kind(given) == kind(expected)
                 refuse_mismatch(override, expected if is_usual else usual, given)
+
+    def passed_over(self, cfg: DictConfig, choices: tuple[str, ...], values: list[Override]) -> list[str]:
+        """Where a recipe's values stand in the place of those that a choice given beside it is made for."""
+        recipes = [text for text in choices if text.startswith(("experiment=", "debug="))]
+        others = tuple(text for text in choices if text not in recipes)
+        groups = [text.partition("=")[0] for text in others]
+        if not recipes or not others:
+            return []
+        chosen, usual, told = self.defaults(others), self.defaults(()), {each.key_or_group for each in values}
+        found = []
+        for text, group in zip(others, groups, strict=True):
+            mine, theirs, ours = (
+                values_in(each[group]) if isinstance(each.get(group), DictConfig) else {}
+                for each in (cfg, chosen, usual)
+            )
+            lost = [
+                f"{group}.{key}={mine[key]}"
+                for key, value in theirs.items()
+                if key in mine and key in ours and value != ours[key] and mine[key] != value
+                if f"{group}.{key}" not in told
+            ]
+            if lost:
+                found.append(
+                    f"{' '.join(recipes)} has {', '.join(lost)}, whatever {text} has; give what you mean as well"
+                )
+        return found
 
     def refuse_stray_addition(self, cfg: DictConfig, override: Override, known: Sequence[str]) -> None:
         """A key behind + must be an argument of something, or be something itself: a callback, a logger. known: keys

@@ -187,7 +187,7 @@ def check_jobs(configurations: Sequence[DictConfig], check_one: Callable[[DictCo
     for cfg in configurations:
         with contextlib.suppress(UsageError):
             return check_one(cfg)
-    return check_one(configurations[0])  # says why
+    return check_one(configurations[0]) if configurations else None  # says why
 
 
 def check_node(cfg: DictConfig, key: str, node: DictConfig) -> None:

@@ -80,8 +80,11 @@ def no_such_launcher(name: str, known: Iterable[str]) -> str:
     return f"no launcher of this name is installed. Got hydra/launcher={name}; {remedy}"
 
 
-def engine_of(cfg: DictConfig, default: DictConfig) -> Engine:
-    """What a composed configuration says; UsageError where it says more. default: as it is where nobody has said so."""
+def engine_of(cfg: DictConfig, default: DictConfig, given: Iterable[str] = ()) -> Engine:
+    """What a composed configuration says; UsageError where it says more.
+
+    default: as it is where nobody has said so. given: overrides, by which one may also say what is the default.
+    """
     before, now = (dict(flat(values_in(each.hydra), "hydra")) for each in (default, cfg))
     chosen, usual = (each.hydra.runtime.choices for each in (cfg, default))
     refused = [group for group in chosen if group.startswith("hydra/") and chosen[group] != usual.get(group)]
@@ -92,9 +95,10 @@ def engine_of(cfg: DictConfig, default: DictConfig) -> Engine:
     ]
     refused = [name for name in refused if name != "hydra/launcher"]
     refuse_if(refused, f"of Hydra's own settings {LISTED} are used here. Got {refused and refused[0]}; leave it out")
+    named = {text.lstrip("+").partition("=")[0] for text in given}
     with as_hydras_own(cfg):
         folders = [
-            select(cfg, key) if now[key] != before[key] else None
+            select(cfg, key) if now[key] != before[key] or key in named else None
             for key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
         ]
     return Engine(chosen["hydra/launcher"], cfg.hydra, *folders)

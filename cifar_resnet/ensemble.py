@@ -132,7 +132,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
     with (
         claims.held(shared),
         trackers.opened(together, trainer.loggers),
-        narrated(together, whole, shared, None, how_to_go_on="the same command again goes on"),
+        narrated(together, whole, shared, how_to_go_on="the same command again goes on"),
     ):
         with as_usage_error():
             for member, run_dir in zip(members, run_dirs.values(), strict=True):

@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, claims, runs
 from cifar_resnet.errors import Diverged, RunError, UsageError, gpu_trouble
-from cifar_resnet.range_test import RangeTest
 from cifar_resnet.terminal import announcement, log, log_to
 
 # what settings are of, so that without it they change nothing: key and value, None for any that is not null or 0
@@ -37,15 +36,11 @@ def idle(cfg: DictConfig) -> list[str]:
 
 
 @contextlib.contextmanager
-def narrated(
-    cfg: DictConfig, record: dict, folder: Path, range_test: RangeTest | None, how_to_go_on: str
-) -> Iterator[None]:
+def narrated(cfg: DictConfig, record: dict, folder: Path, how_to_go_on: str) -> Iterator[None]:
     """Around a training and its test: what begins is told, and what ends them early, in the folder's log as well."""
     with log_to(folder / runs.LOG):
         try:
             log.info(announcement(record))
-            if range_test:
-                range_test.save(folder)
             for text in idle(cfg):
                 log.warning(f"warning: {text}\n")
             enders = {

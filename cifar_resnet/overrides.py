@@ -10,7 +10,9 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cifar_resnet.constraints import INSTEAD, RENAMED
 from cifar_resnet.errors import UsageError, refuse_if
@@ -164,7 +166,13 @@ def kind(value: object) -> str | None:
 
 def resumes(overrides: list[str]) -> bool:
     """Whether a run folder says what is to be trained."""
-    return any(text.startswith("resume=") and text not in ("resume=auto", "resume=null") for text in overrides)
+    given = [text for text in overrides if text.lstrip("+").startswith("resume=")]
+    try:
+        last = parse(given[-1:])
+        value = OmegaConf.create({"resume": last[0].value() if last else None}).resume
+    except (UsageError, HydraException, OmegaConfBaseException):  # which is said elsewhere
+        return bool(given)
+    return value not in (None, "auto")
 
 
 def program(config_name: str) -> str:

@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import ranks
@@ -75,6 +76,7 @@ def refuse_own_starters(cfg: DictConfig) -> None:
 
 def environment() -> Environment:
     """Of the training at hand. A process that trains alone is no part of a cluster, though it may run on one."""
+    rank_zero_only.rank = _here.rank  # type: ignore[attr-defined]  # by which loggers write; Lightning asked a launcher
     return Environment(_here)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from cifar_resnet import optim, processes, resume, runs
+from cifar_resnet import callbacks, optim, processes, resume, runs
 from cifar_resnet.build import QUIET, build_data_and_model, kept_images, new_trainer, sketch
 from cifar_resnet.constraints import FractionBelowOne, Positive, check
 from cifar_resnet.errors import as_usage_error, refuse_if
@@ -131,11 +131,11 @@ class RangeTest:
     def save(self, folder: Path) -> None:
         """lr_range_test.csv, .json and .png."""
         rows = zip(self.rates, self.losses, self.smoothed, strict=True)
-        runs.write_table(folder / "lr_range_test.csv", [("lr", "loss", "smoothed_loss"), *rows])
+        runs.write_table(folder / f"{runs.RANGE_TEST}.csv", [("lr", "loss", "smoothed_loss"), *rows])
         probes = {f"{rate:g}": loss for rate, loss in self.probed.items() if math.isfinite(loss)}
         content = {"suggested": self.suggest, **self.suggestions, "probes": probes}
-        runs.write_json(folder / resume.RANGE_TEST, content)
-        plots.save_figure(folder / "lr_range_test.png", plots.range_test_figure(self))
+        runs.write_json(folder / f"{runs.RANGE_TEST}.json", content)
+        plots.save_figure(folder / f"{runs.RANGE_TEST}.png", plots.range_test_figure(self))
 
 
 def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -188,7 +188,7 @@ def run_range_test(cfg: DictConfig) -> RangeTest:
     """Test fresh copies of what `cfg` would train; nothing of them is kept but the losses."""
     test, cfg = plan(cfg), processes.on_one_device(cfg)
     log.info(f"  testing {test.steps} learning rates from {test.min_lr:g} to {test.max_lr:g}, a step each\n")
-    with kept_images():
+    with kept_images(), callbacks.as_interrupted():
         train_briefly(cfg, test.max_lr, test.steps, test.rising, test.add)
         test.check_fall()
         if test.suggest == "probe":
@@ -258,6 +258,6 @@ def train_briefly(
     model.scheduler = lambda optimizer, total_steps: scheduler(optimizer, steps)
     length = {"max_epochs": -1, "min_epochs": None, "max_steps": steps, "max_time": None}
     length |= {"limit_val_batches": 0}
-    callbacks = [LambdaCallback(on_train_batch_end=note)]
-    new_trainer(cfg, model, callbacks=callbacks, **length, **QUIET).fit(model, data)
+    noting = [LambdaCallback(on_train_batch_end=note)]
+    new_trainer(cfg, model, callbacks=noting, **length, **QUIET).fit(model, data)
     return losses

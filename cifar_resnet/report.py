@@ -258,7 +258,7 @@ def evaluation_tables(folders: Sequence[Path]) -> tuple[Table | None, Table | No
 
 def trained_since(result: dict) -> str | None:
     """Which of an evaluation's runs went on after it; None for none that is known to have."""
-    for checkpoint in result["checkpoints"]:
+    for checkpoint in result.get("checkpoints", ()):
         run_dir = runs.run_dir_of(Path(checkpoint))
         record = runs.read_record(run_dir) if run_dir else None
         if record and "finished" in record and "finished" in result:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import quoting, runs
 from cifar_resnet.compose import Job
-from cifar_resnet.constraints import plain, value_at
+from cifar_resnet.constraints import plain, value_at, values_in
 from cifar_resnet.errors import as_usage_error, refuse_if
 from cifar_resnet.quoting import command_line
 from cifar_resnet.recipe import AUTO, OF_THE_MACHINE, differences
@@ -26,7 +26,6 @@ MAY_CHANGE = (
     "logger", "data.eval_batch_size", "trainer.limit_test_batches",
 )  # fmt: skip
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark")  # from other settings
-RANGE_TEST = "lr_range_test.json"  # left where scheduler.max_lr=auto was found
 
 
 @as_usage_error()
@@ -195,12 +194,12 @@ def check_same_job(cfg: DictConfig, run_dir: Path) -> None:
     if (run_dir / runs.CONFIG).is_file():
         raw = runs.load_config(run_dir)
         raw.run_dir = str(run_dir)
-    before = record["config"] if record else raw and plain(raw)
+    before = as_begun(record["config"], raw) if record else raw and plain(raw)
     if not before:
         return
     now = cfg.copy()
     now.run_dir = str(run_dir)
-    tests = [folder / RANGE_TEST for folder in (run_dir, run_dir.parent / runs.TOGETHER)]
+    tests = [folder / f"{runs.RANGE_TEST}.json" for folder in (run_dir, run_dir.parent / runs.TOGETHER)]
     found_before = ["scheduler.max_lr"] if any(path.is_file() for path in tests) else []
     is_auto = OmegaConf.select(now, "scheduler.max_lr") == AUTO
     refuse_if(
@@ -208,6 +207,19 @@ def check_same_job(cfg: DictConfig, run_dir: Path) -> None:
         f"its recipe has changed since this job was trained. Got another {listed(changed)} than in {run_dir}; "
         f"take that folder away, or give another name=… or hydra.sweep.dir=…",
     )
+
+
+def as_begun(config: Mapping, raw: DictConfig | None) -> dict:
+    """A finished run's configuration, but for what it went on with another value of.
+
+    config: of its record. raw: what it began with, as its folder has it.
+    """
+    found = OmegaConf.create(dict(config))
+    for key in (*MAY_CHANGE, "data.batch_size") if raw else ():  # the last by `keep_global_batch`
+        begun = OmegaConf.select(raw, key, throw_on_resolution_failure=False)
+        if begun is not None and not OmegaConf.is_config(begun):
+            OmegaConf.update(found, key, begun)
+    return values_in(found)
 
 
 def listed(keys: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ MENDING = "take it away, and resume=<run folder> tests the run again"
 RECORD, CONFIG, METRICS, LOG, CURVES = "result.json", "config.yaml", "metrics.csv", "train.log", "tensorboard"
 OWN_FILES = (RECORD, CONFIG, METRICS, "predictions.npz", "evaluation.json", "page.html", LOG)
 FIRST_IN_NAMES = ("experiment", "model")
+RANGE_TEST = "lr_range_test"  # .json, .csv and .png: left where scheduler.max_lr=auto was found
 FAILURE = "failure.txt"  # in the folder of a job that failed: why
 TOGETHER = "together"  # beside the members of an ensemble: what they share, such as the checkpoint all go on from
 
@@ -129,10 +130,11 @@ def name_of_members(paths: Sequence[str], more: Sequence[str] = ()) -> str:
 
 
 @contextlib.contextmanager
-def open_folder(cfg: DictConfig) -> Iterator[Path]:
+def open_folder(cfg: DictConfig, first: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """The folder that this run writes to, as `cfg.run_dir`, claimed; a new one holds the configuration by then.
 
-    It goes again where the user's mistake is found before anything else was written.
+    It goes again where the user's mistake is found before anything else was written. first: what writes into a new one
+    before the configuration does.
     """
     is_new = not cfg.resume
     with as_usage_error():
@@ -143,6 +145,8 @@ def open_folder(cfg: DictConfig) -> Iterator[Path]:
             (run_dir / FAILURE).unlink(missing_ok=True)  # of a job that goes on now
             if is_new:
                 with as_usage_error():
+                    if first:
+                        first(run_dir)
                     save_config(run_dir, cfg)
             yield run_dir
     except claims.Busy:
@@ -156,7 +160,8 @@ def open_folder(cfg: DictConfig) -> Iterator[Path]:
 def discard(run_dir: Path) -> None:
     """Take a run folder away that holds nothing but its configuration, and the folders it leaves empty."""
     left = list(run_dir.iterdir()) if run_dir.is_dir() else []
-    if any(file.name not in (CONFIG, LOG, CURVES) for file in left):  # something came of it
+    # something came of it
+    if any(file.name not in (CONFIG, LOG, CURVES) and file.stem != RANGE_TEST for file in left):
         return
     for file in left:
         if file.is_dir():

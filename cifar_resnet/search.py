@@ -63,7 +63,8 @@ NOT_FOR_TRAINING = (
 
 def run(jobs: list[Job]) -> int:
     """jobs: of what is searched through every combination of choices and of intervals' ends."""
-    claim_gpu(jobs[0].cfg)
+    if jobs[0].engine.launcher == BASIC:  # else the workers would have this process's one
+        claim_gpu(jobs[0].cfg)
     for job in jobs:
         refuse(job.cfg)
         sketch(job.cfg)

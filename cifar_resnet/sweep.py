@@ -102,6 +102,9 @@ def folders_of(jobs: Sequence[Job]) -> tuple[list[Path], list[Path]]:
     folders = [Path(each.engine.sweep_dir) if each.engine.sweep_dir else usual for each in jobs]
     names = [job.engine.subdir for job in jobs]
     if names[0] is None:
+        each = [" ".join(job.varying) for job in jobs]
+        again = next((text for place, text in enumerate(each) if text in each[:place]), None)
+        refuse_if(again, f"a sweep trains each job once. Got {again} twice; name it once")
         # where there is one job, nothing varies
         names = [name or "run" for name in runs.distinct_slugs([job.varying for job in jobs])]
     found = [folder / name for folder, name in zip(folders, names, strict=True)]
@@ -110,6 +113,11 @@ def folders_of(jobs: Sequence[Job]) -> tuple[list[Path], list[Path]]:
         twice, f"each job needs a folder of its own. Got hydra.sweep.subdir={twice} twice; put ${{hydra.job.num}} in it"
     )
     return list(dict.fromkeys(folders)), found
+
+
+def unfinished(jobs: Sequence[Job]) -> list[DictConfig]:
+    """The configurations of those that have left no record yet."""
+    return [job.cfg for job, run_dir in zip(jobs, folders_of(jobs)[1], strict=True) if not runs.is_finished(run_dir)]
 
 
 class Task:

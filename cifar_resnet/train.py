@@ -29,11 +29,12 @@ from cifar_resnet.build import build_data_and_model, build_trainer, keep_images,
 from cifar_resnet.compose import Job
 from cifar_resnet.constraints import plain
 from cifar_resnet.data import DataModule
+from cifar_resnet.engine import BASIC
 from cifar_resnet.gpus import claim_gpu
 from cifar_resnet.models import Classifier
 from cifar_resnet.models.summary import size_rows, summarize
 from cifar_resnet.narration import narrated
-from cifar_resnet.range_test import RangeTest, resolve_max_lr
+from cifar_resnet.range_test import resolve_max_lr
 from cifar_resnet.results.record import begin_record, test_and_record
 from cifar_resnet.terminal import log, print_table, summary
 
@@ -42,8 +43,10 @@ def run(jobs: list[Job]) -> int:
     """Train each job; the exit code: 0, or 1 where a job of a sweep failed."""
     if jobs[0].in_sweep:
         sweep.refuse(jobs)
-        claim_gpu(jobs[0].cfg)
-        constraints.check_jobs([job.cfg for job in jobs], sketch)
+        if jobs[0].engine.launcher == BASIC:  # else the workers would have this process's one
+            claim_gpu(jobs[0].cfg)
+        waiting = sweep.unfinished(jobs)  # what has finished needs no images
+        constraints.check_jobs(waiting, sketch)
     if jobs[0].cfg.dry_run:
         for job in jobs:
             describe(job)
@@ -75,8 +78,9 @@ def train_run(cfg: DictConfig, extra_callbacks: Sequence[Callback] = ()) -> dict
         resume.keep_global_batch(cfg, checkpoints.batches_before(Path(cfg.run_dir)), processes.num_processes(cfg))
     range_test = resolve_max_lr(cfg)  # None but for scheduler.max_lr=auto
     data, model = build_data_and_model(cfg)
-    with runs.open_folder(cfg), processes.together(cfg):  # made only now; goes again if nothing comes of it
-        return train_and_test(cfg, data, model, extra_callbacks, range_test, start)
+    first = range_test.save if range_test else None  # what the configuration has from it, it must be known for
+    with runs.open_folder(cfg, first), processes.together(cfg):  # made only now; goes again if nothing comes of it
+        return train_and_test(cfg, data, model, extra_callbacks, start)
 
 
 def train_and_test(
@@ -84,7 +88,6 @@ def train_and_test(
     data: DataModule,
     model: Classifier,
     extra_callbacks: Sequence[Callback],
-    range_test: RangeTest | None,
     start: float,
 ) -> dict:
     """What each of the processes does, when there is a folder; the first one's record is the run's."""
@@ -93,7 +96,7 @@ def train_and_test(
     model.config = plain(cfg)
     record = begin_record(cfg, data, model, trainer)
     going_on = resume.how_to_go_on(cfg)
-    with narrated(cfg, record, run_dir, range_test, going_on), trackers.opened(cfg, trainer.loggers):
+    with narrated(cfg, record, run_dir, going_on), trackers.opened(cfg, trainer.loggers):
         if cfg.compile:
             for network in model.all_networks():
                 network.compile()
@@ -132,7 +135,7 @@ def follow() -> int:
 def train_along(cfg: DictConfig) -> dict:
     with processes.after_the_first():
         built = build_data_and_model(cfg)
-    return train_and_test(cfg, *built, (), None, time.perf_counter())
+    return train_and_test(cfg, *built, (), time.perf_counter())
 
 
 def describe(job: Job) -> None:

@@ -13,7 +13,6 @@ from cifar_resnet.folders import whereabouts
 from cifar_resnet.quoting import OF_IMAGES
 from cifar_resnet.recipe import AUTO, NO_PART_OF_IT
 from cifar_resnet.results.restored import places_of_images
-from cifar_resnet.resume import RANGE_TEST
 from cifar_resnet.terminal import part
 
 IN_A_RECORD: dict[str, object] = {
@@ -53,7 +52,7 @@ class Run:
         """Its value of a setting, such as optimizer.lr, or of a group, such as model; empty where it has none."""
         config = self.record["config"]
         value = self.data if key == "data" else config["choices"].get(key, constraints.value_at(config, key))
-        if key == "scheduler.max_lr" and (self.folder / RANGE_TEST).is_file():
+        if key == "scheduler.max_lr" and (self.folder / f"{runs.RANGE_TEST}.json").is_file():
             value = AUTO  # each seed has found a rate of its own
         own_files = f"{self.record['run_dir']}/"  # which are the same for all runs
         return "" if value is None else str(value).removeprefix(own_files)

@@ -1,5 +1,7 @@
 """Help and the printing of configurations, which Hydra does."""
 
+from pathlib import Path
+
 import pytest
 
 from cifar_resnet import cli
@@ -25,3 +27,17 @@ def test_a_mistake_in_them_gets_one_line(arguments, message, capsys):
     assert cli.train(arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(message)
+
+
+@pytest.mark.parametrize("option", ["-c", "--cfg"])
+def test_a_configuration_is_printed_by_hydras_short_option_as_well(option, capsys):
+    Path("job").mkdir()
+    assert cli.train([option, "job", "model=resnet20"]) == 0
+    assert "depth: 20" in capsys.readouterr().out
+    assert not Path("outputs").exists()
+
+
+def test_the_configuration_of_a_run_that_goes_on_is_in_its_folder(trained, capsys):
+    assert cli.train(["--cfg", "job", f"resume={trained}"]) == 2
+    assert f"look into {trained}/config.yaml" in capsys.readouterr().err
+    assert cli.train(["--cfg", "job", "resume=auto"]) == 0

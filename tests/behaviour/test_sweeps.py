@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import TINY, record_of
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from cifar_resnet import cli, runs, sweep
@@ -39,6 +40,60 @@ def test_a_sweep_makes_one_named_folder_per_job_and_is_not_run_twice(cifar_train
     assert cifar_train(*command) == 0
     assert trained == ["fit", "test"]
     assert len(run_dirs()) == 6
+
+
+@pytest.mark.slow
+def test_what_has_finished_is_shown_again_without_its_images(capsys):
+    for train in (True, False):
+        images, labels = Synthetic(num_train=60, num_test=20).read(train)
+        np.savez("some.npz" if train else "test.npz", images=images.numpy(), labels=labels.numpy())
+    tiny = [text for text in TINY if not text.startswith("data")]
+    data = ["data=files", "data.train=some.npz", "data.test=test.npz", "data.num_val=10", "data.batch_size=10"]
+    command = ["-m", *tiny, *data, "seed=0,1"]
+    assert cli.train(command) == 0
+    Path("some.npz").rename("gone.npz")
+    capsys.readouterr()
+    assert cli.train(command) == 0
+    assert capsys.readouterr().out.count("seed-") >= 2
+    record = next(Path("outputs").glob("train/*/seed-1/result.json"))
+    record.unlink()
+    assert cli.train(command) in (1, 2)  # but what has not needs them
+
+
+@pytest.mark.slow
+def test_a_finished_job_that_went_on_with_what_may_change_is_of_the_same_recipe(cifar_train, run_dirs, capsys):
+    command = ("-m", "seed=0,1", "test=false")
+    assert cifar_train(*command) == 0
+    first, _ = run_dirs()
+    assert cli.train([f"resume={first}", "test=true"]) == 0
+    assert "test/acc" in record_of(first)["metrics"]
+    assert cifar_train(*command) == 0
+    assert "finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_process_that_hands_its_jobs_to_workers_takes_no_gpu_from_them(cifar_train, monkeypatch, launcher):
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    taken = []
+    monkeypatch.setattr("cifar_resnet.train.claim_gpu", taken.append)
+    monkeypatch.setattr("cifar_resnet.search.claim_gpu", taken.append)
+    monkeypatch.setattr(sweep, "sweep", lambda jobs, run: 0)
+    monkeypatch.setattr("cifar_resnet.search.Search.launch", lambda self: None)
+    monkeypatch.setattr("cifar_resnet.search.Search.go_on", lambda self: None)
+    monkeypatch.setattr("cifar_resnet.search.Search.report", lambda self: 0)
+    assert cifar_train("-m", "seed=0,1", f"hydra/launcher={launcher}") == 0
+    assert cli.search([*TINY, f"hydra/launcher={launcher}"]) == 0
+    assert len(taken) == (2 if launcher == "basic" else 0)
+
+
+def test_a_process_that_trains_alone_leaves_its_curves_whatever_its_launcher_says(cifar_train, run_dirs, monkeypatch):
+    """As each but the first of those that srun starts for a sweep, which Lightning takes for one of several."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert cifar_train("-m", "seed=0", "logger=[tensorboard,csv]") == 0
+    (run_dir,) = run_dirs()
+    assert list(run_dir.rglob("events.out.tfevents.*"))
+    assert list(run_dir.rglob("hparams.yaml"))
 
 
 @pytest.mark.slow

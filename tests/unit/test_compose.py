@@ -7,12 +7,14 @@ from pathlib import Path
 
 import hydra
 import pytest
+from helpers import TINY
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
 from cifar_resnet import cli
+from cifar_resnet.api import train
 from cifar_resnet.compose import Composer, defaults_of
 from cifar_resnet.errors import UsageError
 from cifar_resnet.overrides import Interval, kind
@@ -132,6 +134,55 @@ def test_inside_hydras_own_main_a_run_is_described(theirs, monkeypatch, capsys):
 def test_outside_of_any_application_nothing_of_hydra_is_left():
     Composer().jobs(["model=resnet20"])
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    "resume",
+    [["resume=${oc.env:RUN,auto}"], ["resume=NULL"], ['resume="auto"'], ["resume=outputs/x", "resume=null"], []],
+)
+def test_data_is_that_of_the_command_where_no_run_folder_is_named(resume):
+    (job,) = Composer("train").jobs([*resume, "data.num_val=0"])
+    assert job.cfg.data.num_val == 0
+    assert job.cfg.resume in (None, "auto")
+
+
+def test_data_is_that_of_the_run_where_a_folder_is_named(monkeypatch):
+    monkeypatch.setenv("RUN", "outputs/x")
+    for resume in ("resume=outputs/x", "resume=${oc.env:RUN,auto}", "resume=${output_dir}/x"):
+        (job,) = Composer("train").jobs([resume, "data.num_val=0"])
+        assert job.cfg.data.num_val == 5000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["experiment=speed94", "augment=none"], ["augment.crop_padding=2, augment.flip=alternating, whatever"]),
+        (["experiment=quickstart", "model=resnet20"], ["experiment=quickstart has model.depth=8, whatever model=resn"]),
+        (["experiment=quickstart", "model=resnet20", "model.depth=20"], []),
+        (["experiment=speed94", "data=cifar100"], []),
+        (["experiment=speed94"], []),
+        (["augment=none"], []),
+    ],
+)
+def test_what_a_recipe_has_in_place_of_a_choice_beside_it_is_told(overrides, told):
+    (job,) = Composer("train").jobs(overrides)
+    assert len(job.notes) == len(told)
+    assert all(text in note for text, note in zip(told, job.notes, strict=True))
+
+
+def test_a_training_tells_it(cifar_train, capsys):
+    assert cifar_train("experiment=speed94", "augment=none") == 0
+    assert "warning: experiment=speed94 has augment." in capsys.readouterr().out
+    train(overrides=[*TINY, "experiment=speed94", "augment=none"])
+    assert "warning: experiment=speed94 has augment." in capsys.readouterr().out
+
+
+def test_whatever_a_recipe_says_a_network_overfits_images_as_they_are():
+    for recipe in ("speed94", "custom_resnet_onecycle"):
+        (job,) = Composer("train").jobs([f"experiment={recipe}", "debug=overfit"])
+        (plain,) = Composer("train").jobs(["augment=none"])
+        moves = ("crop_padding", "flip", "policy", "cutout_size", "mixing")
+        assert all(job.cfg.augment[key] == plain.cfg.augment[key] for key in moves)
 
 
 def test_threads_compose_at_once():

@@ -7,7 +7,7 @@ import pytest
 from helpers import TINY, write_files
 from omegaconf import OmegaConf
 
-from cifar_resnet import cli
+from cifar_resnet import cli, sweep
 from cifar_resnet.compose import Composer, hydra_for_us
 from cifar_resnet.engine import no_such_launcher
 from cifar_resnet.errors import UsageError
@@ -73,6 +73,23 @@ def test_nothing_of_hydras_in_a_file_is_dropped_without_a_word(recipe, settings,
     assert line.startswith("error: of Hydra's own settings hydra/launcher")
     assert f"Got {got}; leave it out" in line
     assert not Path("outputs").exists()
+
+
+def test_a_sweep_is_of_one_time(cifar_train):
+    jobs = Composer("train").jobs(["seed=range(0,4)", "hydra.sweep.dir=sw/${now:%f}/${seed}"], multirun=True)
+    folders, _ = sweep.folders_of(jobs)
+    assert len({folder.parent for folder in folders}) == 1
+    assert [folder.name for folder in folders] == ["0", "1", "2", "3"]
+
+
+def test_jobs_are_numbered_as_hydra_does_where_one_says_so(capsys):
+    jobs = Composer("train").jobs(["seed=3,4", "hydra.sweep.subdir=${hydra.job.num}"], multirun=True)
+    assert [run_dir.name for run_dir in sweep.folders_of(jobs)[1]] == ["0", "1"]
+    jobs = Composer("train").jobs(["seed=3,3", "hydra.sweep.subdir=${hydra.job.num}"], multirun=True)
+    assert [run_dir.name for run_dir in sweep.folders_of(jobs)[1]] == ["0", "1"]
+    jobs = Composer("train").jobs(["seed=3,4,3"], multirun=True)
+    with pytest.raises(UsageError, match=r"a sweep trains each job once\. Got seed=3 twice; name it once"):
+        sweep.folders_of(jobs)
 
 
 def test_jobs_that_would_share_a_folder_are_refused(capsys):

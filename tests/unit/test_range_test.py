@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import signal
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -113,6 +116,30 @@ def test_probes_of_which_none_brings_the_loss_down_give_no_rate(monkeypatch, cap
     error = capsys.readouterr().err
     assert "none of the short trainings brought the loss down. Got learning rates of [" in error
     assert "give range_test.probe_steps a larger value, or range_test.suggest=valley" in error
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_range_test_as_it_ends_a_training(cifar_train, run_dirs, send, number, code, capsys):
+    send(3, number)
+    assert cli.find_lr([*TINY, "range_test.steps=40"]) == code
+    assert f"stopped by {number.name}" in capsys.readouterr().err
+    assert not list(Path("outputs").glob("find_lr/*"))
+    assert cifar_train("scheduler=one_cycle", "scheduler.max_lr=auto", "range_test.steps=40") == code
+    assert run_dirs() == []
+
+
+def test_what_a_range_test_found_is_known_for_it_as_soon_as_there_is_a_folder(cifar_train, run_dirs, monkeypatch):
+    """Or the same command, which finds another, would not go on."""
+    short = ["range_test.steps=40", "range_test.suggest=minimum", "resume=auto"]
+    command = ["scheduler=one_cycle", "scheduler.max_lr=auto", *short]
+    with monkeypatch.context() as patch:
+        patch.setattr("cifar_resnet.train.build_trainer", Mock(side_effect=RuntimeError("the power went out")))
+        with pytest.raises(RuntimeError, match="power"):
+            cifar_train(*command)
+    assert cifar_train(*command) == 0
+    (run_dir,) = run_dirs()
+    found = json.loads((run_dir / "lr_range_test.json").read_text())
+    assert record_of(run_dir)["config"]["scheduler"]["max_lr"] == pytest.approx(found["minimum"], rel=1e-2)
 
 
 @pytest.mark.parametrize(("lasts", "batches"), [(7, 7), (99, 12)])
