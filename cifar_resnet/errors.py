@@ -82,6 +82,9 @@ GPU_TROUBLE = {
 }
 
 
+PARTS = [(2, "half"), (3, "a third"), (5, "a fifth"), (7, "a seventh")]  # that a batch may be divided into
+
+
 def gpu_trouble(error: BaseException, trains: bool = True, batch_size: int = 1, accumulated: int = 1) -> str | None:
     """What to say of an error that lies with the GPU; None for any other, such as a mistake of ours that runs there.
 
@@ -92,9 +95,11 @@ def gpu_trouble(error: BaseException, trains: bool = True, batch_size: int = 1, 
         tried = re.search(r"Tried to allocate \S+ \S+(?=\.)", text)
         smaller = f"give a smaller {prefix[0]}batch_size"
         if batch_size > 1:
+            times, share = next((each for each in PARTS if batch_size % each[0] == 0), PARTS[0])
             smaller = (
-                f"with data.batch_size={batch_size}; data.batch_size={batch_size // 2} "
-                f"trainer.accumulate_grad_batches={2 * accumulated} takes as many images a step with half of the memory"
+                f"with data.batch_size={batch_size}; data.batch_size={batch_size // times} "
+                f"trainer.accumulate_grad_batches={times * accumulated} takes "
+                f"{'about ' * (batch_size % times > 0)}as many images a step with {share} of the memory"
             )
         got = tried[0] if tried else text
         return f"out of memory on the GPU. Got: {got}; {smaller}; nvidia-smi shows who else uses it"

@@ -240,7 +240,8 @@ def train_briefly(
         if trainer.global_step == done:  # gradients are being added up
             return
         done = trainer.global_step
-        pending.append(outputs["loss"].detach().clone())
+        # Lightning has divided it for the sum of several batches
+        pending.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if trainer.global_step == steps or len(pending) == (1 if model.device.type == "cpu" else 10):
             for loss in torch.stack(pending).tolist():
                 if not trainer.should_stop:

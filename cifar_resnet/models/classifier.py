@@ -237,7 +237,10 @@ class Classifier(LightningModule):
     def check_own_names(self) -> None:
         """ValueError for layers that what every network has would hide."""
         name = type(self).__name__
-        hidden = next((layer for layer in self._modules if hasattr(Classifier, layer) or layer in OF_A_RUN), None)
+        theirs = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "acc")]
+        replaced = [each for each in theirs if not isinstance(getattr(self, each), Mean)]
+        taken = [layer for layer in self._modules if hasattr(Classifier, layer) or layer in OF_A_RUN]
+        hidden = next(iter((*taken, *replaced)), None)
         refuse_if(hidden, f"{name} has a layer called {hidden!r}, as something of every Classifier is; rename it")
 
     def check_unset(self) -> None:
@@ -385,10 +388,15 @@ class Classifier(LightningModule):
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What training minimises, and the logits."""
         logits = self(images)
-        return self.loss_of(images, logits, labels), logits
+        return self.whole_loss(images, logits, labels), logits
+
+    def whole_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """That on the labels, and what teachers add to it."""
+        loss = self.loss_of(images, logits, labels)
+        return self.distillation(images, logits, loss) if self.distillation else loss
 
     def loss_of(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """What training minimises of these logits, (N, num_classes): the place for a loss of one's own.
+        """What training minimises of these logits, (N, num_classes), and labels: the place for a loss of one's own.
 
         labels: (N,) int64; of mixed images their shares of each class, (N, num_classes). Validation and test report the
         negative log-likelihood, whatever training minimises.
@@ -400,7 +408,7 @@ class Classifier(LightningModule):
             losses = F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing)
             weight = weights[labels].sum() if labels.ndim == 1 else (labels @ weights).sum()
             loss = losses.sum() / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-        return self.distillation(images, logits, loss) if self.distillation else loss
+        return loss
 
     @property
     def batches_in_step(self) -> int:
@@ -446,9 +454,9 @@ class Classifier(LightningModule):
 
     @property
     def schedule(self) -> Schedule | None:
-        if isinstance(self.scheduler, Schedule):
-            return self.scheduler
-        return None if self.scheduler is None else Schedule(self.scheduler)
+        if self.scheduler is not None and not isinstance(self.scheduler, Schedule):
+            self.scheduler = Schedule(self.scheduler)  # which learns from what it makes
+        return self.scheduler
 
     def new_optimizer(self) -> Optimizer:
         refuse_if(

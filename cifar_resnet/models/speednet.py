@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_resnet.constraints import Count, FractionAboveZero, PerStage, check
+from cifar_resnet.errors import refuse_if
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.pooling import max_over_image
 from cifar_resnet.models.whitening import Whitening
@@ -66,6 +67,11 @@ class SpeedNet(Classifier):
     ):
         super().__init__(**classifier)
         check(SpeedNet, locals())
+        refuse_if(
+            residual and num_convs == 1,
+            "model.residual adds a stage's first convolution to what comes after it. Got model.num_convs=1; give 2 or "
+            "more, or model.residual=false",
+        )
         self.whitening = Whitening(3, whitening_size)
         self.activation, self.logit_scale = ACTIVATIONS[activation], logit_scale
         pairs = itertools.pairwise([self.whitening.out_channels, *widths])

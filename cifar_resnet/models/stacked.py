@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
+from lightning.pytorch.core.hooks import ModelHooks
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -19,7 +20,12 @@ from cifar_resnet.models.tta import log_probabilities
 from cifar_resnet.optim import SAM
 
 # what a network of its own may do otherwise, and this would do for it
-OF_ONE = ("training_step", "loss", "loss_of", "backward", "evaluation_step", "validation_step", "test_step")
+OF_ONE = (
+    "training_step", "loss", "whole_loss", "loss_of", "backward", "evaluation_step", "validation_step", "test_step",
+    "parameter_groups", "new_optimizer", "build_optimizer", "configure_optimizers", "optimizer_step",
+    "optimizer_zero_grad", "lr_scheduler_step", "configure_gradient_clipping", "configure_callbacks", "setup",
+    *(name for name in vars(ModelHooks) if name.startswith("on_")),
+)  # fmt: skip
 SPEED = "train/images_per_second"  # of all members, as `callbacks.Throughput` logs it
 
 
@@ -140,7 +146,7 @@ class StackedEnsemble(Classifier):
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What each member minimises, (members,), and the logits."""
         logits = self(images)
-        return torch.stack([self.loss_of(*own) for own in self.shares(images, logits, labels)]), logits
+        return torch.stack([self.whole_loss(*own) for own in self.shares(images, logits, labels)]), logits
 
     def evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         count = len(self.members)

@@ -20,6 +20,7 @@ class SAM(torch.optim.Optimizer):
     parameter groups, its state, one step for each batch. A step whose gradients are not finite is left out.
 
     base: builds the optimizer that steps, from parameters, lr and weight_decay.
+    weight_decay: the base's; None for its own.
     rho: how far away the worst point is looked for.
     adaptive: measure that distance relative to each weight (ASAM, Kwon et al. 2021, arXiv 2102.11600).
     eta: added to the weights' sizes there, so that those near zero move as well.
@@ -30,16 +31,15 @@ class SAM(torch.optim.Optimizer):
         params: Iterable,
         base: Callable[..., torch.optim.Optimizer],
         lr: Positive = 0.1,
-        weight_decay: NonNegative = 5e-4,
+        weight_decay: NonNegative | None = None,
         rho: Positive = 0.05,
         adaptive: bool = False,
         eta: NonNegative = 0.01,
     ):
         check(SAM, locals())
-        for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
-            own = getattr(base, "keywords", {}).get(name, value)  # of the partial that a configuration makes
-            refuse_if(own != value, f"SAM hands its {name} to its base. Got {value} and base.{name}={own}; give one")
-        self.base = base(params, lr=lr, weight_decay=weight_decay)
+        own = getattr(base, "keywords", {}).get("lr", lr)  # of the partial that a configuration makes
+        refuse_if(own != lr, f"SAM hands its lr to its base. Got {lr} and base.lr={own}; give one")
+        self.base = base(params, lr=lr, **({} if weight_decay is None else {"weight_decay": weight_decay}))
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
@@ -82,6 +82,7 @@ class SAM(torch.optim.Optimizer):
             gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
             found_inf, unscaled = (torch.full((), value, device=gradients[0].device) for value in (0.0, 1.0))
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, found_inf, unscaled)
+        self.left_out = found_inf
         if self.skips_on_device:
             self.base.found_inf, self.base.grad_scale = found_inf, getattr(self, "grad_scale", None)  # type: ignore[attr-defined]
             self.base.step()

@@ -178,6 +178,7 @@ class Schedule:
         )
         for key in lacking(make):
             raise UsageError(f"scheduler.{key} has no default. Give it: scheduler.{key}=…")
+        self.is_given = interval is not None
         self.interval = interval or ("step" if moves_by_step(make) else "epoch")
 
     def build(
@@ -194,6 +195,8 @@ class Schedule:
             f"Got {type(scheduler).__name__} from {self.name}; give LambdaLR(optimizer, …), say",
         )
         self.goes_by_metric = isinstance(scheduler, ReduceLROnPlateau)
+        if not self.is_given and is_cyclic(scheduler):
+            self.interval, moves = "step", total_steps
         refuse_if(
             self.monitor and not self.goes_by_metric,
             f"scheduler.monitor is for ReduceLROnPlateau. Got {self.monitor} for {self.name}; leave it out",
@@ -267,9 +270,16 @@ def lacking(make: Callable) -> list[str]:
 
 
 def moves_by_step(make: Callable) -> bool:
+    """As far as it can be told from what makes it."""
     parts = getattr(make, "keywords", {}).get("schedulers") or ()
-    is_cyclic = getattr(make, "func", make) is CyclicLR
-    return is_cyclic or "total_steps" in parameters_of(make) or any(map(moves_by_step, parts))
+    is_of_steps = getattr(make, "func", make) is CyclicLR or "total_steps" in parameters_of(make)
+    return is_of_steps or any(map(moves_by_step, parts))
+
+
+def is_cyclic(scheduler: LRScheduler) -> bool:
+    """Whether it, or a part of it, counts steps."""
+    parts = getattr(scheduler, "_schedulers", ())
+    return isinstance(scheduler, (OneCycleLR, CyclicLR)) or any(map(is_cyclic, parts))
 
 
 def check_state(scheduler: LRScheduler, name: str) -> None:

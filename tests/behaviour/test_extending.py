@@ -207,12 +207,37 @@ def test_data_with_a_loader_of_its_own_trains_and_says_that_its_order_begins_ane
     assert "warning: batches come from a loader of your own" in capsys.readouterr().out
 
 
-def test_networks_side_by_side_do_not_pass_over_a_loss_of_ones_own(own_network, capsys):
-    lines = ["super().__init__(depth=8, widths=[4, 8, 8], **shared)", "", "return 0 * logits.sum()"]
-    lines[1] = "\n    def loss_of(self, images, logits, labels):"
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("loss_of", ", images, logits, labels"), ("parameter_groups", ""), ("on_train_batch_start", ", batch, batch_idx")],
+)
+def test_networks_side_by_side_do_not_pass_over_what_is_ones_own(own_network, name, arguments, capsys):
+    lines = ["super().__init__(depth=8, widths=[4, 8, 8], **shared)", f"\n    def {name}(self{arguments}):"]
+    lines += [f"return super().{name}({arguments.lstrip(', ')})"]
     made = own_network("__init__(self, **shared)", *lines)
     assert cli.train([*made, "ensemble.size=2"]) == 2
-    assert "Got a loss_of of Own's own; give ensemble.size=1" in capsys.readouterr().err
+    assert f"Got a {name} of Own's own; give ensemble.size=1" in capsys.readouterr().err
+
+
+def test_a_metric_of_ones_own_takes_no_place_of_what_is_measured(own_network, capsys):
+    lines = ["from torchmetrics import MeanMetric", "super().__init__(depth=8, widths=[4, 8, 8], **shared)"]
+    made = own_network("__init__(self, **shared)", *lines, "self.val_loss = MeanMetric()")
+    assert cli.train(made) == 2
+    assert "Own has a layer called 'val_loss', as something of every Classifier is; re" in capsys.readouterr().err
+
+
+def test_a_training_whose_every_step_sam_leaves_out_ends(own_network, run_dirs, capsys):
+    """Its loss is finite, and its gradient is not a number."""
+    lines = [
+        "super().__init__(depth=8, widths=[4, 8, 8], **shared)", "\n    def forward(self, images):",
+        "return super().forward(images) + (self.fc.weight.sum() * 0).sqrt()",
+    ]  # fmt: skip
+    made = own_network("__init__(self, **shared)", *lines)
+    assert cli.train([*made, "optimizer=sam", "trainer.max_epochs=5"]) == 1
+    error = capsys.readouterr().err
+    assert "the gradients are no longer finite. Got 20 steps in a row that SAM skipped" in error
+    assert "look at the network, or give " in error
+    assert not list(run_dirs()[0].glob("result.json"))
 
 
 def test_a_metric_of_ones_own_goes_on_in_the_middle_of_an_epoch(own_network, run_dirs, send, capsys):

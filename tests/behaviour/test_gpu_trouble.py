@@ -99,4 +99,8 @@ def test_the_remedy_is_of_the_command_and_of_its_settings():
     assert gpu_trouble(busy, trains=False).endswith("give accelerator=cpu")
     text = gpu_trouble(OUT_OF_MEMORY, True, 64, 3)
     assert "data.batch_size=32 trainer.accumulate_grad_batches=6 takes as many images" in text
+    text = gpu_trouble(OUT_OF_MEMORY, True, 125, 1)
+    assert "data.batch_size=25 trainer.accumulate_grad_batches=5 takes as many images a step with a fifth of" in text
+    text = gpu_trouble(OUT_OF_MEMORY, True, 127, 1)
+    assert "data.batch_size=63 trainer.accumulate_grad_batches=2 takes about as many images" in text
     assert "give a smaller data.batch_size;" in gpu_trouble(OUT_OF_MEMORY, True, 1, 1)

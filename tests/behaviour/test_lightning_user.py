@@ -229,6 +229,16 @@ def test_an_optimizer_and_a_schedule_of_its_own_move_as_lightnings_do(data):
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.025
 
 
+def test_a_plateau_that_a_function_gives_goes_by_what_was_measured(data):
+    network = ResNet(
+        depth=8, widths=[4, 8, 8], optimizer=lambda groups: torch.optim.SGD(groups, lr=1e-12),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5),
+    )  # fmt: skip
+    trainer = Trainer(**QUIET, max_epochs=3, num_sanity_val_steps=0)
+    trainer.fit(network, datamodule=data)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-14)  # no better in two epochs
+
+
 def test_a_name_that_hides_a_method_is_refused_by_any_trainer(data):
     class Own(ResNet):
         def __init__(self, **shared):

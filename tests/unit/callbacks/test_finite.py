@@ -18,8 +18,8 @@ from cifar_resnet.errors import Diverged
 from cifar_resnet.models import ResNet
 
 
-def skipped_after(finite: list[bool], callback: FiniteLoss, scaler: torch.amp.GradScaler) -> float:
-    """The count after so many steps, some of which have gradients that are not finite."""
+def skipped_after(finite: list[bool], callback: FiniteLoss, scaler: torch.amp.GradScaler, accumulate: int = 1) -> float:
+    """The count after so many steps, some of which have gradients that are not finite, of `accumulate` batches each."""
     logged = {}
 
     def log(name, value, sync_dist):
@@ -30,15 +30,18 @@ def skipped_after(finite: list[bool], callback: FiniteLoss, scaler: torch.amp.Gr
     optimizer = torch.optim.SGD([weight], lr=0.1)
     trainer = SimpleNamespace(
         precision_plugin=SimpleNamespace(scaler=scaler), is_last_batch=False, should_stop=False,
-        optimizers=[optimizer], global_step=len(finite), current_epoch=0, strategy=SingleDeviceStrategy(),
+        optimizers=[optimizer], global_step=0, current_epoch=0, strategy=SingleDeviceStrategy(),
     )  # fmt: skip
     callback.on_train_start(trainer, model)
     for index, is_finite in enumerate(finite):
         optimizer.zero_grad()
         loss = weight.sum()
+        for _ in range(accumulate - 1):  # which add their gradients
+            callback.on_train_batch_end(trainer, model, {"loss": loss.detach()}, None, index)
         scaler.scale(loss if is_finite else loss * torch.inf).backward()
         scaler.step(optimizer)
         scaler.update()
+        trainer.global_step += 1
         callback.on_train_batch_end(trainer, model, {"loss": loss.detach()}, None, index)
     callback.on_train_epoch_end(trainer, model)
     return logged["train/skipped_steps"]
@@ -51,10 +54,11 @@ def test_every_skipped_step_is_counted_the_first_as_well(finite):
     assert skipped_after(finite, FiniteLoss(), scaler) == finite.count(False)
 
 
-def test_a_training_whose_every_step_is_skipped_ends():
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_training_whose_every_step_is_skipped_ends(accumulate):
     callback, scaler = FiniteLoss(), torch.amp.GradScaler("cpu")
     with pytest.raises(Diverged, match=r"gradients are no longer finite. Got 20 steps in a row .* give precision=bf16"):
-        skipped_after([True, *[False] * 20], callback, scaler)
+        skipped_after([True, *[False] * 20], callback, scaler, accumulate)
 
 
 def test_steps_skipped_now_and_then_are_in_order():

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from cifar_resnet import checkpoints, cli
 from cifar_resnet.data import Synthetic
 from cifar_resnet.errors import UsageError
-from cifar_resnet.models import Distillation
+from cifar_resnet.models import Distillation, ResNet
 from cifar_resnet.models.distillation import check_teacher
 
 
@@ -34,6 +34,16 @@ def test_the_loss_is_hintons(teachers):
     student = (logits / 3).softmax(1)
     divergence = (taught * (taught / student).log()).sum(1).mean()
     torch.testing.assert_close(loss, 0.3 * cross_entropy(logits, labels) + 0.7 * 9 * divergence)
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_that_on_labels_alone(teachers):
+    class Own(ResNet):
+        def loss_of(self, images, logits, labels):
+            return logits.sum() * 0 + 7
+
+    student = Own(depth=8, widths=[4, 8, 8], distillation=lambda images, logits, loss: 0.25 * loss + 1)
+    loss, _ = student.loss(torch.randn(4, 3, 32, 32), torch.arange(4))
+    assert loss == 0.25 * 7 + 1
 
 
 def test_a_teacher_sees_images_normalised_as_it_learned_them(teachers):

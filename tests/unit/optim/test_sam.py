@@ -258,13 +258,30 @@ def test_zero_gradients_move_nothing():
 def test_sam_wraps_any_optimizer_from_the_command_line(cifar_train, run_dirs):
     base = ["optimizer@optimizer.base=adamw", "optimizer.lr=1e-3"]
     assert cifar_train("optimizer=sam", *base) == 0
-    assert cifar_train("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.weight_decay=5e-4") == 0
+    assert cifar_train("optimizer=adamw", "optimizer.lr=1e-3") == 0
     sam, adamw = run_dirs()
+    decays = [last_of(run)["optimizer_states"][0]["param_groups"][0]["weight_decay"] for run in (sam, adamw)]
+    assert decays[0] == decays[1] == record_of(adamw)["config"]["optimizer"]["weight_decay"]
     assert record_of(sam)["steps"] == record_of(adamw)["steps"] == 5
     assert record_of(sam)["training_flops"] == 2 * record_of(adamw)["training_flops"]
     assert rows_of(sam)[0]["train/loss"] != rows_of(adamw)[0]["train/loss"]
     states = [last_of(run)["optimizer_states"][0]["state"][0].keys() for run in (sam, adamw)]
     assert states[0] == states[1] == {"step", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], 5e-4),
+        (["optimizer@optimizer.base=adam"], 0.0),
+        (["optimizer.weight_decay=0.1"], 0.1),
+        (["optimizer.base.weight_decay=0.1"], 0.1),
+    ],
+)
+def test_weight_decay_is_the_bases_own_unless_it_is_given(given, expected):
+    (job,) = Composer("train").jobs(["optimizer=sam", *given])
+    optimizer = instantiate(job.cfg.optimizer)([nn.Parameter(torch.ones(1))])
+    assert optimizer.param_groups[0]["weight_decay"] == expected
 
 
 @pytest.mark.parametrize(

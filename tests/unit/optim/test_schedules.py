@@ -5,7 +5,15 @@ from functools import partial
 import pytest
 import torch
 from torch.optim import lr_scheduler
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from cifar_resnet.errors import UsageError
 from cifar_resnet.optim import Schedule, constant, cosine, linear, multistep, one_cycle
@@ -174,6 +182,35 @@ def test_a_schedule_of_torchs_moves_when_torchs_documentation_has_it_move(case):
     schedule = Schedule(make, interval)
     assert schedule.interval == expected
     assert schedule.rates(sgd_with_momentum(), STEPS, EPOCHS) == pytest.approx(by_hand(expected, make))
+
+
+def cyclic(sgd: torch.optim.Optimizer) -> CyclicLR:
+    return CyclicLR(sgd, 0.01, 0.4, step_size_up=10)
+
+
+class Cycle(CyclicLR):
+    def __init__(self, optimizer):
+        super().__init__(optimizer, 0.01, 0.4, step_size_up=10)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        cyclic,
+        Cycle,
+        lambda sgd: OneCycleLR(sgd, 0.4, total_steps=STEPS),
+        lambda sgd: SequentialLR(sgd, [LinearLR(sgd), cyclic(sgd)], milestones=[5]),
+    ],
+    ids=["CyclicLR", "a class of its", "OneCycleLR", "a part"],
+)
+def test_a_function_that_gives_what_counts_steps_moves_by_steps(make):
+    schedule = Schedule(make)
+    schedule.build(optimizer(), total_steps=STEPS, epochs=4)
+    assert schedule.interval == "step"
+    assert Schedule(make).rates(optimizer(), STEPS, epochs=4) == pytest.approx(rates(make))
+    asked = Schedule(make, interval="epoch")
+    asked.build(optimizer(), total_steps=STEPS, epochs=4)
+    assert asked.interval == "epoch"
 
 
 def test_the_length_is_filled_in_where_it_is_left_out():
