@@ -20,7 +20,9 @@ MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
 SUFFIXES = (".npz", ".npy", ".pkl", ".pickle", ".p")
 IMAGES, LABELS = ("images", "data", "x"), ("labels", "fine_labels", "y")  # of an archive of one half
 OF_A_HALF = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))  # of one of all halves: Keras's names, and MedMNIST's
+CLASSES, IDS = ("classes", "label_names", "fine_label_names"), ("ids", "filenames")
 HALVES = ("train", "val", "test")
+ROUNDING = 1e-4  # by which pixels that somebody has resized may leave [0, 1]
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Images:
     """images: (N, 3, height, width) uint8; labels: (N,) int64 or None; classes: their names, where the file has them.
 
     ids: one for each image, where the file has them. resized: how many images had another size.
+    is_of_a_half: whether the file has a name for the half that was meant.
     """
 
     images: np.ndarray
@@ -35,6 +38,7 @@ class Images:
     classes: list[str] | None = None
     ids: list | None = None
     resized: int = 0
+    is_of_a_half: bool = False
 
 
 def is_archive(path: Path) -> bool:
@@ -69,7 +73,7 @@ def read_archive(
     labelled: whether labels are wanted; else they may be anything.
     """
     readers: dict[str, Callable[[Path], dict[str, Any]]] = {
-        ".npz": read_npz,
+        ".npz": functools.partial(read_npz, half=half or "test"),
         ".npy": functools.partial(read_npy, memory_map=memory_map),
     }
     try:
@@ -92,18 +96,18 @@ def read_archive(
         pixels, num_resized = as_images(
             np.asarray(images), image_size, path, is_cifar=path.suffix.lower() not in readers
         )
-    classes = as_texts(first_of(found, "classes", "label_names", "fine_label_names"), "names of classes", path)
+    classes = as_texts(first_of(found, *CLASSES), "names of classes", path)
     if labels_at:
         refuse_if(labels is not None, f"labels twice. Got those in {path} and {labels_at}; leave one out")
         labels, classes = read_labels(labels_at, len(pixels))
     labels = as_labels(labels, len(pixels), labels_at or path) if labelled else None
     classes = classes and list(map(class_name, classes))
-    ids = as_texts(first_of(found, "ids", "filenames"), "ids", path)
+    ids = as_texts(first_of(found, *IDS), "ids", path)
     refuse_if(
         ids is not None and len(ids) != len(pixels),
         f"{len(pixels)} images, but {len(ids or ())} ids. Got {path}",
     )
-    return Images(pixels, labels, classes, ids, num_resized)
+    return Images(pixels, labels, classes, ids, num_resized, half is not None and own is not None)
 
 
 def first_of(found: dict[str, Any], *names: str) -> Any:
@@ -123,14 +127,21 @@ def text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def read_npz(path: Path) -> dict:
+def read_npz(path: Path, half: str) -> dict[str, np.ndarray | None]:
+    """Its arrays by name, None for those that are of no use here, which are not read."""
+    useful = {*IMAGES, *LABELS, *CLASSES, *IDS, *(form.format(half) for forms in OF_A_HALF for form in forms)}
     with zipfile.ZipFile(path) as archive:
-        refuse_if(
-            (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES,
-            f"it would unpack to {size:,} bytes, more than {MAX_BYTES:,}",
-        )
+        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+        size = sum(sizes[name] for name in sizes if name in useful)
+        refuse_if(size > MAX_BYTES, f"it would unpack to {size:,} bytes, more than {MAX_BYTES:,}")
+    found: dict[str, np.ndarray | None] = {}
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        for name in arrays.files:
+            try:
+                found[name] = arrays[name] if name in useful else None
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return found
 
 
 def as_they_lie(array: np.ndarray, image_size: int, path: Path) -> np.ndarray:
@@ -233,14 +244,14 @@ def from_floats(array: np.ndarray, path: Path) -> np.ndarray:
         return array
     low, high = array.min(), array.max()
     refuse_if(
-        not (low >= 0 and high <= 1),
+        not (low >= -ROUNDING and high <= 1 + ROUNDING),
         f"pixels are whole numbers from 0 to 255, as uint8, or floats from 0 to 1. Got {array.dtype} from {low:g} to "
         f"{high:g} in {path}; scale them to that"
         if np.isfinite([low, high]).all()
         else f"pixels are numbers. Got nan or infinity in image {first_without_numbers(array)} of {path}, counted from "
         f"0; leave it out",
     )
-    return np.concatenate([(batch * 255).round().astype(np.uint8) for batch in batches_of(array, 1000)])
+    return np.concatenate([(batch * 255).round().clip(0, 255).astype(np.uint8) for batch in batches_of(array, 1000)])
 
 
 def first_without_numbers(array: np.ndarray) -> int:

@@ -18,7 +18,7 @@ from cifar_resnet.archives import Images, is_archive, read_archive
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.folders import Listing, classes_in, files_in, named, natural
 
-FOLDERS = {"train": ("train",), "test": ("test",), "val": ("val", "valid")}
+FOLDERS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
 MAX_CLASSES = 100_000  # that a file without names for them may have
 
 
@@ -265,7 +265,10 @@ class Halves:
     image_size: side in pixels of what the network sees.
     labels: of a half that is an .npy file the file of its labels.
     memory_map: leave .npy files where they are.
+    is_drawn: whether test images are drawn from those of train, so that both are in one place.
     """
+
+    is_drawn = False
 
     def __init__(
         self,
@@ -275,6 +278,7 @@ class Halves:
         val: str | Sequence[str] | None = None,
         labels: Mapping[str, str] = MappingProxyType({}),
         memory_map: bool = False,
+        is_drawn: bool = False,
     ):
         given = {half: paths for half, paths in {"train": train, "val": val, "test": test}.items() if paths}
         for half, path in labels.items():
@@ -294,7 +298,8 @@ class Halves:
         )
         refuse_if(memory_map and val, f"data.memory_map holds out some of train's. Got data.val={val}; leave that out")
         for half, listed in paths.items():
-            twice = [path for number, path in enumerate(listed) if path in listed[:number]]
+            places = [Path(path).expanduser().resolve() for path in listed]
+            twice = [path for number, path in enumerate(listed) if places[number] in places[:number]]
             refuse_if(twice, f"data.{half} names a place twice. Got {named(twice)}; leave out one of them")
         self.parts = {
             half: [
@@ -309,10 +314,10 @@ class Halves:
             ]
             for half, listed in paths.items()
         }
-        half = "train" if train else "test"
+        half, self.is_drawn = "train" if train else "test", is_drawn
         self.classes = self.names(half)
         refuse_if(
-            len(self.classes) < 2,
+            half == "train" and len(self.classes) < 2,
             f"a classifier needs two classes or more. Got {len(self.classes)} in {self.place(half)}",
         )
         for one_half, parts in self.parts.items():
@@ -324,6 +329,19 @@ class Halves:
                 f"{other} has classes that train lacks. Got {named(map(repr, unknown))} in {self.place(other)}; train "
                 f"has {named(map(repr, self.classes))}",
             )
+        if not is_drawn:
+            self.refuse_what_is_in_two()
+
+    def refuse_what_is_in_two(self) -> None:
+        """Images to train on are none to test or to choose with; an archive may hold several halves by name."""
+        for one, other in itertools.combinations(self.parts, 2):
+            for part, again in itertools.product(self.parts[one], self.parts[other]):
+                is_named = part.archive is not None and part.archive.is_of_a_half
+                refuse_if(
+                    part.path.resolve() == again.path.resolve() and not is_named,
+                    f"data.{one} and data.{other} are of other images each. Got {part.path} for both; "
+                    f"data=image_folder divides a folder, data.num_val holds out some of train's",
+                )
 
     @classmethod
     def listed(cls, parts: Mapping[str, ListedPart]) -> "Halves":
@@ -378,12 +396,20 @@ def refuse_unless_from_zero(labels: np.ndarray, path: Path, num_classes: int) ->
     )
 
 
+def halves_in(root: str, image_size: int) -> Halves:
+    """See `folders_of`."""
+    found = folders_of(root)
+    return Halves(found["test"], found["train"], image_size, found.get("val"), is_drawn=found["train"] == found["test"])
+
+
 def folders_of(root: str) -> dict[str, str]:
-    """The halves in a folder: train/<class>/…, test/<class>/… and perhaps val/ or valid/; or <class>/… alone, for both
-    halves to be drawn from."""
+    """The halves in a folder: train/<class>/…, test/<class>/… and perhaps val/…, under any of the names in `FOLDERS`,
+    with capitals or without; or <class>/… alone, for both halves to be drawn from."""
     place = Path(root).expanduser()
-    there = {half: [path for path in each if (place / path).is_dir()] for half, each in FOLDERS.items()}
-    refuse_if(len(there["val"]) > 1, f"validation images twice. Got {root} with val/ and valid/; join them")
+    names = sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+    there = {half: [name for name in names if name.casefold() in each] for half, each in FOLDERS.items()}
+    several = next((found for found in there.values() if len(found) > 1), None)
+    refuse_if(several, f"one half twice. Got {root} with {named(several or ())}; join them")
     folders = {half: next(iter(found), None) for half, found in there.items()}
     if place.is_dir() and not any(folders.values()):
         return {"train": root, "test": root}

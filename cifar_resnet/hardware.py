@@ -1,5 +1,6 @@
 """What a run computes on: number formats, memory, and the device's name."""
 
+import contextlib
 import ctypes
 import platform
 import re
@@ -104,12 +105,38 @@ def machine(device: torch.device, precision: str, count: int = 1) -> dict[str, s
     }
 
 
+CGROUPS, MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def left_of_limits() -> list[int]:
+    """Bytes that are left of each limit that a container or a cluster's job has set: Linux's control groups, of both
+    versions. What files' contents take is given back where it is needed."""
+    found = []
+    for line in MINE.read_text().splitlines() if MINE.exists() else ():
+        _, controllers, place = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = CGROUPS / "memory" if controllers else CGROUPS
+        limit, used, files = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if controllers
+            else ("memory.max", "memory.current", "inactive_file")
+        )
+        group = base / place.lstrip("/")
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(base))):
+            with contextlib.suppress(OSError, ValueError, TypeError):  # "max", or a group that shows none
+                most, now = (int((folder / name).read_text()) for name in (limit, used))
+                spare = re.search(rf"^{files} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+                found.append(max(0, most - now + int(spare[1])))
+    return found
+
+
 def free_memory(device: torch.device | None = None) -> int | None:
     """Bytes that can be taken without harm; None where nobody tells. device: None for this computer's memory."""
     if device is None or device.type == "cpu":
         table = Path("/proc/meminfo")
         found = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text()) if table.exists() else None
-        return int(found[1]) * 1024 if found else None
+        return min([*([int(found[1]) * 1024] if found else []), *left_of_limits()], default=None)
     if device.type != "cuda":
         return None
     try:

@@ -1,6 +1,6 @@
 """A user's pictures, decoded into the pixels that a network sees.
 
-Whatever Pillow reads, but for what it would hand to another program, and HEIC where pillow-heif is installed. It takes
+Of the formats that Pillow reads the usual ones (`FORMATS`), and HEIC where pillow-heif is installed. It takes
 no torch to import this: what is wrong with a file is said at once.
 """
 

@@ -11,7 +11,7 @@ from cifar_resnet import constraints, runs
 from cifar_resnet.archives import HALVES, is_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
-from cifar_resnet.files import PUBLISHED, UNPACKED, Halves, folders_of
+from cifar_resnet.files import PUBLISHED, UNPACKED, Halves, halves_in
 from cifar_resnet.folders import Listing, as_text, files_in, named, natural
 
 FORMAT_OF = {".csv": "csv", ".json": "json"}
@@ -30,13 +30,18 @@ CHECKS: dict[str, Callable[[DictConfig], object]] = {
         Path(data.root).expanduser(), ["cifar10h-probs.npy"]
     ),
     "cifar_resnet.data.Files": lambda data: Halves(
-        **{half: data.get(half) and plain(data[half]) for half in ("test", "train", "val")},
+        **places_in(data),
         image_size=data.image_size,
         labels={half: path for half in HALVES if (path := data.get(f"{half}_labels"))},
         memory_map=data.get("memory_map", False),
     ),
-    "cifar_resnet.data.ImageFolder": lambda data: Halves(**folders_of(data.root), image_size=data.image_size),  # type: ignore[arg-type]
+    "cifar_resnet.data.ImageFolder": lambda data: halves_in(data.root, data.image_size),
 }
+
+
+def places_in(data: DictConfig) -> dict[str, Any]:
+    """Where each half of `data=files` is, None for none."""
+    return {half: data.get(half) and plain(data[half]) for half in ("test", "train", "val")}
 
 
 @as_usage_error()

@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Annotated, NamedTuple
 
 import torch
@@ -17,9 +18,11 @@ from cifar_resnet.data.loaders import EvalLoader, LabelledImages, MappedImages, 
 from cifar_resnet.data.resizing import ProgressiveResize
 from cifar_resnet.data.samplers import ShuffledBatchSampler, fold_split, stratified_split
 from cifar_resnet.errors import refuse_if
+from cifar_resnet.folders import named
 from cifar_resnet.hardware import free_memory
 from cifar_resnet.images import Normalise, content_hash
 from cifar_resnet.seeds import seed_for
+from cifar_resnet.terminal import log
 
 NUM_FOLDS = 5
 
@@ -65,6 +68,7 @@ class DataModule(LightningDataModule, ABC):
     image_size: int  # height and width, in pixels
     classes: list[str]  # in the order of their labels; known once images have been read
     kept_for_test = 0  # images, where those of a test are drawn from the same as those to train on
+    drawn_from: str | None = None  # a hash of all of these, as they were when those to train on were read
     has_own_val = False  # images that it keeps for validation; known once images have been read
     trains_on_own_val = False  # for num_val is 0
     is_mapped = False  # whether images stay in the file that `read` gives
@@ -198,10 +202,18 @@ class DataModule(LightningDataModule, ABC):
             if self.max_train is not None and self.max_train < len(train):
                 train = train[stratified_split(labels[train], self.max_train, self.split_seed)[1]]
             self.check_batch_size(len(train))
+            self.tell_of_lost(labels, train)
             self.train_hash = content_hash(images, labels)
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
             self.measure(images, train)
             self.train, self.val = (self.labelled(images, labels, rows) for rows in (train, val))
+
+    def tell_of_lost(self, labels: Tensor, rows: Tensor) -> None:
+        """Warn of classes of which none of these rows are, but others."""
+        there, left = (torch.bincount(each, minlength=self.num_classes) for each in (labels, labels[rows]))
+        if lost := ((there > 0) & (left == 0)).nonzero()[:, 0].tolist():
+            names = named(self.class_names[label] for label in lost)
+            log.warning(f"warning: no images of {names} are left to train on: all are held out or tested on\n")
 
     def checked(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What `read` gave; ValueError where it is not what it has to be."""
@@ -231,7 +243,7 @@ class DataModule(LightningDataModule, ABC):
         """Validation images among so many."""
         if self.fold is not None:
             return len(range(self.fold, count, self.num_folds))
-        return self.num_val if isinstance(self.num_val, int) else round((self.num_val or 0) * count)
+        return int(self.num_val) if isinstance(self.num_val, Integral) else round((self.num_val or 0) * count)
 
     def load_test(self) -> None:
         """Read the test images, once, in ordinary memory."""
@@ -278,7 +290,7 @@ class DataModule(LightningDataModule, ABC):
     def adopt(self, other: "DataModule") -> None:
         """Take over what another module of the same images and the same split has read."""
         self.check_batch_size(len(other.train))
-        read = ("train", "val", "test", "classes", "test_files", "kept_for_test", "has_own_val")
+        read = ("train", "val", "test", "classes", "test_files", "kept_for_test", "drawn_from", "has_own_val")
         for name in (*read, "mean", "std", "split_hash", "train_hash"):
             setattr(self, name, getattr(other, name))
 
@@ -320,6 +332,8 @@ class DataModule(LightningDataModule, ABC):
         self.normalise = Normalise(*torch.tensor([self.mean, self.std], device=device))
         if stage in ("test", "predict"):
             self.load_test()
+            if device != self.test.device and not self.is_mapped:
+                self.check_room(len(self.test), device)
             self.test = self.test.to(device)
 
     def train_dataloader(self) -> TrainLoader:

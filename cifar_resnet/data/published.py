@@ -31,6 +31,8 @@ class Downloaded(DataModule):
     root: the folder that holds it, or will.
     """
 
+    made: tuple[str, ...]  # names in root of what a download leaves there
+
     def __init__(self, root: str = "data", **shared: Any):
         super().__init__(**shared)
         self.root = Path(root).expanduser()
@@ -52,7 +54,7 @@ class Downloaded(DataModule):
         if self.train is not None or self.is_complete():  # once read, nothing more is needed
             return
         is_new, lock, reason = not self.root.exists(), self.root / f".{type(self).__name__}.lock", None
-        before = set(self.root.rglob("*"))
+        before = self.own_files()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
@@ -62,15 +64,20 @@ class Downloaded(DataModule):
                     if reason is None or is_final(reason):
                         break
                 if reason:
+                    for path in sorted(self.own_files() - before, reverse=True):
+                        (path.rmdir if path.is_dir() else path.unlink)()  # half of what was to come
                     lock.unlink()  # while it is held: those who wait for it see that it is gone, and make a new one
-            for path in sorted({*self.root.rglob("*")} - before, reverse=True) if reason else ():
-                (path.rmdir if path.is_dir() else path.unlink)()  # which torchvision has made
             if reason and is_new:
                 self.root.rmdir()
         except OSError as error:  # a folder that cannot be written, or is not empty any more
             reason = reason or error
         if reason:
             raise FileNotFoundError(self.missing(reason))
+
+    def own_files(self) -> set[Path]:
+        """Of what lies in root that which a download makes."""
+        made = [self.root / name for name in self.made]
+        return {path for place in made if place.exists() for path in (place, *place.rglob("*"))}
 
     def download(self) -> Exception | None:
         """Returns what went wrong, if anything."""
@@ -93,6 +100,10 @@ class CIFAR10(Downloaded):
 
     num_classes, image_size = 10, 32
     dataset, published = datasets.CIFAR10, PUBLISHED["CIFAR10"]
+
+    @property
+    def made(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.published.archive, self.published.folder
 
     def is_complete(self) -> bool:
         return self.published.is_in(self.root)
@@ -202,6 +213,7 @@ class MNIST(OfTorchvision):
 
     dataset, own_size = datasets.MNIST, 28
     files = "the folder MNIST/raw with train-images-idx3-ubyte and the other three"
+    made = ("MNIST",)
 
     def part(self, train: bool) -> dict[str, object]:
         return {"train": train}
@@ -212,6 +224,7 @@ class FashionMNIST(MNIST):
 
     dataset = datasets.FashionMNIST
     files = "the folder FashionMNIST/raw with train-images-idx3-ubyte and the other three"
+    made = ("FashionMNIST",)
 
 
 class SVHN(OfTorchvision):
@@ -219,6 +232,7 @@ class SVHN(OfTorchvision):
 
     dataset, own_size = datasets.SVHN, 32
     files = "train_32x32.mat and test_32x32.mat"
+    made = ("train_32x32.mat", "test_32x32.mat")
 
 
 class STL10(OfTorchvision):
@@ -226,6 +240,7 @@ class STL10(OfTorchvision):
 
     dataset, own_size = datasets.STL10, 96
     files = "the folder stl10_binary, or its archive stl10_binary.tar.gz"
+    made = ("stl10_binary", "stl10_binary.tar.gz")
 
 
 class MedMNIST(OwnImages):
@@ -280,9 +295,10 @@ class TinyImageNet(OfLists):
         train = [
             (path, names[wnid]) for wnid in wnids for path in sorted((place / "train" / wnid / "images").glob("*.JPEG"))
         ]
-        lines = list(csv.reader(needed[2].read_text("utf-8-sig").splitlines(), delimiter="\t"))
+        lines = [row for row in csv.reader(needed[2].read_text("utf-8-sig").splitlines(), delimiter="\t") if row]
+        strange = next((row for row in lines if len(row) < 2 or row[1] not in names), None)
         refuse_if(
-            strange := next((row for row in lines if len(row) < 2 or row[1] not in names), None),
+            strange is not None,
             f"a line for each image, its file and its class. Got {strange} in {needed[2]}",
         )
         test = [(place / "val" / "images" / row[0], names[row[1]]) for row in lines]

@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from cifar_resnet.constraints import Count, ImageSize, Paths, Seed, check
 from cifar_resnet.data.datamodule import DataModule
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import refuse_if
-from cifar_resnet.files import Halves, Part, folders_of
+from cifar_resnet.files import Halves, Part, halves_in
 from cifar_resnet.folders import as_text, named
 from cifar_resnet.pictures import decode_all
 from cifar_resnet.terminal import log
@@ -47,6 +48,7 @@ class OwnImages(DataModule):
         check(OwnImages, locals())
         self.image_size, self.max_megapixels = image_size, max_megapixels
         self.told: set[str] = set()
+        self.is_ready = False  # what can be kept of decoded pictures
         self.decoded: dict[Path, list[str]] = {}  # by folder the names of its pictures, in the order that they have
 
     def open(self, halves: Halves) -> None:
@@ -59,9 +61,13 @@ class OwnImages(DataModule):
             self.classes = list(known)
 
     def prepare_data(self) -> None:
+        """Once: what has been read is not looked for again, each time that a trainer asks for it."""
+        if self.train is not None or self.is_ready:
+            return
         for part in itertools.chain.from_iterable(self.halves.parts.values()):
             if part.archive is None and os.access(part.path.parent, os.W_OK):  # or what is decoded could not be kept
                 self.decode(part)
+        self.is_ready = True
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         refuse_if(
@@ -70,9 +76,18 @@ class OwnImages(DataModule):
         )
         images, labels = self.read_half("train" if train else "test")
         rows = None if self.num_test is None else self.rows_of(train, labels)
-        if train and rows is not None:
-            self.kept_for_test = len(labels) - len(rows)
         parts = self.halves.parts["test"]
+        if rows is not None:
+            content = labels.numpy().tobytes() + "\n".join(self.names_in(parts[0], 1)).encode()
+            of_all = hashlib.sha256(content).hexdigest()
+            refuse_if(
+                not train and self.drawn_from not in (None, of_all),
+                f"images came or went since those to train on were read, and the test would be of such as the network "
+                f"has seen. Got {self.halves.place('test')}; put it as it was",
+            )
+            if train:
+                self.kept_for_test, self.drawn_from = len(labels) - len(rows), of_all
+                self.tell_of_lost(labels, rows)
         if not train and not all(part.archive for part in parts):
             names = [name for part in parts for name in self.names_in(part, len(parts))]
             self.test_files = names if rows is None else [names[row] for row in rows.tolist()]
@@ -80,7 +95,7 @@ class OwnImages(DataModule):
 
     def rows_of(self, train: bool, labels: Tensor) -> Tensor:
         """Which images are drawn for one half. labels: of all."""
-        count = self.num_test if isinstance(self.num_test, int) else round(self.num_test * len(labels))
+        count = int(self.num_test) if isinstance(self.num_test, Integral) else round(self.num_test * len(labels))
         refuse_if(
             not 0 < count < len(labels),
             f"data.num_test of the images are tested on, the others trained on. Got {self.num_test} of {len(labels)}",
@@ -205,10 +220,10 @@ class Files(OwnImages):
 
 
 class ImageFolder(OwnImages):
-    """Your own images, in root/train/<class>/… and root/test/<class>/…, in any format that Pillow reads.
+    """Your own images, in root/train/<class>/… and root/test/<class>/…, in any of `pictures.FORMATS`.
 
-    Those in root/val/<class>/…, or valid/, are validated on. Where there is but root/<class>/…, the test images are
-    drawn from these, by split_seed.
+    Those in root/val/<class>/… are validated on; training/, testing/, valid/ and validation/ are read as well. Where
+    there is but root/<class>/…, the test images are drawn from these, by split_seed.
 
     num_test: how many of them: a number, or a share below 1.
     """
@@ -216,9 +231,9 @@ class ImageFolder(OwnImages):
     def __init__(self, root: str, num_test: NumberOrShare = 0.2, **shared: Any):
         super().__init__(**shared)
         check(ImageFolder, locals())
-        halves: dict[str, Any] = folders_of(root)
-        self.num_test = num_test if halves["train"] == halves["test"] else None
-        self.open(Halves(**halves, image_size=self.image_size))
+        halves = halves_in(root, self.image_size)
+        self.num_test = num_test if halves.is_drawn else None
+        self.open(halves)
 
 
 @contextlib.contextmanager
@@ -235,13 +250,14 @@ def alone_at(lock: Path) -> Iterator[None]:
         held.release()
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Size and time of change; of the link itself where that leads nowhere, as decoding will say."""
+def stamp_of(path: Path) -> tuple[int, int, int]:
+    """Size, time of change, and which file it is, whatever it is called by now; of the link itself where that leads
+    nowhere, as decoding will say."""
     try:
         status = path.stat()
     except OSError:
         status = path.lstat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:

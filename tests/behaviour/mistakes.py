@@ -153,7 +153,7 @@ WITHOUT_TORCH = [
     (
         "train",
         "--config-dir mine experiment=again",
-        "model is one choice.",
+        "scheduler is one choice.",
         "Got it twice, by the defaults of a file;",
         "say there: ",
     ),
@@ -326,6 +326,7 @@ WITHOUT_TORCH = [
     ("train", "data=files data.train=[] data.test=few.npz", "data.train must be", "a list of 1 or more", "Got []"),
     ("train", "data=files data.train=[1,2] data.test=few.npz", "data.train must be a folder", "Got 1, which is not"),
     ("train", "data=files data.train=[few.npz,few.npz] data.test=few.npz", "data.train names", "twice. Got few.npz;"),
+    ("train", "data=files data.train=few.npz data.test=few.npz", "are of other images each.", "Got few.npz for both;"),
     ("train", "data=files data.train=[few.npz,plain.npz] data.test=few.npz", "labels without names", "plain.npz in"),
     ("train", "data=files data.train=[few.npz,gone] data.test=few.npz", "data.train must be", "Got gone, which is not"),
     ("train", "data=files data.train=lone.npz data.test=few.npz", "one picture, or", "lone.npz;", "images[None]"),
@@ -835,7 +836,7 @@ LATER = [
     ("train", "data.num_val=230", "too few training images", "Got 10, without", "lower data.batch_size, or"),
     (
         "train",
-        "data=files data.train=few.npz data.test=few.npz data.batch_size=2 data.num_val=3 data.eval_batch_size=4 "
+        "data=files data.train=few.npz data.test=same.npz data.batch_size=2 data.num_val=3 data.eval_batch_size=4 "
         "trainer.limit_test_batches=0.3",
         "trainer.limit_test_batches is less",
         "Got 0.3 of 3;",

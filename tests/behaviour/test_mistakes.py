@@ -58,6 +58,7 @@ def things(trained, tmp_path_factory) -> Path:
     np.savez(folder / "floats.npz", images=pixels + 1.5, labels=labels)
     np.savez(folder / "twice.npz", images=pixels, labels=labels, classes=["disk", "disk", "ring"])
     np.savez(folder / "few.npz", images=pixels, labels=labels, classes=["cat", "dog", "fox"])
+    np.savez(folder / "same.npz", images=pixels, labels=labels, classes=["cat", "dog", "fox"])
     np.savez(folder / "more.npz", images=pixels, labels=labels, classes=["cat", "dog", "bird"])
     np.savez(folder / "plain.npz", images=pixels, labels=labels)
     np.savez(folder / "lone.npz", images=pixels[0], labels=labels[:1])
@@ -93,7 +94,7 @@ def things(trained, tmp_path_factory) -> Path:
         "mine/experiment/filled.yaml": b"# @package _global_\noverrides: [a]\n",
         "mine/experiment/listed.yaml": b"# @package _global_\nmodel: [a, b]\n",
         "mine/experiment/several.yaml": b"# @package _global_\ndefaults: [override /scheduler: [cosine, linear]]\n",
-        "mine/experiment/again.yaml": b"# @package _global_\ndefaults: [/model: resnet20]\n",
+        "mine/experiment/again.yaml": b"# @package _global_\ndefaults: [/scheduler: linear]\n",
         "mine/experiment/stray.yaml": b"# @package _global_\ndefaults: [override /modl: resnet20]\n",
         "mine/experiment/number.yaml": b"# @package _global_\n0: 2\n",
         "mine/experiment/number_within.yaml": b"# @package _global_\nmodel: {3: 4}\n",

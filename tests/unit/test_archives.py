@@ -132,3 +132,21 @@ def test_images_of_a_half_have_the_labels_of_that_half_or_none(tmp_path, pixels)
     assert read_archive(tmp_path / "all.npz", 32, "train").labels.tolist() == list(range(12))
     assert read_archive(tmp_path / "all.npz", 32, "test").labels is None
     assert len(read_archive(tmp_path / "all.npz", 32).images) == 3
+
+
+def test_arrays_of_no_use_here_are_not_read_and_one_that_cannot_be_is_named(tmp_path, pixels):
+    path = tmp_path / "some.npz"
+    strange = np.array(["a", None], dtype=object)
+    np.savez(path, images=pixels, labels=np.arange(len(pixels)) % 3, meta=strange)
+    assert read_archive(path, 32).labels.tolist() == (np.arange(len(pixels)) % 3).tolist()
+    np.savez(path, images=pixels, labels=np.arange(len(pixels)) % 3, filenames=strange)
+    with pytest.raises(ValueError, match=r"not a readable archive of images: .*\(filenames: Object arrays"):
+        read_archive(path, 32)
+
+
+def test_floats_that_rounding_put_beyond_white_are_white(tmp_path, pixels):
+    path, shares = tmp_path / "some.npz", pixels / np.float32(255)
+    shares[0, 0, 0, 0], shares[0, 0, 0, 1] = np.nextafter(np.float32(1), np.float32(2)), -1e-7
+    np.savez(path, images=shares)
+    found = read_archive(path, 32).images
+    assert (found[0, 0, 0, 0], found[0, 1, 0, 0]) == (255, 0)

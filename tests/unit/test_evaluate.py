@@ -279,7 +279,8 @@ def test_labels_of_the_runs_own_test_are_not_those_of_another(own_run, tmp_path)
     images, labels = Synthetic(num_test=60).read(train=False)
     np.save("t.npy", images.numpy())
     np.save("tl.npy", labels.numpy())
-    files = ["data=files", "data.train=t.npy", "data.train_labels=tl.npy", "data.test=t.npy", "data.test_labels=tl.npy"]
+    np.savez("train.npz", images=images.flip(0).numpy(), labels=labels.flip(0).numpy())
+    files = ["data=files", "data.train=train.npz", "data.test=t.npy", "data.test_labels=tl.npy"]
     tiny = [text for text in TINY if not text.startswith("data")]
     assert cli.train([*tiny, *files, "data.num_val=9", "data.batch_size=9", "run_dir=of_files"]) == 0
     np.savez("other.npz", images=images[:20].numpy(), labels=labels[:20].numpy())

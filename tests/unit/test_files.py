@@ -1,5 +1,6 @@
 """A user's own data sets: folders of classes, archives, and lists of them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,8 @@ def test_what_is_passed_over_and_classes_without_images_are_told_once_and_nothin
 def test_a_class_that_an_archive_names_without_images_is_told(told):
     pixels = np.zeros((4, 32, 32, 3), np.uint8)
     np.savez("train.npz", images=pixels, labels=[0, 2, 0, 2], classes=["cat", "dog", "owl"])
-    Files("train.npz", "train.npz").read(train=True)
+    np.savez("test.npz", images=pixels, labels=[0, 1, 2, 0], classes=["cat", "dog", "owl"])
+    Files("test.npz", "train.npz").read(train=True)
     assert told() == ["warning: no images of dog in train.npz"]
 
 
@@ -194,7 +196,9 @@ def test_a_list_of_folders_and_archives_is_one_half_with_one_number_for_each_cla
     put("night/owl/4.png", 4)
     images = np.full((2, 32, 32, 3), 5, np.uint8)
     np.savez("more.npz", images=images, labels=[0, 2], classes=["owl", "cat", "dog"])
-    (job,) = Composer("train").jobs(["data=files", "data.train=[day,night,more.npz]", "data.test=[night]"])
+    put("dusk/dog/3.png", 3)
+    put("dusk/owl/4.png", 4)
+    (job,) = Composer("train").jobs(["data=files", "data.train=[day,night,more.npz]", "data.test=[dusk]"])
     check_data(job.cfg.data)
     data = instantiate(job.cfg.data, _convert_="all")
     assert data.classes == ["cat", "dog", "owl"]
@@ -203,14 +207,15 @@ def test_a_list_of_folders_and_archives_is_one_half_with_one_number_for_each_cla
     ]  # fmt: skip
     assert levels_by_class(data, train=False) == [("dog", 3), ("owl", 4)]
     assert told() == [
-        "warning: not each of day, night, more.npz has cat, owl", "warning: no images of cat in night",
+        "warning: not each of day, night, more.npz has cat, owl", "warning: no images of cat in dusk",
     ]  # fmt: skip
 
 
 def test_a_list_of_numbered_batches_counts_the_classes_of_all(told, pixels):
     np.savez("a.npz", images=pixels, labels=np.arange(12) % 3)
     np.savez("b.npz", images=pixels, labels=np.arange(12))  # of which a has but three
-    data = Files("a.npz", ["a.npz", "b.npz"])
+    np.savez("test.npz", images=pixels, labels=np.arange(12) % 3)
+    data = Files("test.npz", ["a.npz", "b.npz"])
     assert data.classes == [str(number) for number in range(12)]
     images, labels = data.read(train=True)
     assert torch.equal(images, torch.from_numpy(np.concatenate([pixels, pixels])).permute(0, 3, 1, 2))
@@ -359,7 +364,7 @@ def folder_of(root: str, levels: dict[str, range]) -> None:
             put(f"{root}/{place}/{['cat', 'dog'][number % 2]}/{number}.png", number)
 
 
-@pytest.mark.parametrize("name", ["val", "valid"])
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
 def test_a_folder_of_images_to_validate_on_is_used(name):
     folder_of("pets", {"train": range(20), name: range(20, 30), "test": range(30, 36)})
     data = ImageFolder(root="pets", batch_size=4)
@@ -376,8 +381,91 @@ def test_a_folder_of_images_to_validate_on_is_used(name):
 
 def test_validation_images_in_two_places_are_refused():
     folder_of("pets", {"train": range(20), "val": range(4), "valid": range(4), "test": range(30, 36)})
-    with pytest.raises(ValueError, match=r"validation images twice\. Got pets with val/ and valid/"):
+    with pytest.raises(ValueError, match=r"one half twice\. Got pets with val, valid; join them"):
         ImageFolder(root="pets")
+
+
+def test_halves_under_other_names_are_no_classes():
+    folder_of("scans", {"Training": range(20), "Testing": range(30, 36)})
+    data = ImageFolder(root="scans", batch_size=4)
+    assert data.classes == ["cat", "dog"]
+    assert sorted(data.read(True)[0][:, 0, 0, 0].tolist()) == list(range(20))
+    assert sorted(data.read(False)[0][:, 0, 0, 0].tolist()) == list(range(30, 36))
+    folder_of("halved", {"Training": range(20), "validation": range(20, 24)})
+    with pytest.raises(FileNotFoundError, match="Got halved, without test/"):
+        ImageFolder(root="halved")
+
+
+def test_what_is_trained_on_is_none_to_test_or_to_choose_with(tmp_path, pixels):
+    folder_of("pets", {"train": range(20)})
+    for name in ("all.npz", "other.npz"):
+        np.savez(name, images=pixels, labels=np.arange(12) % 3)
+    for given in (
+        {"train": "pets/train", "test": "pets/../pets/train"},
+        {"train": "all.npz", "test": str(tmp_path / "all.npz")},
+        {"train": ["all.npz"], "test": "other.npz", "val": "all.npz"},
+    ):
+        with pytest.raises(ValueError, match=r"data\.train and data\.(test|val) are of other images each\. Got "):
+            Files(**given)
+    with pytest.raises(ValueError, match=r"data\.train names a place twice\. Got \./all\.npz"):
+        Files(train=["all.npz", "./all.npz"], test="pets/train")
+
+
+def test_a_test_set_alone_may_be_of_one_class(pixels):
+    np.savez("cats.npz", images=pixels, labels=np.zeros(12, int))
+    assert Files(test="cats.npz").read(False)[1].tolist() == [0] * 12
+    with pytest.raises(ValueError, match="a classifier needs two classes or more"):
+        Files(test="cats.npz", train="cats.npz")
+
+
+def test_a_class_whose_only_image_is_held_out_is_told(caplog):
+    labels = [number % 10 for number in range(100)] + list(range(10, 20))
+    for number, label in enumerate(labels):
+        put(f"pets/c{label:02}/{number}.png", number % 200)
+    data = ImageFolder(root="pets", batch_size=4, num_test=0.2, num_val=0)
+    data.load()
+    (line,) = [line for line in caplog.messages if "left to train on" in line]
+    lost = sorted(set(data.classes) - {data.classes[label] for label in data.train.labels.tolist()})
+    assert lost
+    assert all(name in line for name in lost)
+
+
+def test_a_test_is_not_drawn_anew_from_what_has_changed_since():
+    for number in range(40):
+        put(f"pets/{['cat', 'dog'][number % 2]}/{number:02}.png", number)
+    data = ImageFolder(root="pets", num_test=10, num_val=4, batch_size=4)
+    data.load()
+    put("pets/cat/000.png", 77)  # by which all the others move up
+    with pytest.raises(ValueError, match="images came or went since those to train on were read"):
+        data.load_test()
+    Path("pets/cat/000.png").unlink()
+    data.load_test()
+    assert not set(data.test.images[:, 0, 0, 0].tolist()) & set(data.train.images[:, 0, 0, 0].tolist())
+
+
+def test_what_has_been_read_is_not_looked_for_again(monkeypatch):
+    folder_of("pets", {"train": range(20), "test": range(30, 36)})
+    data = ImageFolder(root="pets", batch_size=4)
+    data.prepare_data()
+    monkeypatch.setattr(ImageFolder, "decode", lambda self, part: pytest.fail("it has been read"))
+    data.prepare_data()  # as each trainer asks for
+
+
+def test_pictures_that_have_changed_places_are_decoded_anew():
+    """Though size and time tell nothing, as of what was unpacked from an archive."""
+    for number in range(8):
+        path = Path(f"pets/{['cat', 'dog'][number % 2]}/{number}.bmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, number, number)).save(path)
+        os.utime(path, (1e9, 1e9))
+    before = ImageFolder(root="pets").read_half("train")[0][:, 0, 0, 0].tolist()
+    first, other = Path("pets/cat/0.bmp"), Path("pets/dog/1.bmp")
+    first.rename("away")
+    other.rename(first)
+    Path("away").rename(other)
+    after = ImageFolder(root="pets").read_half("train")[0][:, 0, 0, 0].tolist()
+    assert before == [0, 2, 4, 6, 1, 3, 5, 7]
+    assert after == [1, 2, 4, 6, 0, 3, 5, 7]
 
 
 def test_a_class_without_test_images_is_told(caplog):
@@ -390,7 +478,7 @@ def test_a_folder_of_classes_alone_is_divided_by_the_seed():
     for number in range(40):
         put(f"pets/{['cat', 'dog'][number % 2]}/{number}.png", number)
     for num_test, count in ((0.2, 8), (10, 10)):
-        data = ImageFolder(root="pets", num_test=num_test)
+        data = ImageFolder(root="pets", num_test=num_test if num_test < 1 else np.int64(num_test))
         data.prepare_data()
         (train, labels), (test, test_labels) = data.read(True), data.read(False)
         levels = train[:, 0, 0, 0].tolist(), test[:, 0, 0, 0].tolist()
@@ -486,6 +574,17 @@ def test_more_than_is_free_is_told_before_it_is_read(monkeypatch):
         ValueError, match=r"50,000 images of 32 pixels need 0\.3 GB of memory\. Got 0\.2 GB .*memory_map"
     ):
         data.load()
+
+
+def test_test_images_that_do_not_fit_on_a_gpu_are_told_as_well(monkeypatch, watch):
+    written()
+    data = Files(**NPY, batch_size=10, device="cuda")
+    free = {None: 1e9, "cuda": 1e9}
+    monkeypatch.setattr("cifar_resnet.data.datamodule.free_memory", lambda device: free[device and device.type])
+    data.setup("fit")
+    free["cuda"] = 1000
+    with pytest.raises(ValueError, match=r"need 0\.0 GB of cuda.*give .*data\.device=cpu"):
+        data.setup("test")
 
 
 def test_a_gpu_that_is_too_small_is_told_of_with_a_way_on(monkeypatch, watch):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import write_files
 
 from cifar_resnet import hardware
 from cifar_resnet.hardware import resolve_precision
@@ -89,3 +90,23 @@ def test_fp16_on_a_cpu_is_refused_rather_than_exchanged():
 def test_unknown_names_are_answered_with_the_known_ones(options, message):
     with pytest.raises(ValueError, match=message):
         resolve_precision(**options)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_what_a_limit_around_this_process_leaves(monkeypatch, tmp_path, version):
+    """The job of a cluster may have 4 GB of 16, of which 3 are taken, half a one by files' contents."""
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    base = tmp_path / "memory" if version == 1 else tmp_path
+    job = base / "slurm" / "job_7"
+    for folder, limit in ((job, "max"), (job.parent, str(4 * 10**9))):
+        stat = f"anon 5\n{names[2]} 500000000\n"
+        write_files(folder, {names[0]: f"{limit}\n", names[1]: "3000000000\n", "memory.stat": stat})
+    controllers = "5:cpu,memory" if version == 1 else "0:"
+    write_files(tmp_path, {"mine": f"3:pids:/else\n{controllers}:/slurm/job_7\n"})
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
+    monkeypatch.setattr(hardware, "MINE", tmp_path / "mine")
+    assert hardware.left_of_limits() == [1_500_000_000]
+    assert hardware.free_memory() <= 1_500_000_000

@@ -60,8 +60,9 @@ def test_images_and_labels_and_nothing_else_tell_training_sets_apart(tmp_path):
 
     def hash_of(name: str, images=images, labels=labels, **options) -> str:
         np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
-        path = str(tmp_path / f"{name}.npz")
-        data = Files(path, path, **({"num_val": 10, "batch_size": 8} | options))
+        np.savez(tmp_path / "test.npz", images=images[:5], labels=labels[:5])
+        places = [str(tmp_path / f"{each}.npz") for each in ("test", name)]
+        data = Files(*places, **({"num_val": 10, "batch_size": 8} | options))
         data.load()
         assert data.state()["train_hash"] == data.train_hash
         return data.train_hash
@@ -318,8 +319,8 @@ def test_a_sample_of_images_that_lie_class_by_class_has_all_classes(tmp_path):
     shades = np.repeat(np.arange(10, dtype=np.uint8), 30)  # as bright as their label
     images = np.broadcast_to(shades[:, None, None, None], (300, 32, 32, 3))
     np.savez(tmp_path / "ordered.npz", images=images, labels=shades.astype(np.int64))
-    file = str(tmp_path / "ordered.npz")
-    data = Files(train=file, test=file, num_val=50, batch_size=10)
+    np.savez(tmp_path / "test.npz", images=images[::30], labels=shades[::30].astype(np.int64))
+    data = Files(train=str(tmp_path / "ordered.npz"), test=str(tmp_path / "test.npz"), num_val=50, batch_size=10)
     data.prepare_data()
     data.setup("fit")
     assert len(data.sample(40).unique()) == 10

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, record_of
+from hydra.errors import InstantiationException
 from PIL import Image
 from torchvision import datasets
 
@@ -238,3 +239,25 @@ def test_what_is_damaged_is_named(choice, damage, text, tmp_path, monkeypatch, c
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert not Path("outputs").exists()
+
+
+def test_a_download_makes_what_it_takes_away_when_it_fails(tmp_path, monkeypatch):
+    for choice in ("mnist", "fashion_mnist", "svhn", "stl10"):
+        if choice == "svhn":
+            pytest.importorskip("scipy.io")
+        root = tmp_path / choice
+        CASES[choice][0](root, monkeypatch)
+        (job,) = Composer("train").jobs([f"data={choice}", f"data.root={root}"])
+        data = instantiate(job.cfg.data, _convert_="all")
+        assert {path.name for path in root.iterdir()} <= set(data.made)
+
+
+def test_a_blank_line_among_the_annotations_is_passed_over(tmp_path, monkeypatch):
+    write, root, *_ = CASES["tiny_imagenet"]
+    write(tmp_path / root, monkeypatch)
+    (lines,) = (tmp_path / root).rglob("val_annotations.txt")
+    lines.write_text(lines.read_text() + "\n")
+    assert len(module("tiny_imagenet", root, "data.batch_size=20").read(False)[1]) == 20
+    lines.write_text(lines.read_text() + "alone\n")
+    with pytest.raises(InstantiationException, match="a line for each image, its file and its class"):
+        module("tiny_imagenet", root, "data.batch_size=20")

@@ -286,6 +286,22 @@ def test_half_a_download_never_counts_as_present(server, tmp_path):
     assert data.is_complete()
 
 
+def test_what_others_have_put_there_meanwhile_is_left(server, tmp_path, monkeypatch):
+    fetch, root = CIFAR10.fetch, tmp_path / "data"
+
+    def fetched(self):
+        (root / "MNIST").mkdir(exist_ok=True)
+        (root / "MNIST" / "raw").write_text("another's")
+        fetch(self)
+
+    monkeypatch.setattr(CIFAR10, "fetch", fetched)
+    server.failures = 99
+    with pytest.raises(FileNotFoundError, match="could not be downloaded"):
+        CIFAR10(root=str(root)).prepare_data()
+    assert [path.name for path in root.iterdir()] == ["MNIST"]
+    assert (root / "MNIST" / "raw").read_text() == "another's"
+
+
 def test_an_archive_put_there_by_hand_needs_no_network(published, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/nothing")
     root = tmp_path / "data"
