@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
@@ -217,8 +218,6 @@ def build_trainer(
     """The trainer with its callbacks and loggers; refuses what a run in `cfg.run_dir` could not go on from."""
     last = runs.last_checkpoint(cfg.run_dir)
     own = build_callbacks(cfg, data.has_val)
-    if not data.has_val:
-        cfg.trainer.limit_val_batches = 0
     before = checkpoints.resumable(last, model.state_dict()) if last.exists() else {}
     refuse_if(
         before and model.selection and "selection" not in before,
@@ -233,7 +232,7 @@ def build_trainer(
     loggers = trackers.build(cfg, before.get("global_step", 0 if cfg.resume else None))
     max_time = constraints.values_in(cfg.trainer, resolve=True).get("max_time")
     ours = [
-        *([callbacks.TimeLimit(max_time)] if max_time else []),
+        callbacks.TimeLimit(max_time or None),
         callbacks.StepGraph(cfg.get("graph", False)),
         callbacks.Throughput(),
         callbacks.Ending(),
@@ -243,7 +242,8 @@ def build_trainer(
         callbacks.MidEpochState(),
         callbacks.Interruption(last),
     ]
-    trainer = new_trainer(cfg, model, callbacks=ours, max_time=None, logger=loggers)
+    no_val = {} if data.has_val else {"limit_val_batches": 0}
+    trainer = new_trainer(cfg, model, callbacks=ours, max_time=None, logger=loggers, **no_val)
     batches, limit = len(data.train) // (data.batch_size * trainer.world_size), trainer.limit_train_batches
     check_limits(cfg, data, trainer.world_size)
     check_accumulation(cfg, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
@@ -293,7 +293,12 @@ def build_callbacks(cfg: DictConfig, has_val: bool) -> list[Callback]:
     if not has_val:
         found.pop("best", None)
     if not cfg.get("logger"):
-        found.pop("learning_rate", None)  # Lightning's monitor needs one
+        found.pop("learning_rate", None)
+        needy = next((name for name in found if isinstance(found[name], (LearningRateMonitor, DeviceStatsMonitor))), "")
+        refuse_if(
+            needy,
+            f"callbacks.{needy} sends what it sees to a logger. Got logger=none; give a logger, or leave it out",
+        )
     return list(found.values())
 
 
@@ -420,7 +425,9 @@ def resolve_conflicts(cfg: DictConfig) -> None:
     )
     has_val = cfg.data.get("num_val") != 0
     refuse_if(
-        trainer.get("limit_val_batches") == 0 and has_val and "best" in cfg.callbacks,
+        trainer.get("limit_val_batches") == 0
+        and has_val
+        and str(OmegaConf.select(cfg, "callbacks.best.monitor")).startswith("val/"),
         "no epoch would be validated, so none could be chosen. Got trainer.limit_val_batches=0; to train on every "
         "image and keep the last epoch, give data.num_val=0",
     )

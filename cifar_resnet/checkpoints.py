@@ -63,7 +63,16 @@ CONTENT: dict[str, object] = {
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the last one and then renames it: at no moment is there only half of one."""
+    """Writes a checkpoint beside the last one and then renames it: at no moment is there only half of one.
+
+    for_test: give no states of callbacks, of which one that averages would put other weights in place of those there.
+    """
+
+    for_test = False
+
+    def load_checkpoint(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(*arguments, **named)
+        return {key: checkpoint[key] for key in checkpoint if key != "callbacks" or not self.for_test}
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
         path, checkpoint = Path(path), on_the_host(checkpoint)
@@ -182,7 +191,8 @@ def batches_before(run_dir: Path) -> tuple[int, int, object, bool] | None:
     checkpoint = contents(path)
     states = checkpoint.get("mid_epoch_state")
     batch_size, devices = (value_at(checkpoint, f"config.{key}") for key in ("data.batch_size", "trainer.devices"))
-    return (len(states), batch_size, devices, bool(states[0]["sampler"])) if states and batch_size else None
+    is_within = not checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+    return (len(states), batch_size, devices, is_within) if states and batch_size else None
 
 
 def load(path: str | Path, trusted: Sequence[str] = ()) -> Classifier:

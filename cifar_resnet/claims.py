@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
+from filelock import LeaseCompromise, LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from cifar_resnet.errors import RunError, UsageError
 from cifar_resnet.terminal import log
@@ -22,6 +22,8 @@ EXPIRES = 120.0  # seconds: a network's file system may show a heartbeat a minut
 
 _held: dict[Path, int] = {}  # the thread that took it, by folder
 _lost: set[Path] = set()  # folders that others have taken over
+_asked = 0.0  # when somebody asked last whether a claim is kept
+_loose: dict[Path, "Claim"] = {}  # claims that nobody else has, but whose file went, or could not be refreshed
 
 
 class Busy(UsageError):
@@ -38,12 +40,27 @@ class Claim:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.lease = SoftFileLease(
-            folder / CLAIM, lease_duration=EXPIRES, thread_local=False, on_compromise=self.note_loss
+        self.lease = self.new_lease()
+
+    def new_lease(self) -> SoftFileLease:
+        return SoftFileLease(
+            self.folder / CLAIM, lease_duration=EXPIRES, thread_local=False, on_compromise=self.note_loss
         )
 
-    def note_loss(self, _: object) -> None:
-        _lost.add(self.folder.resolve())
+    def note_loss(self, compromise: LeaseCompromise) -> None:
+        """From the heartbeat's thread."""
+        if compromise.reason in ("marker-missing", "refresh-failed"):
+            _loose[self.folder.resolve()] = self
+        else:
+            _lost.add(self.folder.resolve())
+
+    def take_again(self, stood_still: bool) -> None:
+        """Once its file has gone, or could not be refreshed; lost where another has it, or may have had it since."""
+        self.lease = self.new_lease()
+        with contextlib.suppress(OSError):  # a drive that comes and goes
+            if stood_still or not self.take():
+                _lost.add(self.folder.resolve())
+            _loose.pop(self.folder.resolve(), None)
 
     def take(self) -> bool:
         """Claim the folder, which is made where there is none; False where another process holds it."""
@@ -64,6 +81,7 @@ class Claim:
 
     def release(self) -> None:
         _held.pop(self.folder.resolve(), None)
+        _loose.pop(self.folder.resolve(), None)
         _lost.discard(self.folder.resolve())
         self.lease.release()
 
@@ -125,5 +143,9 @@ def check_free(folder: Path) -> None:
 
 def check_kept(folder: Path) -> None:
     """Lost where another process has taken the folder over: this one must have stood still for long."""
+    global _asked
+    before, _asked = _asked, time.time()
+    if _loose and folder.resolve() in _loose:
+        _loose[folder.resolve()].take_again(stood_still=_asked - before > EXPIRES / 2)
     if _lost and folder.resolve() in _lost:  # asked in each step: mostly there is nothing to resolve
         raise Lost(f"another process has taken this run over while this one stood still. Got {folder}; it goes on")

@@ -96,6 +96,8 @@ class Watch(Callback):
         counted = of(trainer, Throughput)
         begun = {} if counted.latest is not None else counted.epoch_images
         images = counted.images_by_size + Counter(begun)
+        if images.keys() - self.macs.keys():
+            self.macs = macs_by_size(pl_module, trainer.datamodule, images)  # type: ignore[attr-defined]
         flops = training_flops(pl_module, self.macs, images)
         if flops > self.trial.user_attrs.get(FLOPS, 0):  # of a life that ended before it had gone on there are none
             self.trial.set_user_attr(FLOPS, flops)

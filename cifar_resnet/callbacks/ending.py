@@ -31,10 +31,11 @@ class TimeLimit(Timer):
 
     As Lightning's, but only after an optimizer's step, so that nothing that has been accumulated is lost.
 
-    duration: "DD:HH:MM:SS", or a dictionary with keys as datetime.timedelta has them.
+    duration: "DD:HH:MM:SS", or a dictionary with keys as datetime.timedelta has them; None for no end, and the time is
+        noted all the same, for another life of the training may have one.
     """
 
-    def __init__(self, duration: str | dict[str, float]):
+    def __init__(self, duration: str | dict[str, float] | None):
         super().__init__(duration, verbose=False)  # type: ignore[arg-type]
 
     def on_fit_start(self, trainer: Trainer, *others: object) -> None:
@@ -49,8 +50,11 @@ class TimeLimit(Timer):
     @staticmethod
     def overrun(trainer: Trainer, before: float = 0.0) -> float | None:
         """The seconds that a training has taken that has no more; None while it has. before: those of another life."""
-        limits = (each for each in trainer.callbacks if isinstance(each, TimeLimit))  # type: ignore[attr-defined]
-        return next((before + each.time_elapsed() for each in limits if each.time_remaining() <= before), None)
+        for limit in trainer.callbacks:  # type: ignore[attr-defined]
+            left = limit.time_remaining() if isinstance(limit, TimeLimit) else None
+            if left is not None and left <= before:
+                return before + limit.time_elapsed()
+        return None
 
 
 class Ending(LightningCheckpoint):

@@ -12,7 +12,7 @@ from torch import Tensor
 from cifar_resnet.constraints import Count, check
 from cifar_resnet.models import Classifier
 from cifar_resnet.results import tiles
-from cifar_resnet.results.plots import save_figure, schedule_figure
+from cifar_resnet.results.plots import save_figure, schedule_by_epoch, schedule_figure
 
 
 class AugmentedBatch(Callback):
@@ -62,10 +62,11 @@ class ScheduleCurve(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         if pl_module.schedule and pl_module.schedule.goes_by_metric:
-            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            self.rates[trainer.current_epoch :] = [trainer.optimizers[0].param_groups[0]["lr"]]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.draw(trainer, [rate for rate in self.rates for _ in range(2)])
+        if trainer.is_global_zero and self.rates:
+            save_figure(self.path, schedule_by_epoch(self.rates))
 
     def draw(self, trainer: Trainer, rates: list[float]) -> None:
         if trainer.is_global_zero and rates:

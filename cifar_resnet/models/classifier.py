@@ -1,7 +1,6 @@
 """What every network here shares: loss, steps, metrics and optimizer. Layers are in the modules beside this one."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor
@@ -608,9 +608,10 @@ class Classifier(LightningModule):
 def metrics_of(trainer: Trainer) -> dict[str, float]:
     """What has been logged last of each metric, without the entries of Lightning's learning-rate monitor.
 
-    Its lr and lr/pg1 are the rates of whichever step was logged last.
+    Those, such as lr and lr/pg1, are the rates of whichever step was logged last.
     """
-    of_monitor = re.compile(r"lr(/pg\d+)?(-momentum|-weight_decay)?")
-    return {
-        name: value.item() for name, value in sorted(trainer.callback_metrics.items()) if not of_monitor.fullmatch(name)
+    monitors = [each for each in trainer.callbacks if isinstance(each, LearningRateMonitor)]  # type: ignore[attr-defined]
+    rates = {
+        name for each in monitors for name in (*each.lrs, *each.last_momentum_values, *each.last_weight_decay_values)
     }
+    return {name: value.item() for name, value in sorted(trainer.callback_metrics.items()) if name not in rates}

@@ -42,6 +42,7 @@ class Ensemble:
     paths: .ckpt files or run folders. tta: see `models.tta`, for every image; None for each network's own.
     accelerator, precision: as Lightning names them.
     trusted: modules whose networks may be imported, beside those of this package; see trust.py.
+    devices: 1 for the first, or a list with the number of another.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class Ensemble:
         accelerator: str = "auto",
         precision: str = "32-true",
         trusted: Sequence[str] = (),
+        devices: int | list[int] = 1,
     ):
         check(Ensemble, locals())
         keep_freed_memory()
         self.tta, self.precision = tta, precision
         try:
-            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+            self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # type: ignore[arg-type]
         except (RuntimeError, ImportError) as error:  # where there is none
             raise ValueError(f"no such accelerator here. Got {accelerator}; give auto, or cpu ({error})") from error
         self.device = self.fabric.device

@@ -146,6 +146,14 @@ def schedule_figure(rates: list[float], epochs: float) -> Figure:
     return label(figure, "epoch", "learning rate")
 
 
+def schedule_by_epoch(rates: list[float]) -> Figure:
+    """The learning rate that each epoch had."""
+    figure, axes = new_figure(height=3.0)
+    axes.stairs(rates, baseline=None, color=BLUE, linewidth=2)
+    axes.set(xlim=(0, len(rates)), ylim=(0, None))
+    return label(figure, "epoch", "learning rate")
+
+
 def search_figure(
     points: Sequence[tuple[int, float, float]], best: tuple[float, float], key: str, log: bool, is_cost: bool = False
 ) -> Figure:
@@ -505,7 +513,7 @@ def legend_panel(panels: Sequence[Figure]) -> list[Figure]:
 
 
 def intervals_figure(points: Sequence[Point], xlabel: str) -> Figure:
-    """A row for each group: its runs, their mean and its interval. points: of each group, y the mean."""
+    """A row for each group: its mean and interval. points: of each group, y the mean."""
     figure, axes = new_figure(6.4, 1.2 + 0.32 * len(points))
     for row, point in enumerate(points):
         if point.low is not None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,16 @@ def test_and_record(
     checkpoint = checkpoints.contents(chosen)
     by_training = str(OmegaConf.select(cfg, "callbacks.best.monitor")).startswith("train/")
     refuse_not_finite(checkpoint["metrics"], "val/loss", chosen)  # before the test images are looked at
+    trainer.strategy.checkpoint_io.for_test = True  # type: ignore[attr-defined]
     test = trainer.test(model, data, ckpt_path=chosen, verbose=False)[0] if cfg.test else {}
     refuse_not_finite(test, "test/loss", chosen)
     record |= {
         "selected": "last" if chosen.stem != "best" else f"best {'in training' if by_training else 'on validation'}",
-        "epoch": min(checkpoint["epoch"] + 1, record["epochs"]),  # the last may have been cut short
+        "epoch": min(epochs_in(checkpoint, trainer), record["epochs"]),
         "step": checkpoint["global_step"],
-        "training_flops": training_flops(model, macs_by_size(model, data), record["images_by_size"]),
+        "training_flops": training_flops(
+            model, macs_by_size(model, data, record["images_by_size"]), record["images_by_size"]
+        ),
         "seconds": record["seconds"] + time.perf_counter() - start,
         "metrics": checkpoint["metrics"] | test,
         "commit": provenance.commit(),
@@ -98,10 +101,24 @@ def refuse_not_finite(metrics: Mapping[str, float], name: str, checkpoint: Path)
         raise Diverged(f"{name} is no longer finite. Got {loss} with {checkpoint}; give {CALMER}")
 
 
-def macs_by_size(model: Classifier, data: DataModule) -> dict[int, tuple[float, float]]:
-    """`Classifier.training_macs` for each side that images of the training have, in pixels."""
-    channels = data.image_shape[0]
-    return {size: model.training_macs((channels, size, size), data.batch_size) for size in data.image_sizes}
+def epochs_in(checkpoint: dict, trainer: Trainer) -> float:
+    """After how many epochs it was written: a whole number, unless within one that ran out of time."""
+    whole = checkpoint["epoch"] + 1
+    loops = checkpoint.get("loops")  # those of networks side by side have none of their own
+    if not loops or not math.isfinite(trainer.num_training_batches):
+        return whole
+    batches = loops["fit_loop"]["epoch_loop.batch_progress"]
+    part = batches["current"]["ready"] / trainer.num_training_batches
+    return whole if batches["is_last_batch"] else round(checkpoint["epoch"] + part, 3)
+
+
+def macs_by_size(model: Classifier, data: DataModule, seen: Iterable[Any] = ()) -> dict[int, tuple[float, float]]:
+    """`Classifier.training_macs` for each side that images of the training have, in pixels.
+
+    seen: sides of such as somebody's own hooks have made.
+    """
+    channels, sizes = data.image_shape[0], dict.fromkeys([*data.image_sizes, *map(int, seen)])
+    return {size: model.training_macs((channels, size, size), data.batch_size) for size in sizes}
 
 
 def training_flops(
@@ -132,9 +149,11 @@ def show(
     if predictions:
         val = None
         if data.has_val:
-            device = trainer.strategy.root_device.type
+            device = trainer.strategy.root_device
             named = [name for _, name in targets_in(record["config"])]  # this training has called them
-            ensemble = inference.Ensemble([chosen], accelerator=device, precision=record["precision"], trusted=named)
+            ensemble = inference.Ensemble(
+                [chosen], None, device.type, record["precision"], named, 1 if device.index is None else [device.index]
+            )
             val = torch.cat(list(map(ensemble.log_probs, data.val.in_parts())), dim=1), data.val.labels
         result = evaluation.evaluate_predictions(predictions.log_probs[None], predictions.labels, val)
         shown += evaluation.sections(result, predictions, data.test, data.class_names)

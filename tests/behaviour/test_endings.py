@@ -28,6 +28,7 @@ from cifar_resnet import checkpoints, cli, runs
 from cifar_resnet.callbacks import FiniteLoss, MemberCheckpoints
 from cifar_resnet.checkpoints import AtomicCheckpointIO
 from cifar_resnet.models import Classifier
+from cifar_resnet.results.record import epochs_in
 
 STEPS = 5  # of an epoch
 STILL = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=0.5")
@@ -239,6 +240,42 @@ def test_early_stopping_has_thresholds(cifar_train, run_dirs, monkeypatch, optio
     own = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2", f"callbacks.early_stopping.{option}"]
     assert cifar_train(*own, "trainer.max_epochs=4", "callbacks.best.monitor=val/loss") == 0
     assert record_of(run_dirs()[0])["epochs"] == epochs
+
+
+def test_a_training_without_a_limit_notes_its_time_for_a_life_that_has_one(cifar_train, crash):
+    crash(1)
+    with pytest.raises(RuntimeError, match="power"):
+        cifar_train("trainer.max_epochs=9", "run_dir=mine")
+    crash(None)
+    checkpoint = last_of(Path("mine"))
+    assert checkpoint["callbacks"]["TimeLimit"]["time_elapsed"]["train"] > 0
+    assert checkpoint["out_of_time"] is None
+    checkpoint["callbacks"]["TimeLimit"]["time_elapsed"]["train"] = 3600.0
+    torch.save(checkpoint, "mine/checkpoints/last.ckpt")
+    assert cli.train(["resume=mine", "trainer.max_time=00:01:00:00"]) == 0
+    assert record_of(Path("mine"))["epochs"] < 2
+
+
+def test_training_scores_choose_an_epoch_where_none_is_validated(cifar_train, run_dirs):
+    assert cifar_train("trainer.limit_val_batches=0", "callbacks.best.monitor=train/acc", "trainer.max_epochs=2") == 0
+    assert record_of(run_dirs()[0])["selected"] == "best in training"
+
+
+def test_without_a_schedule_no_score_is_called_a_rate(cifar_train, run_dirs):
+    assert cifar_train("~scheduler") == 0
+    (run_dir,) = run_dirs()
+    assert not [name for name in record_of(run_dir)["metrics"] if name.startswith("lr")]
+    assert not [name for name in last_of(run_dir)["metrics"] if name.startswith("lr")]
+
+
+@pytest.mark.parametrize(("progress", "expected"), [((5, True), 3), ((2, False), 2.4), ((0, False), 2.0), (None, 3)])
+def test_a_checkpoint_of_an_epoch_that_was_cut_short_says_so(progress, expected):
+    checkpoint = {"epoch": 2}
+    if progress:
+        ready, is_last = progress
+        batches = {"current": {"ready": ready}, "is_last_batch": is_last}
+        checkpoint["loops"] = {"fit_loop": {"epoch_loop.batch_progress": batches}}
+    assert epochs_in(checkpoint, SimpleNamespace(num_training_batches=5)) == expected
 
 
 def test_a_request_within_an_epoch_before_min_epochs_is_over_with_that_epoch(cifar_train, run_dirs):

@@ -240,6 +240,40 @@ def test_a_training_whose_every_step_sam_leaves_out_ends(own_network, run_dirs, 
     assert not list(run_dirs()[0].glob("result.json"))
 
 
+def test_images_that_a_hook_makes_larger_are_counted_at_their_size(own_network, run_dirs):
+    """Once the training is over, of its cost."""
+    lines = [
+        "super().__init__(depth=8, widths=[4, 8, 8], **shared)",
+        "\n    def on_after_batch_transfer(self, batch, index):", "images, labels = batch",
+        "return torch.nn.functional.interpolate(images, size=64), labels",
+    ]  # fmt: skip
+    made = own_network("__init__(self, **shared)", *lines)
+    Path("own_nets.py").write_text(f"import torch\n{Path('own_nets.py').read_text()}")
+    assert cli.train([*made, "graph=false"]) == 0
+    record = record_of(run_dirs()[0])
+    assert record["images_by_size"] == {"64": 200}
+    assert record["training_flops"] == pytest.approx(2 * 3 * 200 * 4 * record["macs"], rel=0.01)
+
+
+def test_weights_that_lightning_averages_are_those_that_are_tested(cifar_train, run_dirs, test_images):
+    average = "{_target_:lightning.pytorch.callbacks.EMAWeightAveraging,decay:0.9}"
+    assert cifar_train(f"+callbacks.avg={average}", "trainer.max_epochs=2") == 0
+    (run_dir,) = run_dirs()
+    images, labels = test_images(run_dir)
+    with torch.no_grad():
+        logits = load(run_dir)(images)
+    found = record_of(run_dir)["metrics"]
+    assert found["test/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_callbacks_that_need_a_logger_say_so(cifar_train, run_dirs, capsys):
+    monitor = "+callbacks.stats={_target_:lightning.pytorch.callbacks.DeviceStatsMonitor}"
+    assert cifar_train("logger=none", monitor) == 2
+    error = capsys.readouterr().err
+    assert "callbacks.stats sends what it sees to a logger. Got logger=none; give a logger, or leave it out" in error
+    assert not run_dirs()
+
+
 def test_a_metric_of_ones_own_goes_on_in_the_middle_of_an_epoch(own_network, run_dirs, send, capsys):
     lines = [
         "from torchmetrics import CatMetric", "super().__init__(depth=8, widths=[4, 8, 8], **shared)",

@@ -42,6 +42,13 @@ def test_a_sweep_makes_one_named_folder_per_job_and_is_not_run_twice(cifar_train
     assert len(run_dirs()) == 6
 
 
+def test_a_share_of_validation_images_that_is_none_changes_no_recipe(cifar_train, capsys):
+    command = ("-m", "seed=0,1", "data.num_val=0.001")
+    assert cifar_train(*command) == 0
+    assert cifar_train(*command) == 0
+    assert "finished before" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_what_has_finished_is_shown_again_without_its_images(capsys):
     for train in (True, False):

@@ -111,3 +111,9 @@ def test_a_checkpoint_with_another_byte_is_refused_where_torch_would_not_notice(
     torch.load(tmp_path / "changed.ckpt", weights_only=True)
     with pytest.raises(ValueError, match=r"not a readable checkpoint.*is not what its checksum says"):
         checkpoints.read(tmp_path / "changed.ckpt")
+
+
+def test_the_end_of_an_epoch_of_few_batches_is_within_none(cifar_train, run_dirs):
+    assert cifar_train("trainer.limit_train_batches=2") == 0
+    (run_dir,) = run_dirs()
+    assert checkpoints.batches_before(run_dir) == (1, 40, 1, False)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import LeaseCompromise
 
 from cifar_resnet import claims
 
@@ -120,3 +121,33 @@ def test_who_was_taken_over_is_told_so(folder):
     claim.release()
     claims.check_kept(folder)
     assert (folder / claims.CLAIM).exists()  # it is not ours to take away
+
+
+@pytest.mark.parametrize("reason", ["marker-missing", "refresh-failed"])
+def test_a_claim_that_nobody_else_has_is_taken_again(folder, reason):
+    claim = claims.Claim(folder)
+    assert claim.take()
+    claims.check_kept(folder)
+    claim.lease.release()
+    assert not (folder / claims.CLAIM).exists()
+    claim.note_loss(LeaseCompromise(str(folder / claims.CLAIM), "", reason))
+    claims.check_kept(folder)
+    assert (folder / claims.CLAIM).exists()
+    claims.check_kept(folder)
+    claim.release()
+
+
+@pytest.mark.parametrize("stood_still", [False, True])
+def test_one_that_another_has_or_may_have_had_is_not(folder, monkeypatch, stood_still):
+    claim = claims.Claim(folder)
+    assert claim.take()
+    claims.check_kept(folder)
+    claim.lease.release()
+    if stood_still:
+        monkeypatch.setattr(claims, "_asked", claims.time.time() - claims.EXPIRES)
+    else:
+        forge(folder)
+    claim.note_loss(LeaseCompromise(str(folder / claims.CLAIM), "", "marker-missing"))
+    with pytest.raises(claims.Lost):
+        claims.check_kept(folder)
+    claim.release()

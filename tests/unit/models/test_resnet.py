@@ -8,6 +8,7 @@ from torch import nn
 from cifar_resnet.compose import Composer
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import ResNet
+from cifar_resnet.models.resnet import conv_bn
 
 
 @pytest.mark.quick_cases(3)
@@ -59,6 +60,23 @@ def test_pad_shortcut_subsamples_and_adds_empty_channels():
     assert torch.equal(result[:, :4], images[:, :, ::2, ::2])
     assert result.shape == (2, 6, 4, 4)
     assert result[:, 4:].eq(0).all()
+
+
+@pytest.mark.parametrize("channels", [4, 15, 16])
+def test_a_narrow_strided_shortcut_is_the_convolution_that_it_stands_for(channels):
+    """oneDNN's own writes beyond its memory."""
+    conv, _ = conv_bn(channels, 24, 1, stride=2)
+    assert (type(conv) is nn.Conv2d) == (channels == 16)
+    images = torch.randn(3, channels, 9, 8, dtype=torch.float64)
+    one, other = (images.clone().requires_grad_() for _ in range(2))
+    weights = [conv.weight.detach().double().requires_grad_() for _ in range(2)]
+    conv.weight = nn.Parameter(weights[0])
+    out, expected = conv(one), nn.functional.conv2d(other, weights[1], stride=2)
+    torch.testing.assert_close(out, expected)
+    (out**2).sum().backward()
+    (expected**2).sum().backward()
+    torch.testing.assert_close(one.grad, other.grad)
+    torch.testing.assert_close(conv.weight.grad, weights[1].grad)
 
 
 def test_zero_init_makes_every_block_its_shortcut():
