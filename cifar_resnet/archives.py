@@ -73,7 +73,7 @@ def read_archive(
     labelled: whether labels are wanted; else they may be anything.
     """
     readers: dict[str, Callable[[Path], dict[str, Any]]] = {
-        ".npz": functools.partial(read_npz, half=half or "test"),
+        ".npz": functools.partial(read_npz, half=half or "test", labelled=labelled),
         ".npy": functools.partial(read_npy, memory_map=memory_map),
     }
     try:
@@ -127,9 +127,10 @@ def text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def read_npz(path: Path, half: str) -> dict[str, np.ndarray | None]:
+def read_npz(path: Path, half: str, labelled: bool) -> dict[str, np.ndarray | None]:
     """Its arrays by name, None for those that are of no use here, which are not read."""
-    useful = {*IMAGES, *LABELS, *CLASSES, *IDS, *(form.format(half) for forms in OF_A_HALF for form in forms)}
+    images, labels = ([forms[place].format(half) for forms in OF_A_HALF] for place in (0, 1))
+    useful = {*IMAGES, *images, *IDS, *((*LABELS, *labels, *CLASSES) if labelled else ())}
     with zipfile.ZipFile(path) as archive:
         sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
         size = sum(sizes[name] for name in sizes if name in useful)

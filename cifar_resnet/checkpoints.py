@@ -191,8 +191,10 @@ def batches_before(run_dir: Path) -> tuple[int, int, object, bool] | None:
     checkpoint = contents(path)
     states = checkpoint.get("mid_epoch_state")
     batch_size, devices = (value_at(checkpoint, f"config.{key}") for key in ("data.batch_size", "trainer.devices"))
+    if not states or not batch_size:
+        return None
     is_within = not checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-    return (len(states), batch_size, devices, is_within) if states and batch_size else None
+    return len(states), batch_size, devices, is_within
 
 
 def load(path: str | Path, trusted: Sequence[str] = ()) -> Classifier:

@@ -39,7 +39,7 @@ class Claim:
     watches the heartbeat of whoever holds it."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.token = folder, ""
         self.lease = self.new_lease()
 
     def new_lease(self) -> SoftFileLease:
@@ -50,21 +50,25 @@ class Claim:
     def note_loss(self, compromise: LeaseCompromise) -> None:
         """From the heartbeat's thread."""
         if compromise.reason in ("marker-missing", "refresh-failed"):
+            self.token = compromise.token
             _loose[self.folder.resolve()] = self
         else:
             _lost.add(self.folder.resolve())
 
     def take_again(self, stood_still: bool) -> None:
         """Once its file has gone, or could not be refreshed; lost where another has it, or may have had it since."""
-        self.lease = self.new_lease()
         with contextlib.suppress(OSError):  # a drive that comes and goes
+            if (owner := self.lease.owner) and owner.token == self.token:
+                (self.folder / CLAIM).unlink(missing_ok=True)  # or this process would wait for itself
+            self.lease = self.new_lease()
             if stood_still or not self.take():
                 _lost.add(self.folder.resolve())
             _loose.pop(self.folder.resolve(), None)
 
     def take(self) -> bool:
         """Claim the folder, which is made where there is none; False where another process holds it."""
-        before = self.lease.owner
+        global _asked
+        before, _asked = self.lease.owner, time.time()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self.lease.acquire(timeout=0)

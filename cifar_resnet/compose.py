@@ -306,8 +306,9 @@ class Composer:
     def passed_over(self, cfg: DictConfig, choices: tuple[str, ...], values: list[Override]) -> list[str]:
         """Where a recipe's values stand in the place of those that a choice given beside it is made for."""
         recipes = [text for text in choices if text.startswith(("experiment=", "debug="))]
-        others = tuple(text for text in choices if text not in recipes)
-        groups = [text.partition("=")[0] for text in others]
+        # what is within another choice may be there with the recipe alone
+        others = tuple(text for text in choices if text not in recipes and "@" not in text)
+        groups = [text.partition("=")[0].lstrip("+~") for text in others]
         if not recipes or not others:
             return []
         chosen, usual, told = self.defaults(others), self.defaults(()), {each.key_or_group for each in values}

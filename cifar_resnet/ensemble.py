@@ -125,7 +125,6 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
         everyone.check_trainer(trainer)
         everyone.config = plain(together)
         for member, model in zip(members, models, strict=True):
-            member.trainer.limit_val_batches = together.trainer.limit_val_batches
             model.config = plain(member)
     records = [begin_record(*each, trainer) for each in zip(members, modules, models, strict=True)]
     whole = records[0] | {"network": f"{len(members)} x {records[0]['network']}, each", "run_dir": str(folder)}

@@ -90,6 +90,7 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
         "checkpoints": [str(path) for path in paths],
         "unfinished": sum(1 for path in paths if (of := runs.run_dir_of(path)) and not runs.is_finished(of)),
         "weights": card.hash_of(ensemble.networks),
+        "steps": [checkpoints.read(path)["global_step"] for path in paths],
         **about(ensemble.networks),
         "data": cfg.choices.data,
         "data_from": restored.places_of_images(cfg.data),
@@ -244,8 +245,10 @@ def drawn_otherwise(data: DataModule, settings: DictConfig, paths: Sequence[Path
         other = [key for key in ("split_seed", "num_test", "root", "train") if then.get(key) != now.get(key)]
         by = f"by another data.{' and data.'.join(other)}"
         if not other:
-            data.load()
-            other, by = [data.train_hash] * (data.train_hash != saved["data"].get("train_hash")), "from other images"
+            with contextlib.suppress(ValueError, OSError):  # settings that are for a training alone
+                data.load()
+            is_same = data.train_hash in (None, saved["data"].get("train_hash"))
+            other, by = [] if is_same else ["train_hash"], "from other images"
         if other:
             return f"test images are drawn {by} than when {path} was trained, which may have seen some of them then"
     return None

@@ -19,6 +19,7 @@ from cifar_resnet.errors import refuse_if
 from cifar_resnet.folders import Listing, classes_in, files_in, named, natural
 
 FOLDERS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
+PLAIN = ("train", "test", "val", "valid")  # of these those that mean halves whatever is beside them
 MAX_CLASSES = 100_000  # that a file without names for them may have
 
 
@@ -329,12 +330,11 @@ class Halves:
                 f"{other} has classes that train lacks. Got {named(map(repr, unknown))} in {self.place(other)}; train "
                 f"has {named(map(repr, self.classes))}",
             )
-        if not is_drawn:
-            self.refuse_what_is_in_two()
 
     def refuse_what_is_in_two(self) -> None:
-        """Images to train on are none to test or to choose with; an archive may hold several halves by name."""
-        for one, other in itertools.combinations(self.parts, 2):
+        """For whoever trains: what is trained on is none to test or to choose with. An archive may hold several halves
+        by name."""
+        for one, other in itertools.combinations([] if self.is_drawn else self.parts, 2):
             for part, again in itertools.product(self.parts[one], self.parts[other]):
                 is_named = part.archive is not None and part.archive.is_of_a_half
                 refuse_if(
@@ -408,6 +408,8 @@ def folders_of(root: str) -> dict[str, str]:
     place = Path(root).expanduser()
     names = sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
     there = {half: [name for name in names if name.casefold() in each] for half, each in FOLDERS.items()}
+    if not (there["train"] and there["test"]) and len(names) > sum(map(len, there.values())):  # classes, a Train one of
+        there = {half: [name for name in found if name in PLAIN] for half, found in there.items()}
     several = next((found for found in there.values() if len(found) > 1), None)
     refuse_if(several, f"one half twice. Got {root} with {named(several or ())}; join them")
     folders = {half: next(iter(found), None) for half, found in there.items()}

@@ -118,16 +118,16 @@ def left_of_limits() -> list[int]:
             continue
         base = CGROUPS / "memory" if controllers else CGROUPS
         limit, used, files = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_(?:in)?active_file")
             if controllers
-            else ("memory.max", "memory.current", "inactive_file")
+            else ("memory.max", "memory.current", "(?:in)?active_file")
         )
         group = base / place.lstrip("/")
         for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(base))):
             with contextlib.suppress(OSError, ValueError, TypeError):  # "max", or a group that shows none
                 most, now = (int((folder / name).read_text()) for name in (limit, used))
-                spare = re.search(rf"^{files} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-                found.append(max(0, most - now + int(spare[1])))
+                spare = re.findall(rf"^{files} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+                found.append(max(0, most - now + sum(map(int, spare))))
     return found
 
 

@@ -75,7 +75,9 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
             and num_val not in ("data.num_val=0", "data.num_val=null"),
             f"data.val is what is held out; data.num_val=0 would train on it as well. Got {num_val}; leave it out",
         )
-        check_data(cfg.get("data"))
+        halves = check_data(cfg.get("data"))
+        if isinstance(halves, Halves) and command != "evaluate":
+            halves.refuse_what_is_in_two()
         for teacher in teachers_of(cfg):
             runs.find_checkpoint(teacher)
         if cfg.get("init"):
@@ -97,7 +99,8 @@ def check_others(names: Sequence[str], choices: Sequence[str]) -> None:
             )
 
 
-def check_data(data: DictConfig | None) -> None:
+def check_data(data: DictConfig | None) -> object:
+    """What was found of its files, if that is anything."""
     check_files_of = CHECKS.get(data.get("_target_")) if data else None
     if check_files_of and not any(OmegaConf.is_missing(data, key) for key in data):
         paths = dict.fromkeys(("train", "val"), constraints.Paths | None)
@@ -106,7 +109,8 @@ def check_data(data: DictConfig | None) -> None:
         hints = corruptions | {"image_size": constraints.ImageSize, "test": constraints.Paths, **paths, **labels}
         for key in [key for key in hints if key in data]:
             constraints.check_value(OmegaConf.create({"data": data}), f"data.{key}", hints[key])
-        check_files_of(data)
+        return check_files_of(data)
+    return None
 
 
 def check_init(cfg: DictConfig) -> None:

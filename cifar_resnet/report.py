@@ -4,11 +4,11 @@ cifar-report "outputs/train/<sweep folder>" pivot=[model.depth,optimizer.lr]
 cifar-report compare "outputs/train/<run folder>" "outputs/train/<run folder>"
 """
 
+import contextlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -257,13 +257,13 @@ def evaluation_tables(folders: Sequence[Path]) -> tuple[Table | None, Table | No
 
 
 def trained_since(result: dict) -> str | None:
-    """Which of an evaluation's runs went on after it; None for none that is known to have."""
-    for checkpoint in result.get("checkpoints", ()):
+    """Which of an evaluation's runs has weights of another step by now; None for none that is known to have."""
+    for checkpoint, step in zip(result.get("checkpoints", ()), result.get("steps", ()), strict=False):
         run_dir = runs.run_dir_of(Path(checkpoint))
-        record = runs.read_record(run_dir) if run_dir else None
-        if record and "finished" in record and "finished" in result:
-            trained, evaluated = (datetime.fromisoformat(each["finished"]) for each in (record, result))
-            if trained > evaluated:
+        with contextlib.suppress(UsageError, FileNotFoundError):  # a damaged run is told of elsewhere
+            record = runs.read_record(run_dir) if run_dir else None
+            is_runs_choice = record and runs.find_checkpoint(run_dir).resolve() == Path(checkpoint).resolve()
+            if is_runs_choice and record.get("step", step) != step:
                 return checkpoint
     return None
 

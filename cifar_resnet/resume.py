@@ -25,6 +25,7 @@ MAY_CHANGE = (
     *quoting.OF_IMAGES, *OF_THE_MACHINE, "resume", "trust", "trainer.devices", "trainer.max_time", "test", "page",
     "logger", "data.eval_batch_size", "trainer.limit_test_batches",
 )  # fmt: skip
+MISSING = object()
 SET_BY_US = ("trainer.default_root_dir", "trainer.benchmark")  # from other settings
 
 
@@ -216,9 +217,9 @@ def as_begun(config: Mapping, raw: DictConfig | None) -> dict:
     """
     found = OmegaConf.create(dict(config))
     for key in (*MAY_CHANGE, "data.batch_size") if raw else ():  # the last by `keep_global_batch`
-        begun = OmegaConf.select(raw, key, throw_on_resolution_failure=False)
-        if begun is not None and not OmegaConf.is_config(begun):
-            OmegaConf.update(found, key, begun)
+        begun = OmegaConf.select(raw, key, default=MISSING, throw_on_resolution_failure=False)
+        if begun is not MISSING and not OmegaConf.is_dict(begun):
+            OmegaConf.update(found, key, begun, merge=False)
     return values_in(found)
 
 

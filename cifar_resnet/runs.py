@@ -102,10 +102,15 @@ def parent_dir(cfg: DictConfig) -> Path:
 def check_new(run_dir: Path) -> None:
     claims.check_free(run_dir)
     refuse_if(
-        run_dir.exists() and any(file.suffix != ".part" and file.name != claims.CLAIM for file in run_dir.iterdir()),
+        run_dir.exists() and any(is_of_a_run(file) for file in run_dir.iterdir()),
         f"run_dir must be a new folder. Got {run_dir}, which is not empty; to continue it, "
         f"{in_shell(f'resume={run_dir}')}",
     )
+
+
+def is_of_a_run(file: Path) -> bool:
+    """And nothing that was left before the run had begun."""
+    return file.suffix != ".part" and file.name != claims.CLAIM and file.stem != RANGE_TEST
 
 
 def create_run_dir(cfg: DictConfig) -> Path:

@@ -56,6 +56,9 @@ class Interruption(Callback):
             trainer.save_checkpoint(self.path)
             self.stop(asked, f"after step {trainer.global_step}")
 
+    def on_validation_batch_end(self, *others: Any) -> None:
+        claims.check_kept(self.path.parents[1])
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.stop_if_asked(trainer, f"after epoch {trainer.current_epoch}")
 

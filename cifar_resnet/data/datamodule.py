@@ -199,10 +199,10 @@ class DataModule(LightningDataModule, ABC):
                 train, val = torch.arange(len(labels)).split([count, len(labels) - count])
             else:
                 train, val = stratified_split(labels, self.num_held_out(len(labels)), self.split_seed)
+            self.tell_of_lost(labels, train)
             if self.max_train is not None and self.max_train < len(train):
                 train = train[stratified_split(labels[train], self.max_train, self.split_seed)[1]]
             self.check_batch_size(len(train))
-            self.tell_of_lost(labels, train)
             self.train_hash = content_hash(images, labels)
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
             self.measure(images, train)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -162,7 +163,8 @@ class OwnImages(DataModule):
         if not files:
             raise FileNotFoundError(f"no images. Got {folder} with none in its class folders")
         self.check_room(len(files), copies=2)  # as read, and divided
-        stamps = [(str(path.relative_to(folder)), *stamp_of(path)) for path, _ in files]
+        names = [str(path.relative_to(folder)) for path, _ in files]
+        stamps = [(name, *stamp) for name, stamp in zip(names, stamps_of(files), strict=True)]
         about = json.dumps([CACHE_FORMAT, self.image_size, stamps])
         fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
         cache = folder.parent / f".cifar_resnet_{folder.name}_{self.image_size}.npz"
@@ -218,6 +220,11 @@ class Files(OwnImages):
         labels = {half: path for half, path in labels.items() if path}
         self.open(Halves(test, train, self.image_size, val, labels, memory_map))
 
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        if train:
+            self.halves.refuse_what_is_in_two()
+        return super().read(train)
+
 
 class ImageFolder(OwnImages):
     """Your own images, in root/train/<class>/… and root/test/<class>/…, in any of `pictures.FORMATS`.
@@ -250,14 +257,23 @@ def alone_at(lock: Path) -> Iterator[None]:
         held.release()
 
 
-def stamp_of(path: Path) -> tuple[int, int, int]:
-    """Size, time of change, and which file it is, whatever it is called by now; of the link itself where that leads
-    nowhere, as decoding will say."""
+def stamps_of(files: Sequence[tuple[Path, str]]) -> list[tuple[int, ...]]:
+    """By which a change is noticed: of each size and time of change, and where that is another's as well, which file it
+    is, whatever it is called by now."""
+    found = [status_of(path) for path, _ in files]
+    counts = Counter((each.st_size, each.st_mtime_ns) for each in found)
+    return [
+        (each.st_size, each.st_mtime_ns) + ((each.st_ino,) if counts[each.st_size, each.st_mtime_ns] > 1 else ())
+        for each in found
+    ]
+
+
+def status_of(path: Path) -> os.stat_result:
+    """Of the link itself where that leads nowhere, as decoding will say."""
     try:
-        status = path.stat()
+        return path.stat()
     except OSError:
-        status = path.lstat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
+        return path.lstat()
 
 
 def read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:

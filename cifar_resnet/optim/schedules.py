@@ -195,7 +195,8 @@ class Schedule:
             f"Got {type(scheduler).__name__} from {self.name}; give LambdaLR(optimizer, …), say",
         )
         self.goes_by_metric = isinstance(scheduler, ReduceLROnPlateau)
-        if not self.is_given and is_cyclic(scheduler):
+        # one whose own length is that of the epochs counts these
+        if not self.is_given and is_cyclic(scheduler) and getattr(scheduler, "total_steps", None) != epochs:
             self.interval, moves = "step", total_steps
         refuse_if(
             self.monitor and not self.goes_by_metric,

@@ -161,6 +161,8 @@ def test_data_is_that_of_the_run_where_a_folder_is_named(monkeypatch):
         (["experiment=quickstart", "model=resnet20", "model.depth=20"], []),
         (["experiment=speed94", "data=cifar100"], []),
         (["experiment=speed94"], []),
+        (["experiment=ten_minutes_sam", "optimizer@optimizer.base=adamw"], []),
+        (["experiment=speed95", "model@selection.proxy=resnet20"], []),
         (["augment=none"], []),
     ],
 )

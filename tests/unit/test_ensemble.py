@@ -304,3 +304,10 @@ def test_from_python_one_network_is_trained():
     with pytest.raises(UsageError, match="one run"):
         train([*TINY, "ensemble.size=2"])
     assert cli.train(["-m", *TINY, "ensemble.size=1,2"]) == 2
+
+
+def test_a_member_goes_on_with_nothing_but_what_it_has(cifar_train, run_dirs, capsys):
+    assert cifar_train("ensemble.size=2", "test=false") == 0
+    member = next(path for path in run_dirs() if path.name.startswith("seed-"))
+    assert cli.train([f"resume={member}", "page=true"]) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err

@@ -136,6 +136,9 @@ def test_a_test_drawn_otherwise_from_the_images_of_the_training_is_told(pictures
     Path("more/train/cat/00.png").rename("pets/cat/0.png")  # by which all images move on
     assert cli.evaluate(["checkpoint=drawn"]) == 0
     assert "drawn from other images than when drawn/checkpoints/" in capsys.readouterr().out
+    whatever = ["data=image_folder", "data.root=pets", "data.batch_size=999"]  # which is for a training alone
+    assert cli.evaluate(["checkpoint=drawn", *whatever]) == 0
+    assert cli.evaluate(["checkpoint=drawn", "data=files", "data.train=pets", "data.test=pets"]) == 0
 
 
 def test_evaluations_on_sets_whose_names_look_alike_have_folders_of_their_own(own_run):

@@ -391,6 +391,9 @@ def test_halves_under_other_names_are_no_classes():
     assert data.classes == ["cat", "dog"]
     assert sorted(data.read(True)[0][:, 0, 0, 0].tolist()) == list(range(20))
     assert sorted(data.read(False)[0][:, 0, 0, 0].tolist()) == list(range(30, 36))
+    for number, name in enumerate(["Bus", "Car", "Train"]):
+        put(f"vehicles/{name}/{number}.png", number)
+    assert ImageFolder(root="vehicles").classes == ["Bus", "Car", "Train"]
     folder_of("halved", {"Training": range(20), "validation": range(20, 24)})
     with pytest.raises(FileNotFoundError, match="Got halved, without test/"):
         ImageFolder(root="halved")
@@ -405,8 +408,10 @@ def test_what_is_trained_on_is_none_to_test_or_to_choose_with(tmp_path, pixels):
         {"train": "all.npz", "test": str(tmp_path / "all.npz")},
         {"train": ["all.npz"], "test": "other.npz", "val": "all.npz"},
     ):
+        data = Files(**given)
+        assert len(data.read(False)[1])  # to look at, they may be
         with pytest.raises(ValueError, match=r"data\.train and data\.(test|val) are of other images each\. Got "):
-            Files(**given)
+            data.read(True)
     with pytest.raises(ValueError, match=r"data\.train names a place twice\. Got \./all\.npz"):
         Files(train=["all.npz", "./all.npz"], test="pets/train")
 
@@ -428,6 +433,13 @@ def test_a_class_whose_only_image_is_held_out_is_told(caplog):
     lost = sorted(set(data.classes) - {data.classes[label] for label in data.train.labels.tolist()})
     assert lost
     assert all(name in line for name in lost)
+
+
+def test_a_class_that_is_not_held_out_but_left_out_is_none_that_is(caplog):
+    for number in range(44):
+        put(f"pets/{'cat' if number < 40 else 'dog'}/{number}.png", number)
+    ImageFolder(root="pets", batch_size=4, num_val=4, num_test=4, max_train=4).load()
+    assert "left to train on" not in caplog.text
 
 
 def test_a_test_is_not_drawn_anew_from_what_has_changed_since():

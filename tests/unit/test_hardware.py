@@ -102,7 +102,7 @@ def test_free_memory_is_what_a_limit_around_this_process_leaves(monkeypatch, tmp
     base = tmp_path / "memory" if version == 1 else tmp_path
     job = base / "slurm" / "job_7"
     for folder, limit in ((job, "max"), (job.parent, str(4 * 10**9))):
-        stat = f"anon 5\n{names[2]} 500000000\n"
+        stat = f"anon 5\n{names[2]} 300000000\n{names[2].replace('inactive', 'active')} 200000000\n"
         write_files(folder, {names[0]: f"{limit}\n", names[1]: "3000000000\n", "memory.stat": stat})
     controllers = "5:cpu,memory" if version == 1 else "0:"
     write_files(tmp_path, {"mine": f"3:pids:/else\n{controllers}:/slurm/job_7\n"})

@@ -147,7 +147,7 @@ def test_numbers_that_a_damaged_archive_hides_are_not_made_up(predict, pictures)
     assert predict("input=[1.npz,2.npz]")[0] == 1
 
 
-@pytest.mark.parametrize("labels", [[-1] * 3, ["cat", "dog", "owl"], [[0, 1], [1, 1], [0, 0]]])
+@pytest.mark.parametrize("labels", [[-1] * 3, ["cat", "dog", "owl"], [[0, 1], [1, 1], [0, 0]], [None, "dog", 3]])
 def test_labels_of_any_kind_are_of_no_concern(predict, pictures, labels):
     np.savez("some.npz", images=pictures[:3].numpy(), labels=np.array(labels))
     code, out, _ = predict("input=some.npz")

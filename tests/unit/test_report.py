@@ -413,14 +413,16 @@ def test_seeds_that_found_learning_rates_of_their_own_are_one_group():
 
 
 def test_an_evaluation_of_weights_that_were_trained_on_since_is_left_out_and_said(capsys):
-    path = a_run("runs/a", [], 0.8, finished="2026-01-02T03:04:05+00:00")
+    path = a_run("runs/a", [], 0.8, step=200)
     (path / "checkpoints").mkdir()
+    (path / "checkpoints" / "best.ckpt").touch()
     (path / "config.yaml").touch()
     scores = {"acc": 0.923, "loss": 0.25, "calibration_error": 0.031}
     evaluation = {"data": "cifar10", "members": [scores] * 2, "scores": scores, "calibrated": None}
     evaluation["checkpoints"] = ["runs/a/checkpoints/best.ckpt"]
-    for finished, is_listed in (("2026-01-02T03:04:05+00:00", True), ("2026-01-02T04:04:00+01:00", False)):
-        Path("runs/evaluation.json").write_text(json.dumps(evaluation | {"finished": finished}))
+    for steps, is_listed in (([200], True), ([100], False), (None, True)):
+        told = evaluation | ({"steps": steps} if steps else {})
+        Path("runs/evaluation.json").write_text(json.dumps(told))
         assert cli.report(["runs"]) == 0
         assert Path("outputs/report/ensembles.csv").exists() == is_listed
         line = "of weights that are there no more. Got runs/evaluation.json, and runs/a/checkpoints/best.ckpt was"

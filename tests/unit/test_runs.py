@@ -102,6 +102,15 @@ def test_a_run_folder_that_nothing_came_of_goes_again_and_one_with_something_sta
     assert (tmp_path / "outputs").exists() is left
 
 
+def test_what_a_range_test_left_before_there_was_a_run_is_no_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lr_range_test.csv").touch()
+    runs.check_new(tmp_path / "run")
+    (tmp_path / "run" / "metrics.csv").touch()
+    with pytest.raises(UsageError, match="run_dir must be a new folder"):
+        runs.check_new(tmp_path / "run")
+
+
 def test_a_run_folder_in_use_is_nobody_elses(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -208,6 +208,9 @@ def test_a_function_that_gives_what_counts_steps_moves_by_steps(make):
     schedule.build(optimizer(), total_steps=STEPS, epochs=4)
     assert schedule.interval == "step"
     assert Schedule(make).rates(optimizer(), STEPS, epochs=4) == pytest.approx(rates(make))
+    epochs = Schedule(lambda sgd: OneCycleLR(sgd, 0.4, total_steps=4))
+    epochs.build(optimizer(), total_steps=STEPS, epochs=4)
+    assert epochs.interval == "epoch"
     asked = Schedule(make, interval="epoch")
     asked.build(optimizer(), total_steps=STEPS, epochs=4)
     assert asked.interval == "epoch"
