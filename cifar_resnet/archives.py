@@ -84,6 +84,11 @@ def read_archive(
         raise ValueError(f"not a readable archive of images: {path} ({one_line(error)})") from error
     pairs = [[form.format(half or "test") for form in forms] for forms in OF_A_HALF]
     own = next((pair for pair in pairs if found.get(pair[0]) is not None), None)
+    plain = next((name for name in IMAGES if found.get(name) is not None), None)
+    refuse_if(
+        own and plain,
+        f"images twice. Got {own and own[0]} and {plain} in {path}, which are meant nobody says; leave one out",
+    )
     images, labels = map(found.get, own) if own else (first_of(found, *IMAGES), first_of(found, *LABELS))
     refuse_if(
         images is None,

@@ -18,11 +18,14 @@ from cifar_resnet.errors import RunError, UsageError
 from cifar_resnet.terminal import log
 
 CLAIM = ".claim"
+SECONDS_BETWEEN_LOOKS = 1.0
 EXPIRES = 120.0  # seconds: a network's file system may show a heartbeat a minute late
 
 _held: dict[Path, int] = {}  # the thread that took it, by folder
 _lost: set[Path] = set()  # folders that others have taken over
+_mine: dict[Path, "Claim"] = {}
 _asked = 0.0  # when somebody asked last whether a claim is kept
+_looked = 0.0  # when its file was looked at last for that
 _loose: dict[Path, "Claim"] = {}  # claims that nobody else has, but whose file went, or could not be refreshed
 
 
@@ -55,6 +58,15 @@ class Claim:
         else:
             _lost.add(self.folder.resolve())
 
+    def look(self) -> None:
+        """Between two beats of the heart, for somebody may have taken the file away, and begun there."""
+        with contextlib.suppress(OSError):
+            owner = self.lease.owner
+            if owner is None:
+                _loose[self.folder.resolve()] = self
+            elif self.token and owner.token != self.token:
+                _lost.add(self.folder.resolve())
+
     def take_again(self, stood_still: bool) -> None:
         """Once its file has gone, or could not be refreshed; lost where another has it, or may have had it since."""
         with contextlib.suppress(OSError):  # a drive that comes and goes
@@ -75,7 +87,8 @@ class Claim:
         except (Timeout, LeaseSettingsMismatch):
             return False
         _lost.discard(self.folder.resolve())
-        _held[self.folder.resolve()] = threading.get_ident()
+        _held[self.folder.resolve()], _mine[self.folder.resolve()] = threading.get_ident(), self
+        self.token = owner.token if (owner := self.lease.owner) else ""
         if before and not is_here(before.hostname):
             log.warning(
                 f"warning: {self.folder} is taken over from process {before.pid} on {before.hostname}, whose heartbeat "
@@ -86,6 +99,7 @@ class Claim:
     def release(self) -> None:
         _held.pop(self.folder.resolve(), None)
         _loose.pop(self.folder.resolve(), None)
+        _mine.pop(self.folder.resolve(), None)
         _lost.discard(self.folder.resolve())
         self.lease.release()
 
@@ -147,8 +161,11 @@ def check_free(folder: Path) -> None:
 
 def check_kept(folder: Path) -> None:
     """Lost where another process has taken the folder over: this one must have stood still for long."""
-    global _asked
+    global _asked, _looked
     before, _asked = _asked, time.time()
+    if not 0 <= _asked - _looked < SECONDS_BETWEEN_LOOKS and (claim := _mine.get(folder.resolve())):
+        _looked = _asked
+        claim.look()
     if _loose and folder.resolve() in _loose:
         _loose[folder.resolve()].take_again(stood_still=_asked - before > EXPIRES / 2)
     if _lost and folder.resolve() in _lost:  # asked in each step: mostly there is nothing to resolve

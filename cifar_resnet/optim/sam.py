@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet.constraints import NonNegative, Positive, check
-from cifar_resnet.errors import refuse_if
 
 
 class SAM(torch.optim.Optimizer):
@@ -20,7 +19,7 @@ class SAM(torch.optim.Optimizer):
     parameter groups, its state, one step for each batch. A step whose gradients are not finite is left out.
 
     base: builds the optimizer that steps, from parameters, lr and weight_decay.
-    weight_decay: the base's; None for its own.
+    lr, weight_decay: the base's; None for its own.
     rho: how far away the worst point is looked for.
     adaptive: measure that distance relative to each weight (ASAM, Kwon et al. 2021, arXiv 2102.11600).
     eta: added to the weights' sizes there, so that those near zero move as well.
@@ -30,16 +29,15 @@ class SAM(torch.optim.Optimizer):
         self,
         params: Iterable,
         base: Callable[..., torch.optim.Optimizer],
-        lr: Positive = 0.1,
+        lr: Positive | None = None,
         weight_decay: NonNegative | None = None,
         rho: Positive = 0.05,
         adaptive: bool = False,
         eta: NonNegative = 0.01,
     ):
         check(SAM, locals())
-        own = getattr(base, "keywords", {}).get("lr", lr)  # of the partial that a configuration makes
-        refuse_if(own != lr, f"SAM hands its lr to its base. Got {lr} and base.lr={own}; give one")
-        self.base = base(params, lr=lr, **({} if weight_decay is None else {"weight_decay": weight_decay}))
+        given = {"lr": lr, "weight_decay": weight_decay}
+        self.base = base(params, **{name: value for name, value in given.items() if value is not None})
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state

@@ -186,7 +186,8 @@ class Schedule:
     ) -> LRScheduler:
         """total_steps, epochs: of the whole training. monitor: what goes for the schedule's own where that is None."""
         moves = total_steps if self.interval == "step" else epochs
-        mode = {"mode": MODES[self.monitor or monitor]} if self.goes_by_metric else {}
+        takes_mode = self.goes_by_metric and "mode" in parameters_of(self.make)  # else it is asked of what is made
+        mode = {"mode": MODES[self.monitor or monitor]} if takes_mode else {}
         before = [group["lr"] for group in optimizer.param_groups]
         scheduler = made(self.make, optimizer, moves, **mode)
         refuse_if(

@@ -515,7 +515,6 @@ BEFORE_DATA_IS_READ = [
     ("train", "optimizer.momentum=-1", "optimizer.momentum must be a number from 0 to below 1.", "Got -1"),
     ("train", "optimizer.weight_decay=-1", "optimizer.weight_decay must be a number, 0 or more.", "Got -1"),
     ("train", "optimizer=sam optimizer.rho=-1", "optimizer.rho must be a number above 0.", "Got -1"),
-    ("train", "optimizer=sam optimizer.base.lr=5", "hands its lr to its base.", "Got 0.1 and base.lr=5;", "give one"),
     ("train", "model=speednet model.num_convs=1 model.residual=true", "model.residual adds", "num_convs=1;", "give 2"),
     ("train", "optimizer=muon optimizer.momentum=1", "optimizer.momentum must be a number from 0 to below 1.", "Got 1"),
     ("train", "optimizer=adam optimizer.betas=[2,0.9]", "optimizer.betas[0] must be a number from 0 to below 1.", "2"),

@@ -150,3 +150,10 @@ def test_floats_that_rounding_put_beyond_white_are_white(tmp_path, pixels):
     np.savez(path, images=shares)
     found = read_archive(path, 32).images
     assert (found[0, 0, 0, 0], found[0, 1, 0, 0]) == (255, 0)
+
+
+def test_images_under_two_names_are_refused(tmp_path, pixels):
+    path = tmp_path / "both.npz"
+    np.savez(path, images=pixels, labels=np.arange(12), x_train=pixels[:4], y_train=np.arange(4))
+    with pytest.raises(ValueError, match=r"images twice\. Got x_train and images in "):
+        read_archive(path, 32, half="train")

@@ -152,3 +152,17 @@ def test_one_that_another_has_or_may_have_had_is_not(folder, monkeypatch, stood_
     with pytest.raises(claims.Lost):
         claims.check_kept(folder)
     claim.release()
+
+
+def test_a_file_that_was_taken_away_is_there_again_before_anybody_else_can_begin(folder, monkeypatch):
+    monkeypatch.setattr(claims, "SECONDS_BETWEEN_LOOKS", 0.0)
+    claim = claims.Claim(folder)
+    assert claim.take()
+    (folder / claims.CLAIM).unlink()
+    claims.check_kept(folder)
+    assert not claims.Claim(folder).take()
+    (folder / claims.CLAIM).unlink()
+    forge(folder)
+    with pytest.raises(claims.Lost):
+        claims.check_kept(folder)
+    claim.release()

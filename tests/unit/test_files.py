@@ -442,6 +442,15 @@ def test_a_class_that_is_not_held_out_but_left_out_is_none_that_is(caplog):
     assert "left to train on" not in caplog.text
 
 
+def test_test_images_that_were_trained_on_are_told_to_the_pixel(pixels, caplog):
+    np.savez("train.npz", images=pixels, labels=np.arange(12) % 3)
+    np.savez("test.npz", images=np.concatenate([255 - pixels, pixels[3:5]]), labels=np.arange(14) % 3)
+    data = Files(test="test.npz", train="train.npz", batch_size=4, num_val=3)
+    data.load()
+    data.load_test()
+    assert "2 of 14 test images are among those that were trained on or held out, to the pixel" in caplog.text
+
+
 def test_a_test_is_not_drawn_anew_from_what_has_changed_since():
     for number in range(40):
         put(f"pets/{['cat', 'dog'][number % 2]}/{number:02}.png", number)

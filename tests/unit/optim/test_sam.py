@@ -278,10 +278,15 @@ def test_sam_wraps_any_optimizer_from_the_command_line(cifar_train, run_dirs):
         (["optimizer.base.weight_decay=0.1"], 0.1),
     ],
 )
-def test_weight_decay_is_the_bases_own_unless_it_is_given(given, expected):
+def test_rate_and_weight_decay_are_the_bases_own_unless_they_are_given(given, expected):
     (job,) = Composer("train").jobs(["optimizer=sam", *given])
     optimizer = instantiate(job.cfg.optimizer)([nn.Parameter(torch.ones(1))])
     assert optimizer.param_groups[0]["weight_decay"] == expected
+    base = given[0].partition("base=")[2] if given and "base=" in given[0] else "sgd"
+    rate = Composer("train").jobs([f"optimizer={base}"])[0].cfg.optimizer.lr
+    assert optimizer.param_groups[0]["lr"] == rate
+    (job,) = Composer("train").jobs(["optimizer=sam", *given, "optimizer.lr=0.3"])
+    assert instantiate(job.cfg.optimizer)([nn.Parameter(torch.ones(1))]).param_groups[0]["lr"] == 0.3
 
 
 @pytest.mark.parametrize(

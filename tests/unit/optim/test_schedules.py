@@ -216,6 +216,16 @@ def test_a_function_that_gives_what_counts_steps_moves_by_steps(make):
     assert asked.interval == "epoch"
 
 
+def test_a_function_that_gives_a_plateau_needs_no_argument_for_it():
+    def plateau(sgd):
+        return ReduceLROnPlateau(sgd)
+
+    schedule = Schedule(plateau)
+    for _ in range(2):  # once it is known for one
+        schedule.build(optimizer(), total_steps=STEPS, epochs=4)
+        assert schedule.goes_by_metric
+
+
 def test_the_length_is_filled_in_where_it_is_left_out():
     for interval, length in (("step", STEPS), ("epoch", EPOCHS)):
         found = Schedule(partial(OneCycleLR, max_lr=0.3), interval).rates(sgd_with_momentum(), STEPS, EPOCHS)
