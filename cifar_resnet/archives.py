@@ -87,7 +87,7 @@ def read_archive(
     plain = next((name for name in IMAGES if found.get(name) is not None), None)
     refuse_if(
         own and plain,
-        f"images twice. Got {own and own[0]} and {plain} in {path}, which are meant nobody says; leave one out",
+        f"images twice. Got {own and own[0]} and {plain} in {path}; leave out those that are not meant",
     )
     images, labels = map(found.get, own) if own else (first_of(found, *IMAGES), first_of(found, *LABELS))
     refuse_if(

@@ -21,12 +21,10 @@ CLAIM = ".claim"
 SECONDS_BETWEEN_LOOKS = 1.0
 EXPIRES = 120.0  # seconds: a network's file system may show a heartbeat a minute late
 
-_held: dict[Path, int] = {}  # the thread that took it, by folder
-_lost: set[Path] = set()  # folders that others have taken over
-_mine: dict[Path, "Claim"] = {}
-_asked = 0.0  # when somebody asked last whether a claim is kept
-_looked = 0.0  # when its file was looked at last for that
-_loose: dict[Path, "Claim"] = {}  # claims that nobody else has, but whose file went, or could not be refreshed
+_held: dict[Path, "Claim"] = {}  # by folder
+_loose: set[Path] = set()  # of these folders those whose file went, or could not be refreshed
+_lost: set[Path] = set()  # and those that others have taken over
+_asked = _looked = 0.0  # when somebody asked last whether a claim is kept, and when its file was looked at for that
 
 
 class Busy(UsageError):
@@ -42,7 +40,7 @@ class Claim:
     watches the heartbeat of whoever holds it."""
 
     def __init__(self, folder: Path):
-        self.folder, self.token = folder, ""
+        self.folder, self.token, self.thread = folder, "", 0
         self.lease = self.new_lease()
 
     def new_lease(self) -> SoftFileLease:
@@ -53,8 +51,7 @@ class Claim:
     def note_loss(self, compromise: LeaseCompromise) -> None:
         """From the heartbeat's thread."""
         if compromise.reason in ("marker-missing", "refresh-failed"):
-            self.token = compromise.token
-            _loose[self.folder.resolve()] = self
+            _loose.add(self.folder.resolve())
         else:
             _lost.add(self.folder.resolve())
 
@@ -63,7 +60,7 @@ class Claim:
         with contextlib.suppress(OSError):
             owner = self.lease.owner
             if owner is None:
-                _loose[self.folder.resolve()] = self
+                _loose.add(self.folder.resolve())
             elif self.token and owner.token != self.token:
                 _lost.add(self.folder.resolve())
 
@@ -75,7 +72,7 @@ class Claim:
             self.lease = self.new_lease()
             if stood_still or not self.take():
                 _lost.add(self.folder.resolve())
-            _loose.pop(self.folder.resolve(), None)
+            _loose.discard(self.folder.resolve())
 
     def take(self) -> bool:
         """Claim the folder, which is made where there is none; False where another process holds it."""
@@ -87,7 +84,7 @@ class Claim:
         except (Timeout, LeaseSettingsMismatch):
             return False
         _lost.discard(self.folder.resolve())
-        _held[self.folder.resolve()], _mine[self.folder.resolve()] = threading.get_ident(), self
+        _held[self.folder.resolve()], self.thread = self, threading.get_ident()
         self.token = owner.token if (owner := self.lease.owner) else ""
         if before and not is_here(before.hostname):
             log.warning(
@@ -98,8 +95,7 @@ class Claim:
 
     def release(self) -> None:
         _held.pop(self.folder.resolve(), None)
-        _loose.pop(self.folder.resolve(), None)
-        _mine.pop(self.folder.resolve(), None)
+        _loose.discard(self.folder.resolve())
         _lost.discard(self.folder.resolve())
         self.lease.release()
 
@@ -129,7 +125,7 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
 
     A claim from another host is waited for until its heartbeat tells whether that process lives; with `wait`, any is.
     """
-    if _held.get(folder.resolve()) == threading.get_ident():
+    if (mine := _held.get(folder.resolve())) and mine.thread == threading.get_ident():
         yield
         return
     claim = Claim(folder)
@@ -163,10 +159,12 @@ def check_kept(folder: Path) -> None:
     """Lost where another process has taken the folder over: this one must have stood still for long."""
     global _asked, _looked
     before, _asked = _asked, time.time()
-    if not 0 <= _asked - _looked < SECONDS_BETWEEN_LOOKS and (claim := _mine.get(folder.resolve())):
-        _looked = _asked
+    if not (_loose or _lost) and 0 <= _asked - _looked < SECONDS_BETWEEN_LOOKS:
+        return  # asked in each step: mostly there is nothing to resolve
+    _looked, place = _asked, folder.resolve()
+    if claim := _held.get(place):
         claim.look()
-    if _loose and folder.resolve() in _loose:
-        _loose[folder.resolve()].take_again(stood_still=_asked - before > EXPIRES / 2)
-    if _lost and folder.resolve() in _lost:  # asked in each step: mostly there is nothing to resolve
+        if place in _loose:
+            claim.take_again(stood_still=_asked - before > EXPIRES / 2)
+    if place in _lost:
         raise Lost(f"another process has taken this run over while this one stood still. Got {folder}; it goes on")

@@ -223,7 +223,7 @@ def is_of_own_test(run_dir: Path, images: Tensor, labels: Tensor) -> bool | None
     record = runs.read_record(run_dir) or {}
     if tested_on := record.get("test_hash"):
         is_same = tested_on == content_hash(images, labels)
-        return None if tested_a_part(record) and not is_same else is_same  # which part?
+        return None if terminal.part(record, "test") and not is_same else is_same  # which part?
     try:  # of a version whose records hold no hash
         own = Predictions.load(run_dir / FILE)
     except Exception:  # none, or a damaged archive, which may raise anything
@@ -254,11 +254,6 @@ def drawn_otherwise(data: DataModule, settings: DictConfig, paths: Sequence[Path
     return None
 
 
-def tested_a_part(record: dict) -> bool:
-    """Whether the run's own test was of a part of its test images."""
-    return "num_tested" in record and record["num_tested"] < record["num_test"]
-
-
 def differences(
     paths: Sequence[Path], overrides: Sequence[str], precision: str, own_images: bool | None, images: Tensor
 ) -> list[str]:
@@ -272,7 +267,9 @@ def differences(
     is_other_precision = any(record.get("precision") != precision for record in records)
     is_asked_for = any(text.startswith("precision") for text in changes)
     is_named = any(text.startswith("data") for text in changes)  # which a folder's name shows only in part
-    are_others = own_images is False or (own_images is None and (is_named or any(map(tested_a_part, records))))
+    are_others = own_images is False or (
+        own_images is None and (is_named or any(terminal.part(record, "test") for record in records))
+    )
     return [
         *([runs.slug(changes)] if changes else []),
         # which a name shows only in part

@@ -64,7 +64,8 @@ def test_what_has_finished_is_shown_again_without_its_images(capsys):
     assert capsys.readouterr().out.count("seed-") >= 2
     record = next(Path("outputs").glob("train/*/seed-1/result.json"))
     record.unlink()
-    assert cli.train(command) in (1, 2)  # but what has not needs them
+    assert cli.train(command) == 2  # but what has not needs them
+    assert "Got some.npz, which is not there" in capsys.readouterr().err
 
 
 @pytest.mark.slow
