@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +13,28 @@ from cifar_resnet.quoting import with_plain_paths
 from cifar_resnet.terminal import set_up_logging
 from cifar_resnet.train import train_along, train_run
 
+_training = threading.Lock()
+
 
 def train(overrides: Sequence[str] = (), config_dir: str | None = None) -> dict:
     """What `cifar-train` does with these overrides, from Python; returns the run's record.
 
     overrides: such as ["model=resnet20", "trainer.max_epochs=15"]. config_dir: a folder of one's own choices.
-    Raises UsageError, with one line that says what is wrong with them.
+    Raises UsageError, with one line that says what is wrong with them. One at a time: all that is drawn comes from the
+    process's own random numbers.
     """
+    refuse_if(
+        not _training.acquire(blocking=False),
+        "a process trains one network at a time, for random numbers are drawn for all of it. Got another training that "
+        "goes on; wait for it, or use processes",
+    )
+    try:
+        return train_now(overrides, config_dir)
+    finally:
+        _training.release()
+
+
+def train_now(overrides: Sequence[str], config_dir: str | None) -> dict:
     refuse_if(
         isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides),
         f"overrides are a list of texts. Got {overrides!r}; give such as ['model=resnet20']",

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from cifar_resnet.errors import one_line, refuse_if
+from cifar_resnet.errors import UsageError, one_line, refuse_if
 from cifar_resnet.folders import class_name, natural
 
 MAX_BYTES = 4 * 2**30  # of what an archive unpacks to
 SUFFIXES = (".npz", ".npy", ".pkl", ".pickle", ".p")
-IMAGES, LABELS = ("images", "data", "x"), ("labels", "fine_labels", "y")  # of an archive of one half
-OF_A_HALF = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))  # of one of all halves: Keras's names, and MedMNIST's
+IMAGES, LABELS = ("images", "data", "x"), ("labels", "fine_labels", "y")  # of an archive of one split
+OF_A_SPLIT = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))  # of one of all splits: Keras's names, and MedMNIST's
 CLASSES, IDS = ("classes", "label_names", "fine_label_names"), ("ids", "filenames")
-HALVES = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 ROUNDING = 1e-4  # by which pixels that somebody has resized may leave [0, 1]
 
 
@@ -30,7 +30,7 @@ class Images:
     """images: (N, 3, height, width) uint8; labels: (N,) int64 or None; classes: their names, where the file has them.
 
     ids: one for each image, where the file has them. resized: how many images had another size.
-    is_of_a_half: whether the file has a name for the half that was meant.
+    is_of_a_split: whether the file has a name for the split that was meant.
     """
 
     images: np.ndarray
@@ -38,12 +38,12 @@ class Images:
     classes: list[str] | None = None
     ids: list | None = None
     resized: int = 0
-    is_of_a_half: bool = False
+    is_of_a_split: bool = False
 
 
 def is_archive(path: Path) -> bool:
     """Whether a file claims to be an .npz or .npy file or a pickle; those of CIFAR itself have no suffix."""
-    if path.suffix:
+    if path.suffix or not path.is_file():  # what is read from a pipe is gone for who reads it next
         return path.suffix.lower() in SUFFIXES
     try:
         with path.open("rb") as file:
@@ -55,7 +55,7 @@ def is_archive(path: Path) -> bool:
 def read_archive(
     path: Path,
     image_size: int,
-    half: str | None = None,
+    split: str | None = None,
     labels_at: Path | None = None,
     memory_map: bool = False,
     labelled: bool = True,
@@ -63,37 +63,35 @@ def read_archive(
     """Images, and labels where there are any, of an .npz or .npy file or a CIFAR-style pickle.
 
     .npz: `images` (or `x`), uint8, or floats in [0, 1], of (N, H, W, 3), (N, 3, H, W) or, grey, (N, H, W) or
-        (N, H, W, 1), and perhaps `labels` (or `y`), (N,) or (N, 1), and `classes`. Where it holds several halves, as
+        (N, H, W, 1), and perhaps `labels` (or `y`), (N,) or (N, 1), and `classes`. Where it holds several splits, as
         Keras's (`x_train`, `y_train`) and MedMNIST's (`train_images`, `train_labels`) do, that which is meant.
     .npy: such images alone.
     Pickle: a dictionary with `data`, (N, 3072) uint8, and perhaps `labels` (or `fine_labels`), `label_names`, `ids`.
-    half: "train", "val" or "test"; None where none is meant, which reads a test half.
+    split: "train", "val" or "test"; None where none is meant, which reads a test split.
     labels_at: a file of labels beside the images, see `read_labels`.
     memory_map: of an .npy file, give its images where they lie; refused where they would have to be changed.
     labelled: whether labels are wanted; else they may be anything.
     """
     readers: dict[str, Callable[[Path], dict[str, Any]]] = {
-        ".npz": functools.partial(read_npz, half=half or "test", labelled=labelled),
+        ".npz": functools.partial(read_npz, split=split or "test", labelled=labelled),
         ".npy": functools.partial(read_npy, memory_map=memory_map),
     }
     try:
         found = readers.get(path.suffix.lower(), read_pickle)(path)
     except FileNotFoundError:
         raise
-    except Exception as error:  # as above: a damaged or hostile archive may raise anything
+    except Exception as error:  # a damaged or hostile archive may raise anything
         raise ValueError(f"not a readable archive of images: {path} ({one_line(error)})") from error
-    pairs = [[form.format(half or "test") for form in forms] for forms in OF_A_HALF]
+    pairs = [[form.format(split or "test") for form in forms] for forms in OF_A_SPLIT]
     own = next((pair for pair in pairs if found.get(pair[0]) is not None), None)
     plain = next((name for name in IMAGES if found.get(name) is not None), None)
-    refuse_if(
-        own and plain,
-        f"images twice. Got {own and own[0]} and {plain} in {path}; leave out those that are not meant",
-    )
+    if own and plain:
+        raise UsageError(f"images twice. Got {own[0]} and {plain} in {path}; leave out those that are not meant")
     images, labels = map(found.get, own) if own else (first_of(found, *IMAGES), first_of(found, *LABELS))
     refuse_if(
         images is None,
         f"no images in {path}. Got {', '.join(found) or 'nothing'}; it needs images, or data"
-        + (f", or x_{half}, or {half}_images" if half else ""),
+        + (f", or x_{split}, or {split}_images" if split else ""),
     )
     if memory_map:
         pixels, num_resized = as_they_lie(images, image_size, path), 0
@@ -108,11 +106,9 @@ def read_archive(
     labels = as_labels(labels, len(pixels), labels_at or path) if labelled else None
     classes = classes and list(map(class_name, classes))
     ids = as_texts(first_of(found, *IDS), "ids", path)
-    refuse_if(
-        ids is not None and len(ids) != len(pixels),
-        f"{len(pixels)} images, but {len(ids or ())} ids. Got {path}",
-    )
-    return Images(pixels, labels, classes, ids, num_resized, half is not None and own is not None)
+    if ids is not None and len(ids) != len(pixels):
+        raise UsageError(f"{len(pixels)} images, but {len(ids)} ids. Got {path}")
+    return Images(pixels, labels, classes, ids, num_resized, split is not None and own is not None)
 
 
 def first_of(found: dict[str, Any], *names: str) -> Any:
@@ -132,9 +128,9 @@ def text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def read_npz(path: Path, half: str, labelled: bool) -> dict[str, np.ndarray | None]:
+def read_npz(path: Path, split: str, labelled: bool) -> dict[str, np.ndarray | None]:
     """Its arrays by name, None for those that are of no use here, which are not read."""
-    images, labels = ([forms[place].format(half) for forms in OF_A_HALF] for place in (0, 1))
+    images, labels = ([forms[place].format(split) for forms in OF_A_SPLIT] for place in (0, 1))
     useful = {*IMAGES, *images, *IDS, *((*LABELS, *labels, *CLASSES) if labelled else ())}
     with zipfile.ZipFile(path) as archive:
         sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}

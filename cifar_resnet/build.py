@@ -63,11 +63,12 @@ def build_data_and_model(cfg: DictConfig) -> tuple[DataModule, Classifier]:
     if cfg.test and is_share(cfg.trainer.get("limit_test_batches")):
         data.load_test()
     check_limits(cfg, data)
-    model.init_whitening(data.sample())
+    if model.has_unfitted():
+        model.init_whitening(data.sample())
     for network, about in networks_of(model):
         with about:
             network.weigh_classes(data.class_counts)
-    if cfg.get("init") and not (cfg.run_dir and runs.last_checkpoint(cfg.run_dir).exists()):  # or it has weights by now
+    if cfg.get("init") and not begun_before(cfg):  # or it has weights by now
         log.info(f"starts with {start_from(model, cfg.init)}\n")
         if seen := seen_before(cfg.init, data, constraints.values_in(cfg.data, resolve=True)):
             log.warning(f"warning: init has been trained on some of the {seen}. Their scores are too good to go by\n")
@@ -184,11 +185,15 @@ def build_data(cfg: DictConfig) -> DataModule:
 
 def classes_before(cfg: DictConfig) -> list[str]:
     """The classes, in their order, of the run that goes on in this folder, or with its ensemble; none of a new run."""
+    last = begun_before(cfg)
+    return constraints.value_at(checkpoints.contents(last), "data.classes", []) if last else []
+
+
+def begun_before(cfg: DictConfig) -> Path | None:
+    """The checkpoint that the run goes on from, in this folder or with its ensemble; None of a new run."""
     own = Path(cfg.run_dir or ".")
-    for run_dir in (own, own.parent / runs.TOGETHER) if cfg.run_dir else ():
-        if (last := runs.last_checkpoint(run_dir)).exists():
-            return constraints.value_at(checkpoints.contents(last), "data.classes", [])
-    return []
+    places = map(runs.last_checkpoint, (own, own.parent / runs.TOGETHER) if cfg.run_dir else ())
+    return next((place for place in places if place.exists()), None)
 
 
 @contextlib.contextmanager
@@ -271,7 +276,7 @@ def new_trainer(cfg: DictConfig, model: Classifier, **options: Any) -> Trainer:
     trainer = instantiate(cfg.trainer, precision=precision, plugins=plugins, **options)
     if trainer.world_size > 1:
         processes.spare_lightnings_signals(trainer)
-    check_strategy(trainer, model)
+    check_strategy(trainer)
     return trainer
 
 
@@ -412,10 +417,14 @@ def resolve_conflicts(cfg: DictConfig) -> None:
     )
     views = OmegaConf.select(cfg, "selection.proxy.tta") or "none"
     refuse_if(views != "none", f"a proxy sees each image once. Got selection.proxy.tta={views}; leave it out")
-    strategy, known = trainer.get("strategy"), ("auto", *StrategyRegistry.available_strategies())
+    strategy = trainer.get("strategy")
+    # of those that come as a class `check_strategy` tells
+    shards = ("fsdp", "deepspeed", "model_parallel")
+    known = ["auto", *(name for name in StrategyRegistry.available_strategies() if not name.startswith(shards))]
     refuse_if(
         isinstance(strategy, str) and strategy not in known,
-        f"trainer.strategy is unknown to Lightning. Got {strategy!r}; give such as auto, ddp or fsdp",
+        f"trainer.strategy must be one of Lightning's that leave each device the whole network. Got {strategy!r}; give "
+        f"auto, or ddp",
     )
     device = hardware.device_type(constraints.select(cfg, "trainer.accelerator"))
     refuse_if(

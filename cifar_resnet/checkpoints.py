@@ -18,7 +18,6 @@ It is read without running any code in it.
 import contextlib
 import importlib
 import inspect
-import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from cifar_resnet.constraints import Positive, adapter_of, in_words, problems_wi
 from cifar_resnet.errors import RunError, as_usage_error, first_sentence, one_line, refuse_if
 from cifar_resnet.models import Classifier
 from cifar_resnet.quoting import in_shell
+from cifar_resnet.readable import why_unreadable
 from cifar_resnet.runs import find_checkpoint, last_checkpoint, replacing
 from cifar_resnet.trust import check_targets, is_trusted, trusting
 
@@ -70,12 +70,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     for_test = False
 
-    def load_checkpoint(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        checkpoint = super().load_checkpoint(*arguments, **named)
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **named: Any) -> dict[str, Any]:
+        # from the root: Lightning would download what begins with "http", be it a folder's name
+        checkpoint = super().load_checkpoint(Path(path).absolute(), *arguments, **named)
         return {key: checkpoint[key] for key in checkpoint if key != "callbacks" or not self.for_test}
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
         path, checkpoint = Path(path), on_the_host(checkpoint)
+        refuse_unreadable(checkpoint)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, alone=True) as file:  # a run folder is claimed by who trains
@@ -83,6 +85,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
             kept = f"the one before is whole: {path}" if path.exists() else "there is none yet"
             raise RunError(f"a checkpoint could not be written ({one_line(error)}); {kept}") from error
+
+
+def refuse_unreadable(checkpoint: dict) -> None:
+    """RunError for what a callback or a data module of one's own would keep there and nobody could read again."""
+    plain = {
+        key: tree_map(lambda value: None if isinstance(value, torch.Tensor) else value, part)
+        for key, part in checkpoint.items()
+        if key != "state_dict"  # of tensors alone
+    }
+    if not why_unreadable(plain):
+        return
+    parts = {
+        f"{key}.{name}": each for key, part in plain.items() if isinstance(part, dict) for name, each in part.items()
+    }
+    strange = next((name for name, part in (parts | plain).items() if why_unreadable(part)), "")
+    raise RunError(
+        f"a checkpoint holds plain values and tensors, so that it can be read without running any code. Got others in "
+        f"{strange}; have its state_dict give numbers, texts, lists and dictionaries, or leave save_hyperparameters "
+        f"out"
+    )
 
 
 def on_the_host(checkpoint: dict) -> dict:
@@ -229,12 +251,7 @@ def check_loadable(network: Classifier) -> None:
             f"__init__'s with **shared, and hand them on by super().__init__(**shared)",
         )
     for key, value in given.items():
-        file = io.BytesIO()
-        try:
-            torch.save({key: value}, file)
-            file.seek(0)
-            torch.load(file, weights_only=True)
-        except Exception as error:  # a pickler raises anything
+        if error := why_unreadable({key: value}):
             raise ValueError(
                 f"{name}'s arguments are kept in its checkpoints, so they are plain values. Got {key}, "
                 f"{'an object of ' + type(value).__name__}; give it by name, and make it in __init__"
@@ -268,7 +285,7 @@ def restore_data(settings: DictConfig, checkpoint: dict, given: Sequence[str] = 
     A place that is not on this machine is left to this machine's own default, if there is one; labels for one that is
     given are not its.
     """
-    kept = {*given, *(f"{half}_labels" for half in given), "device"}
+    kept = {*given, *(f"{split}_labels" for split in given), "device"}
     saved = {key: value for key, value in checkpoint["config"]["data"].items() if key not in kept}
     is_elsewhere = "root" in saved and not Path(str(saved["root"])).exists()
     if is_elsewhere and not OmegaConf.is_missing(settings, "root"):

@@ -137,13 +137,16 @@ class Composer:
             fixed = [each.input_line for each in parsed if not each.is_sweep_override()]
             refuse_unclear_sweeps([each for each in parsed if each.is_sweep_override()], parsed)
             refuse_misplaced(filter(Override.is_hydra_override, parsed), self.config_name, in_sweep=False)
-            default = self.compose(fixed)
+            swept = [each for each in parsed if each.is_sweep_override()]
+            choices = [values_of(each)[0] for each in swept if not each.is_interval_sweep()]
+            example = self.compose([*fixed, *choices])  # a network that is searched for may have settings of its own
             searched = {
                 each.get_key_element(): domain_of(
-                    each, select(default, each.key_or_group), takes_whole_numbers(default, each.key_or_group)
+                    each,
+                    select(example, each.key_or_group),
+                    functools.partial(takes_whole_numbers, example, each.key_or_group),
                 )
-                for each in parsed
-                if each.is_sweep_override()
+                for each in swept
             }
         return fixed, searched
 
@@ -161,7 +164,8 @@ class Composer:
                 self.job(fixed, [f"{key}={value}" for key, value in zip(space, values, strict=True)], space=space)
                 for values in itertools.islice(itertools.product(*ends), 100)
             ]
-        peak = OmegaConf.select(jobs[0].cfg, "scheduler.max_lr")
+        peaks = (OmegaConf.select(job.cfg, "scheduler.max_lr") for job in jobs)
+        peak = next((each for each in peaks if each is not None), None)
         refuse_if(
             "optimizer.lr" in space and peak is not None and "scheduler.max_lr" not in space,
             f"scheduler.max_lr is the learning rate, whatever optimizer.lr is. Got scheduler.max_lr={peak} in a search "

@@ -156,8 +156,9 @@ INSTEAD = (
         **dict.fromkeys(("gpus", "num_gpus"), "trainer.accelerator=gpu trainer.devices=… says what it trains on"),
     }
 )
-RECEIVERS = {"lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter"}  # of **kwargs
-BESIDE = {"scheduler": "cifar_resnet.optim.Schedule"}  # what takes settings of a group that its target does not take
+# who gets a target's **kwargs
+RECEIVERS = {"lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter"}
+BESIDE = {"scheduler": "cifar_resnet.optim.Schedule"}  # who takes a group's settings as well as its target
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -407,11 +408,24 @@ def values_in(node: DictConfig, resolve: bool = False) -> dict[str, Any]:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The whole configuration in plain values; UsageError where one refers to what does not exist."""
+    """The whole configuration in plain values; UsageError where one refers to what does not exist.
+
+    What trackers take from the environment stays the variable's name: an address may hold a password, and this goes
+    into files that are shared.
+    """
     try:
-        return values_in(cfg, resolve=True)
+        found = values_in(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"a setting refers to what is not there. Got {one_line(error)}") from error
+    if isinstance(cfg.get("logger"), DictConfig):
+        found["logger"] = without_secrets(values_in(cfg.logger), found["logger"])
+    return found
+
+
+def without_secrets(raw: Any, resolved: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: without_secrets(raw[key], resolved[key]) for key in raw}
+    return raw if "${oc.env:" in str(raw) else resolved
 
 
 def value_at(node: Any, key: str, default: Any = None) -> Any:

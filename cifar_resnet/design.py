@@ -144,9 +144,10 @@ def write(chosen: list[Design], output_dir: Path) -> Path:
     folder = output_dir / "experiment"
     folder.mkdir(parents=True, exist_ok=True)
     for name, settings, parameters, macs in chosen:
+        own_name = json.dumps(output_dir.resolve().name, ensure_ascii=False)
         header = (
             f"# @package _global_\n# From cifar-design: {parameters:,} parameters, {macs:,} multiply-adds\n"
-            f"defaults:\n  - override /model: resnet18\n\nname: {json.dumps(output_dir.resolve().name)}\nmodel:\n"
+            f"defaults:\n  - override /model: resnet18\n\nname: {own_name}\nmodel:\n"
         )
         lines = (f"  {key}: {value}\n" for key, value in settings.items())
         runs.write_atomically(folder / f"{name}.yaml", "".join([header, *lines]))

@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from cifar_resnet.constraints import select, values_in
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import UsageError, refuse_if
 
 USED = (
     "hydra.launcher", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name",
@@ -94,7 +94,8 @@ def engine_of(cfg: DictConfig, default: DictConfig, given: Iterable[str] = ()) -
         if not key.startswith((*USED, *FILLED_IN)) and now.get(key) != before.get(key)
     ]
     refused = [name for name in refused if name != "hydra/launcher"]
-    refuse_if(refused, f"of Hydra's own settings {LISTED} are used here. Got {refused and refused[0]}; leave it out")
+    if refused:
+        raise UsageError(f"of Hydra's own settings {LISTED} are used here. Got {refused[0]}; leave it out")
     named = {text.lstrip("+").partition("=")[0] for text in given}
     with as_hydras_own(cfg):
         folders = [

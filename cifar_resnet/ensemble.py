@@ -122,7 +122,7 @@ def train_members(cfg: DictConfig, folder: Path, run_dirs: dict[int, Path], aske
             if "metrics" in cfg.callbacks
         ]
         trainer = build_trainer(together, data, everyone, [*tables, splitting])
-        everyone.check_trainer(trainer)
+        everyone.check_members()
         everyone.config = plain(together)
         for member, model in zip(members, models, strict=True):
             model.config = plain(member)

@@ -58,6 +58,9 @@ def run(jobs: list[Job]) -> int:
 
 def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     """Evaluate the networks on every test image; what comes out, and the folder that it lies in as well."""
+    # before the weights are read, for a training that goes on may replace them meanwhile
+    steps = [checkpoints.read(path).get("global_step") for path in paths]
+    unfinished = sum(1 for path in paths if (of := runs.run_dir_of(path)) and not runs.is_finished(of))
     ensemble, data = ensemble_and_data(cfg, paths)
     run_dir = runs.run_dir_of(paths[0]) if len(paths) == 1 else None
     curves = page.curves(run_dir) if run_dir else []  # a damaged table is named before anything is computed
@@ -88,9 +91,9 @@ def evaluate(cfg: DictConfig, paths: list[Path], job: Job) -> tuple[dict, Path]:
     val, val_text = validation_predictions(cfg, ensemble, own, reason)
     result = {
         "checkpoints": [str(path) for path in paths],
-        "unfinished": sum(1 for path in paths if (of := runs.run_dir_of(path)) and not runs.is_finished(of)),
+        "unfinished": unfinished,
         "weights": card.hash_of(ensemble.networks),
-        "steps": [checkpoints.read(path)["global_step"] for path in paths],
+        "steps": steps,
         **about(ensemble.networks),
         "data": cfg.choices.data,
         "data_from": restored.places_of_images(cfg.data),
@@ -174,7 +177,13 @@ def predictions_for(
             labels.append(places_of(one.labels, data, ensemble.classes))
             hashes += [content_hash(one.images)] if one.condition else []
             advance(1)
-    return torch.cat(each, dim=1), torch.cat(labels), runs.digest(hashes)
+    log_probs = torch.cat(each, dim=1)
+    refuse_if(
+        count := int(log_probs.isnan().any(2).any(0).sum()),
+        f"the networks give numbers for each image. Got nan for {count:,} of {log_probs.shape[1]:,}, in "
+        f"{ensemble.precision}; try precision=32-true, or train anew",
+    )
+    return log_probs, torch.cat(labels), runs.digest(hashes)
 
 
 def votes_of(data: DataModule, classes: list[str]) -> Tensor | None:
@@ -221,14 +230,10 @@ def are_of_own_tests(paths: Sequence[Path], images: Tensor, labels: Tensor) -> b
 
 def is_of_own_test(run_dir: Path, images: Tensor, labels: Tensor) -> bool | None:
     record = runs.read_record(run_dir) or {}
-    if tested_on := record.get("test_hash"):
-        is_same = tested_on == content_hash(images, labels)
-        return None if terminal.part(record, "test") and not is_same else is_same  # which part?
-    try:  # of a version whose records hold no hash
-        own = Predictions.load(run_dir / FILE)
-    except Exception:  # none, or a damaged archive, which may raise anything
+    if (tested_on := record.get("test_hash")) is None:
         return None
-    return own.images_hash == content_hash(images) and torch.equal(own.labels, labels)
+    is_same = tested_on == content_hash(images, labels)
+    return None if terminal.part(record, "test") and not is_same else is_same  # which part?
 
 
 def drawn_otherwise(data: DataModule, settings: DictConfig, paths: Sequence[Path]) -> str | None:

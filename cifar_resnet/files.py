@@ -1,4 +1,4 @@
-"""Data sets in files: CIFAR as published, and a user's own, of which each half is folders of pictures or archives.
+"""Data sets in files: CIFAR as published, and a user's own, of which each split is folders of pictures or archives.
 
 It takes no torch to import this: what is wrong with a file is said at once.
 """
@@ -7,19 +7,21 @@ import functools
 import hashlib
 import itertools
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from cifar_resnet.archives import Images, is_archive, read_archive
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.constraints import CORRUPTIONS
+from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.folders import Listing, classes_in, files_in, named, natural
 
 FOLDERS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
-PLAIN = ("train", "test", "val", "valid")  # of these those that mean halves whatever is beside them
+PLAIN = ("train", "test", "val", "valid")  # of these those that mean splits whatever is beside them
 MAX_CLASSES = 100_000  # that a file without names for them may have
 
 
@@ -64,16 +66,16 @@ class Published:
 
     def as_it_is(self, root: Path) -> str:
         """How to train on a copy that somebody else packed; empty where it cannot be read."""
-        halves: dict[bool, list[str]] = {True: [], False: []}
+        splits: dict[bool, list[str]] = {True: [], False: []}
         try:
             for name in sorted(self.files, key=natural):
                 if not name.endswith("meta"):
                     path = root / self.folder / name
                     refuse_if(read_archive(path, 32).labels is None, "no labels")
-                    halves["test" in name].append(str(path))
+                    splits["test" in name].append(str(path))
         except (ValueError, OSError):
             return ""
-        train, test = ",".join(halves[False]), ",".join(halves[True])
+        train, test = ",".join(splits[False]), ",".join(splits[True])
         return f'If another packed it, it is read as it is: data=files "data.train=[{train}]" data.test={test}. '
 
 
@@ -112,11 +114,13 @@ class Unpacked:
     """A set to test on, in files that nobody's program downloads.
 
     folders: in which of root's they may lie, root itself being one of them. home: where they are published.
+    files: their names, by the settings of `data`.
     """
 
     name: str
     folders: tuple[str, ...]
     home: str
+    files: Callable[[Mapping[str, Any]], list[str]]
 
     def place_in(self, root: Path, names: Sequence[str]) -> Path:
         """The folder with these files; FileNotFoundError where one is missing."""
@@ -131,11 +135,24 @@ class Unpacked:
 
 
 UNPACKED = {
-    "CIFAR10C": Unpacked("CIFAR-10-C", ("CIFAR-10-C",), "CIFAR-10-C.tar, unpacked, from Zenodo, record 2535967,"),
-    "CIFAR101": Unpacked(
-        "CIFAR-10.1", ("CIFAR-10.1", "CIFAR-10.1/datasets"), "datasets/ of github.com/modestyachts/CIFAR-10.1"
+    "CIFAR10C": Unpacked(
+        "CIFAR-10-C",
+        ("CIFAR-10-C",),
+        "CIFAR-10-C.tar, unpacked, from Zenodo, record 2535967,",
+        lambda data: [*(f"{name}.npy" for name in data["corruptions"] or CORRUPTIONS), "labels.npy"],
     ),
-    "CIFAR10H": Unpacked("CIFAR-10H", ("cifar-10h", "cifar-10h/data"), "data/ of github.com/jcpeterson/cifar-10h"),
+    "CIFAR101": Unpacked(
+        "CIFAR-10.1",
+        ("CIFAR-10.1", "CIFAR-10.1/datasets"),
+        "datasets/ of github.com/modestyachts/CIFAR-10.1",
+        lambda data: [f"cifar10.1_{data['version']}_{what}.npy" for what in ("data", "labels")],
+    ),
+    "CIFAR10H": Unpacked(
+        "CIFAR-10H",
+        ("cifar-10h", "cifar-10h/data"),
+        "data/ of github.com/jcpeterson/cifar-10h",
+        lambda data: ["cifar10h-probs.npy"],
+    ),
 }
 
 
@@ -216,9 +233,9 @@ class ListedPart(Part):
         return self.listed, ""
 
 
-def part_at(path: Path, half: str, image_size: int, labels_at: Path | None = None, memory_map: bool = False) -> Part:
-    """The part that lies there. half: which it is of, by the setting's name. labels_at, memory_map: of an .npy."""
-    setting = f"data.{half}"
+def part_at(path: Path, split: str, image_size: int, labels_at: Path | None = None, memory_map: bool = False) -> Part:
+    """The part that lies there. split: which it is of, by the setting's name. labels_at, memory_map: of an .npy."""
+    setting = f"data.{split}"
     refuse_if(
         memory_map and path.suffix.lower() != ".npy",
         f"data.memory_map is for .npy files. Got {setting}={path}; write it as one, or leave that out",
@@ -240,7 +257,7 @@ def part_at(path: Path, half: str, image_size: int, labels_at: Path | None = Non
             f"{setting} must be a folder of <class>/…, an .npz or .npy file, a CIFAR-style pickle, or a list of these. "
             f"Got {path}, which is {'none of these' if path.exists() else 'not there'}"
         )
-    archive = read_archive(path, image_size, half, labels_at, memory_map)
+    archive = read_archive(path, image_size, split, labels_at, memory_map)
     refuse_if(
         archive.labels is None,
         f"images without labels. Got {path}; "
@@ -259,12 +276,12 @@ def part_at(path: Path, half: str, image_size: int, labels_at: Path | None = Non
     return Part(path, archive.classes, archive)
 
 
-class Halves:
-    """Where the halves of a data set are, and the names of their classes.
+class Splits:
+    """Where the splits of a data set are, and the names of their classes.
 
     test, train, val: each a folder of <class>/…, an archive, or a list of these; train and val may be None.
     image_size: side in pixels of what the network sees.
-    labels: of a half that is an .npy file the file of its labels.
+    labels: of a split that is an .npy file the file of its labels.
     memory_map: leave .npy files where they are.
     is_drawn: whether test images are drawn from those of train, so that both are in one place.
     """
@@ -281,45 +298,45 @@ class Halves:
         memory_map: bool = False,
         is_drawn: bool = False,
     ):
-        given = {half: paths for half, paths in {"train": train, "val": val, "test": test}.items() if paths}
-        for half, path in labels.items():
+        given = {split: paths for split, paths in {"train": train, "val": val, "test": test}.items() if paths}
+        for split, path in labels.items():
             refuse_if(
-                half not in given, f"labels of no images. Got data.{half}_labels={path}; give data.{half} as well"
+                split not in given, f"labels of no images. Got data.{split}_labels={path}; give data.{split} as well"
             )
             refuse_if(
-                not isinstance(given[half], str),
-                f"data.{half}_labels are those of one file. Got {len(given[half])} in data.{half}; give one",
+                not isinstance(given[split], str),
+                f"data.{split}_labels are those of one file. Got {len(given[split])} in data.{split}; give one",
             )
             if not Path(path).expanduser().is_file():
-                raise FileNotFoundError(f"data.{half}_labels is a file of labels. Got {path}, which is not there")
-        paths = {half: [each] if isinstance(each, str) else list(each) for half, each in given.items()}
+                raise FileNotFoundError(f"data.{split}_labels is a file of labels. Got {path}, which is not there")
+        paths = {split: [each] if isinstance(each, str) else list(each) for split, each in given.items()}
         refuse_if(
             memory_map and any(len(listed) > 1 for listed in paths.values()),
-            "data.memory_map leaves each half in one file. Got several; join them",
+            "data.memory_map leaves each split in one file. Got several; join them",
         )
         refuse_if(memory_map and val, f"data.memory_map holds out some of train's. Got data.val={val}; leave that out")
-        for half, listed in paths.items():
+        for split, listed in paths.items():
             places = [Path(path).expanduser().resolve() for path in listed]
             twice = [path for number, path in enumerate(listed) if places[number] in places[:number]]
-            refuse_if(twice, f"data.{half} names a place twice. Got {named(twice)}; leave out one of them")
+            refuse_if(twice, f"data.{split} names a place twice. Got {named(twice)}; leave out one of them")
         self.parts = {
-            half: [
+            split: [
                 part_at(
                     Path(path).expanduser(),
-                    half,
+                    split,
                     image_size,
-                    Path(labels[half]).expanduser() if half in labels else None,
+                    Path(labels[split]).expanduser() if split in labels else None,
                     memory_map,
                 )
                 for path in listed
             ]
-            for half, listed in paths.items()
+            for split, listed in paths.items()
         }
-        half, self.is_drawn = "train" if train else "test", is_drawn
-        self.classes = self.names(half)
+        split, self.is_drawn = "train" if train else "test", is_drawn
+        self.classes = self.names(split)
         refuse_if(
-            half == "train" and len(self.classes) < 2,
-            f"a classifier needs two classes or more. Got {len(self.classes)} in {self.place(half)}",
+            split == "train" and len(self.classes) < 2,
+            f"a classifier needs two classes or more. Got {len(self.classes)} in {self.place(split)}",
         )
         for one_half, parts in self.parts.items():
             self.refuse_labels_from_one(one_half, parts)
@@ -332,11 +349,11 @@ class Halves:
             )
 
     def refuse_what_is_in_two(self) -> None:
-        """For whoever trains: what is trained on is none to test or to choose with. An archive may hold several halves
+        """For whoever trains: what is trained on is none to test or to choose with. An archive may hold several splits
         by name."""
         for one, other in itertools.combinations([] if self.is_drawn else self.parts, 2):
             for part, again in itertools.product(self.parts[one], self.parts[other]):
-                is_named = part.archive is not None and part.archive.is_of_a_half
+                is_named = part.archive is not None and part.archive.is_of_a_split
                 refuse_if(
                     part.path.resolve() == again.path.resolve() and not is_named,
                     f"data.{one} and data.{other} are of other images each. Got {part.path} for both; "
@@ -344,34 +361,34 @@ class Halves:
                 )
 
     @classmethod
-    def listed(cls, parts: Mapping[str, ListedPart]) -> "Halves":
-        """Those of lists, by half."""
+    def listed(cls, parts: Mapping[str, ListedPart]) -> "Splits":
+        """Those of lists, by split."""
         self = cls.__new__(cls)
-        self.parts = {half: [part] for half, part in parts.items()}
+        self.parts = {split: [part] for split, part in parts.items()}
         self.classes = self.names("train")
         return self
 
-    def refuse_labels_from_one(self, half: str, parts: list[Part]) -> None:
-        """Of labels without names: a test half may lack some classes, a train half hardly just the first."""
+    def refuse_labels_from_one(self, split: str, parts: list[Part]) -> None:
+        """Of labels without names: a test split may lack some classes, a train split hardly just the first."""
         unnamed = [part for part in parts if part.classes is None]
         for labels, path in [(part.archive.labels, part.path) for part in unnamed if part.archive.labels.min() == 1]:
-            is_alone = half == "train" and len(parts) == 1
+            is_alone = split == "train" and len(parts) == 1
             refuse_if(
-                is_alone or ("train" in self.parts and half == "test" and labels.max() == len(self.classes)),
+                is_alone or ("train" in self.parts and split == "test" and labels.max() == len(self.classes)),
                 f"labels count the classes from 0. Got 1 to {labels.max()} in {path}; take 1 from each",
             )
 
-    def place(self, half: str) -> str:
-        return named(part.path for part in self.parts[half])
+    def place(self, split: str) -> str:
+        return named(part.path for part in self.parts[split])
 
-    def names(self, half: str) -> list[str]:
-        """The classes of a half, each once: as its first part has them if that has all, or else 10 after 9."""
-        parts = self.parts[half]
+    def names(self, split: str) -> list[str]:
+        """The classes of a split, each once: as its first part has them if that has all, or else 10 after 9."""
+        parts = self.parts[split]
         unnamed = [part.path for part in parts if part.classes is None]
         names = dict.fromkeys(itertools.chain.from_iterable(part.names for part in parts))
         refuse_if(
             unnamed and not are_numbers(names),
-            f"labels without names of classes beside classes with names. Got {named(unnamed)} in data.{half}; give "
+            f"labels without names of classes beside classes with names. Got {named(unnamed)} in data.{split}; give "
             f"them classes",
         )
         return parts[0].names if len(parts[0].names) == len(names) else sorted(names, key=natural)
@@ -396,29 +413,30 @@ def refuse_unless_from_zero(labels: np.ndarray, path: Path, num_classes: int) ->
     )
 
 
-def halves_in(root: str, image_size: int) -> Halves:
+def splits_in(root: str, image_size: int) -> Splits:
     """See `folders_of`."""
     found = folders_of(root)
-    return Halves(found["test"], found["train"], image_size, found.get("val"), is_drawn=found["train"] == found["test"])
+    return Splits(found["test"], found["train"], image_size, found.get("val"), is_drawn=found["train"] == found["test"])
 
 
 def folders_of(root: str) -> dict[str, str]:
-    """The halves in a folder: train/<class>/…, test/<class>/… and perhaps val/…, under any of the names in `FOLDERS`,
-    with capitals or without; or <class>/… alone, for both halves to be drawn from."""
+    """The splits in a folder: train/<class>/…, test/<class>/… and perhaps val/…, under any of the names in `FOLDERS`,
+    with capitals or without; or <class>/… alone, for both splits to be drawn from."""
     place = Path(root).expanduser()
     names = sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
-    there = {half: [name for name in names if name.casefold() in each] for half, each in FOLDERS.items()}
+    there = {split: [name for name in names if name.casefold() in each] for split, each in FOLDERS.items()}
     if not (there["train"] and there["test"]) and len(names) > sum(map(len, there.values())):  # classes, a Train one of
-        there = {half: [name for name in found if name in PLAIN] for half, found in there.items()}
+        there = {split: [name for name in found if name in PLAIN] for split, found in there.items()}
     several = next((found for found in there.values() if len(found) > 1), None)
-    refuse_if(several, f"one half twice. Got {root} with {named(several or ())}; join them")
-    folders = {half: next(iter(found), None) for half, found in there.items()}
+    if several:
+        raise UsageError(f"one split twice. Got {root} with {named(several)}; join them")
+    folders = {split: next(iter(found), None) for split, found in there.items()}
     if place.is_dir() and not any(folders.values()):
         return {"train": root, "test": root}
-    for half in ("train", "test"):
-        if folders[half] is None:
+    for split in ("train", "test"):
+        if folders[split] is None:
             raise FileNotFoundError(
                 f"data.root must hold train/<class>/… and test/<class>/…, or <class>/… alone. Got {root}, "
-                f"{f'without {half}/' if place.is_dir() else 'which is not there'}"
+                f"{f'without {split}/' if place.is_dir() else 'which is not there'}"
             )
-    return {half: str(Path(root, folder)) for half, folder in folders.items() if folder}
+    return {split: str(Path(root, folder)) for split, folder in folders.items() if folder}

@@ -1,5 +1,6 @@
 """What is in a user's folders: files at any depth, and classes. Links are followed."""
 
+import contextlib
 import os
 import re
 import stat
@@ -42,8 +43,8 @@ class Listing:
     def in_words(self) -> str:
         """What was passed over; empty where nothing was."""
         hidden = f"hidden or system entries ({self.hidden:,})" if self.hidden else ""
-        circles = f"links back to where they lie ({named(self.circles)})" if self.circles else ""
-        documents = f"files that are no pictures ({named(self.documents)})" if self.documents else ""
+        circles = f"links back to where they lie ({named(map(as_text, self.circles))})" if self.circles else ""
+        documents = f"files that are no pictures ({named(map(as_text, self.documents))})" if self.documents else ""
         return ", ".join(filter(None, [hidden, circles, documents]))
 
     def without_documents(self) -> "Listing":
@@ -83,6 +84,27 @@ def files_in(folder: Path) -> Listing:
         except OSError:
             found.files.append(place)
     return found
+
+
+def files_called(name: str, folder: Path) -> list[Path]:
+    """Every file of this name in a folder, at any depth, 10 after 9; of one that links lead to as well its own path."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    own: list[Path] = [folder]
+    linked: list[Path] = []
+    while own or linked:
+        place = own.pop() if own else linked.pop(0)
+        with contextlib.suppress(OSError):  # of somebody else, or just taken away
+            status = place.stat()
+            if (identity := (status.st_dev, status.st_ino)) in seen:
+                continue
+            seen.add(identity)
+            for path in sorted(place.iterdir(), key=natural):
+                if path.is_dir():
+                    (linked if path.is_symlink() else own).append(path)
+                elif path.name == name:
+                    found.append(path)
+    return sorted(found, key=natural)
 
 
 def class_name(name: str) -> str:

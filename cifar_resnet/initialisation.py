@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cifar_resnet import checkpoints
 from cifar_resnet.data import DataModule
-from cifar_resnet.errors import first_sentence, refuse_if
+from cifar_resnet.errors import UsageError, first_sentence, refuse_if
 from cifar_resnet.models import Classifier, Wrapped
 
 COUNTERS = "num_batches_tracked"  # which some programs leave out, and no forward pass needs
@@ -50,11 +50,11 @@ def start_from(model: Classifier, path: str | Path) -> str:
             f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}; give the model's settings as "
             f"they were there",
         )
-    refuse_if(
-        frozen := [name for name in fresh if model.is_frozen(name)],
-        f"what begins anew has to be trained. Got model.freeze={list(model.freeze_parts)}, which holds "
-        f"{frozen and frozen[0]}; leave that part out",
-    )
+    if frozen := [name for name in fresh if model.is_frozen(name)]:
+        raise UsageError(
+            f"what begins anew has to be trained. Got model.freeze={list(model.freeze_parts)}, which holds "
+            f"{frozen[0]}; leave that part out"
+        )
     refuse_if(
         damaged := next((name for name, tensor in found.items() if not tensor.isfinite().all()), None),
         f"init holds numbers that are not finite. Got {damaged} in {path}; give other weights",

@@ -17,6 +17,10 @@ OF = {
     "augment.cutout_probability": ("augment.cutout_size", None),
     "augment.mixing_alpha": ("augment.mixing", None),
     "augment.mixing_probability": ("augment.mixing", None),
+    "augment.padding_mode": ("augment.crop_padding", None),
+    "model.drop_block_size": ("model.drop_block", None),
+    "optimizer.eta": ("optimizer.adaptive", None),
+    "trainer.gradient_clip_algorithm": ("trainer.gradient_clip_val", None),
     "distill.temperature": ("distill.teacher", None),
     "distill.weight": ("distill.teacher", None),
 }

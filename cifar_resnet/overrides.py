@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cifar_resnet.quoting import in_quotes, in_shell
 
 MAY_BE_LEFT_OUT = ("scheduler", "averaging", "resize", "selection")
 COLLECTIONS = ("callbacks", "logger")
-# a number, a list of them, a text · true, false, a text
+# which admit values of several kinds: a number, a list of them, a text · true, false, a text
 OF_SEVERAL_KINDS = ("trainer.devices", "graph", "trainer.deterministic")
 FILLED_IN = ("overrides", "choices")  # of a configuration, by the composer
 OF_THE_WHOLE = ("name", "dry_run")  # and search.…: what a sweep or a search has one of
@@ -108,8 +108,11 @@ def values_of(override: Override) -> list[str]:
     return values
 
 
-def domain_of(override: Override, default: object, is_whole: bool | None = None) -> Interval | list[str]:
-    """default: of the key; is_whole: whether its argument takes whole numbers alone, where that is known."""
+def domain_of(
+    override: Override, default: object, takes_whole: Callable[[], bool | None] = lambda: None
+) -> Interval | list[str]:
+    """default: of the key. takes_whole: says whether its argument takes whole numbers alone, None where nobody knows;
+    asked of intervals alone, for it may have to import that."""
     if not override.is_interval_sweep():
         return [value.partition("=")[2] for value in values_of(override)]
     sweep: Any = override.value()
@@ -123,7 +126,7 @@ def domain_of(override: Override, default: object, is_whole: bool | None = None)
         not (low < high and math.isfinite(high - low)),
         f"an interval goes from a smaller to a larger number. Got {override.input_line}",
     )
-    if is_whole is None:  # nothing says what its argument takes
+    if (is_whole := takes_whole()) is None:
         is_whole = isinstance(default, int) and low.is_integer() and high.is_integer()
     # Hydra's intervals are of fractions; a batch size is not
     refuse_if(

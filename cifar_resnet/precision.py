@@ -19,6 +19,8 @@ class ScaledPrecision(MixedPrecision):
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
+        if model.trainer.fit_loop._skip_backward:  # an epoch of forward passes alone, for Lightning's averaged weights
+            return closure()
         skips_on_device = getattr(optimizer, "skips_on_device", False)
         if self.scaler is None or not (skips_on_device or model.trainer.gradient_clip_val):
             return super().optimizer_step(optimizer, model, closure, **kwargs)

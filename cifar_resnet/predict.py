@@ -4,12 +4,14 @@
     cifar-predict "checkpoint=outputs/train/<sweep folder>" input=test_nolabels.pkl format=ids output=submission.csv
     cifar-predict "checkpoint=outputs/train/<run folder>" input=test format=ids ids.header=[id,label] ids.labels=names
 
-A picture that cannot be read is named and left out, the rest predicted, and the exit code is then 1.
+A picture that cannot be read, or for which the network gives no numbers, is named and left out, the rest predicted, and
+the exit code is then 1.
 """
 
 import contextlib
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +28,7 @@ from cifar_resnet.archives import Images, is_archive, read_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import refuse_if
 from cifar_resnet.files import numbers_of
-from cifar_resnet.folders import as_text
+from cifar_resnet.folders import as_text, named
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.pictures import MAX_MEGAPIXELS, decode
 from cifar_resnet.preflight import check_distinct, check_output, input_files, plain
@@ -56,7 +58,7 @@ def run(jobs: list[Job]) -> int:
         print(f"skipped: {reason}", file=sys.stderr)
     refuse_if(
         not predictions,
-        f"nothing could be read. Got {len(skipped)} of {len(found.files)} files that are damaged or no pictures",
+        f"nothing could be predicted. Got {named(map(as_text, found.files))}, passed over as said above; give others",
     )
     text = as_ids(predictions, cfg.ids.header, cfg.ids.labels) if form == "ids" else FORMATS[form](predictions)
     if cfg.output:
@@ -123,7 +125,7 @@ def predict(
     max_megapixels: int = MAX_MEGAPIXELS,
     first_id: int = 0,
 ) -> tuple[list[Prediction], list[str]]:
-    """Predictions in the order of the images, and for each file that could not be read, why."""
+    """Predictions in the order of the images, and for each file or image that has none, why."""
     predictions, skipped, ids, is_counted = [], [], itertools.count(first_id), True
     numbers, paths = numbers_of(ensemble.classes), iter(files)
     with bar("pictures", len(files)) as advance:
@@ -143,6 +145,9 @@ def predict(
                 probabilities = mean_probability(ensemble.log_probs(images, batch_size)).exp()
                 shares, labels = (each.tolist() for each in probabilities.topk(min(top_k, len(ensemble.classes))))
                 for (name, id_), *best in zip(names_and_ids, shares, labels, strict=True):
+                    if not math.isfinite(best[0][0]):  # nan is the largest
+                        skipped.append(f"{name}: the network gives nan for it, in {ensemble.precision}")
+                        continue
                     top = [(ensemble.classes[label], share) for share, label in zip(*best, strict=True)]
                     predictions.append(Prediction(name, id_, top, numbers[best[1][0]]))
             advance(len(batch))

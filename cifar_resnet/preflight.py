@@ -1,5 +1,6 @@
 """Files that a command names and that are not there, or not what they are taken for: told before torch is imported."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -8,10 +9,10 @@ from annotated_types import Len
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import constraints, runs
-from cifar_resnet.archives import HALVES, is_archive
+from cifar_resnet.archives import SPLITS, is_archive
 from cifar_resnet.compose import Job
 from cifar_resnet.errors import as_usage_error, refuse_if
-from cifar_resnet.files import PUBLISHED, UNPACKED, Halves, halves_in
+from cifar_resnet.files import PUBLISHED, UNPACKED, Splits, splits_in
 from cifar_resnet.folders import Listing, as_text, files_in, named, natural
 
 FORMAT_OF = {".csv": "csv", ".json": "json"}
@@ -19,29 +20,26 @@ CHECKS: dict[str, Callable[[DictConfig], object]] = {
     "cifar_resnet.data.CIFAR10": lambda data: PUBLISHED["CIFAR10"].check(data.root),
     "cifar_resnet.data.CIFAR100": lambda data: PUBLISHED["CIFAR100"].check(data.root),
     "cifar_resnet.data.Corrupted": lambda data: PUBLISHED["CIFAR10"].check(data.root),
-    "cifar_resnet.data.CIFAR10C": lambda data: UNPACKED["CIFAR10C"].place_in(
-        Path(data.root).expanduser(),
-        [*(f"{name}.npy" for name in data.corruptions or constraints.CORRUPTIONS), "labels.npy"],
-    ),
-    "cifar_resnet.data.CIFAR101": lambda data: UNPACKED["CIFAR101"].place_in(
-        Path(data.root).expanduser(), [f"cifar10.1_{data.version}_data.npy"]
-    ),
-    "cifar_resnet.data.CIFAR10H": lambda data: UNPACKED["CIFAR10H"].place_in(
-        Path(data.root).expanduser(), ["cifar10h-probs.npy"]
-    ),
-    "cifar_resnet.data.Files": lambda data: Halves(
+    "cifar_resnet.data.CIFAR10C": lambda data: check_unpacked("CIFAR10C", data),
+    "cifar_resnet.data.CIFAR101": lambda data: check_unpacked("CIFAR101", data),
+    "cifar_resnet.data.CIFAR10H": lambda data: check_unpacked("CIFAR10H", data),
+    "cifar_resnet.data.Files": lambda data: Splits(
         **places_in(data),
         image_size=data.image_size,
-        labels={half: path for half in HALVES if (path := data.get(f"{half}_labels"))},
+        labels={split: path for split in SPLITS if (path := data.get(f"{split}_labels"))},
         memory_map=data.get("memory_map", False),
     ),
-    "cifar_resnet.data.ImageFolder": lambda data: halves_in(data.root, data.image_size),
+    "cifar_resnet.data.ImageFolder": lambda data: splits_in(data.root, data.image_size),
 }
 
 
+def check_unpacked(name: str, data: DictConfig) -> None:
+    UNPACKED[name].place_in(Path(data.root).expanduser(), UNPACKED[name].files(data))
+
+
 def places_in(data: DictConfig) -> dict[str, Any]:
-    """Where each half of `data=files` is, None for none."""
-    return {half: data.get(half) and plain(data[half]) for half in ("test", "train", "val")}
+    """Where each split of `data=files` is, None for none."""
+    return {split: data.get(split) and plain(data[split]) for split in ("test", "train", "val")}
 
 
 @as_usage_error()
@@ -75,12 +73,12 @@ def check_files(command: str, jobs: Sequence[Job]) -> None:
             and num_val not in ("data.num_val=0", "data.num_val=null"),
             f"data.val is what is held out; data.num_val=0 would train on it as well. Got {num_val}; leave it out",
         )
-        halves = check_data(cfg.get("data"))
-        if isinstance(halves, Halves) and command != "evaluate":
-            halves.refuse_what_is_in_two()
+        splits = check_data(cfg.get("data"))
+        if isinstance(splits, Splits) and command != "evaluate":
+            splits.refuse_what_is_in_two()
         for teacher in teachers_of(cfg):
             runs.find_checkpoint(teacher)
-        if cfg.get("init"):
+        if cfg.get("init") and (OmegaConf.select(cfg, "ensemble.size") or 1) == 1:  # an ensemble may go on
             check_init(cfg)
 
 
@@ -104,7 +102,7 @@ def check_data(data: DictConfig | None) -> object:
     check_files_of = CHECKS.get(data.get("_target_")) if data else None
     if check_files_of and not any(OmegaConf.is_missing(data, key) for key in data):
         paths = dict.fromkeys(("train", "val"), constraints.Paths | None)
-        labels = {f"{half}_labels": str | None for half in HALVES}
+        labels = {f"{split}_labels": str | None for split in SPLITS}
         corruptions = {"corruptions": Annotated[list[constraints.Corruption], Len(1)] | None}
         hints = corruptions | {"image_size": constraints.ImageSize, "test": constraints.Paths, **paths, **labels}
         for key in [key for key in hints if key in data]:
@@ -197,9 +195,18 @@ def check_output(cfg: DictConfig) -> str:
         f"output is a .csv or .json file. Got {cfg.output}; name it so, or give format=csv, json or ids",
     )
     if cfg.output:
-        refuse_if(not output.parent.is_dir(), f"output must lie in a folder that exists. Got {cfg.output}")
         refuse_if(output.is_dir(), f"output must be a file. Got the folder {cfg.output}")
-        runs.check_writable(output)
+        folder = output.resolve().parent  # where a link leads to, for the file is replaced there
+        refuse_if(
+            not output.parent.is_dir() or not (runs.is_special(output) or folder.is_dir()),
+            f"output must lie in a folder that exists. Got {cfg.output}",
+        )
+        refuse_if(
+            output.exists() and not os.access(output, os.W_OK),
+            f"nothing can be written there. Got {cfg.output}; give another place",
+        )
+        if not runs.is_special(output):
+            runs.check_writable(folder)
     return cfg.format or FORMAT_OF[output.suffix.lower()]
 
 

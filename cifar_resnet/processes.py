@@ -88,13 +88,19 @@ def take_place(place: Place) -> None:
 
 def num_processes(cfg: DictConfig) -> int:
     """How many processes Lightning makes of trainer.devices and its like."""
+    return shape_of(cfg)[0]
+
+
+def shape_of(cfg: DictConfig) -> tuple[int, int]:
+    """How many processes Lightning makes of trainer.devices and its like: all of them, and on each host."""
     names = ("accelerator", "devices", "strategy", "num_nodes")
     given = {name: value for name in names if (value := cfg.trainer.get(name)) is not None}
     settings = values_in(OmegaConf.create(given))
     if settings.get("devices") == 1 and settings.get("num_nodes", 1) == 1:
-        return 1
+        return 1, 1
     try:
-        return Trainer(**settings, plugins=[Environment(ALONE)], logger=False, enable_checkpointing=False).world_size
+        trainer = Trainer(**settings, plugins=[Environment(ALONE)], logger=False, enable_checkpointing=False)
+        return trainer.world_size, trainer.num_devices
     except Exception as error:  # Lightning's own kinds, and those of what it asks
         raise UsageError(
             f"trainer.devices is nothing that Lightning can take here: {first_sentence(error)}. "
@@ -123,7 +129,8 @@ def is_rank(place: Place | None, configurations: list[DictConfig], may_share: bo
     """
     if place is None:
         return False
-    counts = {num_processes(cfg) for cfg in configurations}
+    shapes = [shape_of(cfg) for cfg in configurations]
+    counts, on_a_host = {count for count, _ in shapes}, min(num_devices for _, num_devices in shapes)
     if may_share and counts == {1}:
         return False
     refuse_if(
@@ -131,6 +138,12 @@ def is_rank(place: Place | None, configurations: list[DictConfig], may_share: bo
         f"{place.starter} has started {place.world_size} processes for trainings of "
         f"{' and '.join(map(str, sorted(counts)))}. Got trainer.devices={configurations[0].trainer.devices}; "
         f"give trainer.devices and trainer.num_nodes whose product is {place.world_size}, or start as many as they say",
+    )
+    refuse_if(
+        place.local_rank >= on_a_host,
+        f"trainer.devices says how many processes each host has. Got {configurations[0].trainer.devices}, where "
+        f"{place.starter} has started {place.local_rank + 1} or more on one; give as many, and a trainer.num_nodes of "
+        f"the hosts. By srun each must see all GPUs of its host: --gpus-per-node, not --gpus-per-task",
     )
     return True
 
@@ -150,7 +163,7 @@ def together(cfg: DictConfig) -> Iterator[None]:
             if count == 1:
                 yield
             elif _others:
-                with led(_others, cfg):
+                with listening(_others), led(_others, cfg):
                     yield
             else:
                 with started(count, cfg) as meeting, led(meeting, cfg):
@@ -187,6 +200,29 @@ def led(meeting: Meeting, cfg: DictConfig) -> Iterator[None]:
         raise
     finally:
         _here = ALONE
+
+
+@contextlib.contextmanager
+def listening(meeting: Meeting) -> Iterator[None]:
+    """Within this another process's failure ends this one where it does not notice by itself: waiting for the other to
+    join, it would sit for half an hour in C++, deaf to signals, under a starter that leaves it there, as srun does."""
+    is_over = threading.Event()
+
+    def listen() -> None:
+        reason = None
+        with contextlib.suppress(torch.distributed.DistError):  # whoever served it has gone: so will this one
+            while not (reason or is_over.wait(0.5)):
+                reason = meeting.failure()
+        patience = (12 if isinstance(reason, Interrupted) else 2) * PATIENCE
+        if reason and not is_over.wait(patience):
+            print(f"error: {reason}; what had been saved is whole", file=sys.stderr)
+            os._exit(getattr(reason, "exit_code", 1))
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 @contextlib.contextmanager
@@ -274,7 +310,7 @@ def spare_lightnings_signals(trainer: Trainer) -> None:
 
 
 def leave_group(at_exit: bool = False) -> None:
-    """at_exit: only then, for torchrun lets a process make but one."""
+    """Destroy the process group. at_exit: only when the program ends, for under torchrun a process can make but one."""
     if at_exit:
         atexit.register(leave_group)
     elif torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Whether two configurations are one recipe: all that bears on a run's result, added and removed settings as well."""
+"""Which settings differ between two configurations, of all that bear on a run's result."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping

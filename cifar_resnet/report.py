@@ -71,6 +71,8 @@ def report(folders: Sequence[Path], cfg: DictConfig) -> None:
     check_output(folder)
     check_settings(cfg, everything)
     counted = [member for member in everything if not member.repeats]
+    if cfg.metric:
+        overview.check_metric(cfg.metric, counted)
     keys = found.on_one_data_set(counted, cfg.by) if cfg.by else found.differences(counted)
     groups = found.group(counted, keys)
     ensembles, shifts, no_evaluations = evaluation_tables(folders)

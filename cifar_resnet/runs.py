@@ -1,4 +1,4 @@
-"""Run folders: their names, their record, the files in them, and what else makes two runs comparable."""
+"""Run folders: their names, their record, and the files in them."""
 
 import contextlib
 import csv
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_resnet import claims
 from cifar_resnet.constraints import value_at
 from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
-from cifar_resnet.folders import named, natural, whereabouts
+from cifar_resnet.folders import files_called, named, natural, whereabouts
 from cifar_resnet.quoting import command_line, in_shell
 from cifar_resnet.terminal import log
 
@@ -145,6 +145,7 @@ def open_folder(cfg: DictConfig, first: Callable[[Path], object] | None = None) 
     with as_usage_error():
         cfg.run_dir = str(create_run_dir(cfg) if is_new else cfg.run_dir)
     run_dir = Path(cfg.run_dir)
+    before = set(run_dir.iterdir()) if is_new else set()
     try:
         with claims.held(run_dir):
             (run_dir / FAILURE).unlink(missing_ok=True)  # of a job that goes on now
@@ -158,13 +159,16 @@ def open_folder(cfg: DictConfig, first: Callable[[Path], object] | None = None) 
         raise
     except UsageError:
         if is_new:
-            discard(run_dir)
+            discard(run_dir, before)
         raise
 
 
-def discard(run_dir: Path) -> None:
-    """Take a run folder away that holds nothing but its configuration, and the folders it leaves empty."""
-    left = list(run_dir.iterdir()) if run_dir.is_dir() else []
+def discard(run_dir: Path, before: Collection[Path] = ()) -> None:
+    """Take a run folder away that holds nothing but its configuration, and the folders it leaves empty.
+
+    before: what was in it already, and stays.
+    """
+    left = [file for file in run_dir.iterdir() if file not in before] if run_dir.is_dir() else []
     # something came of it
     if any(file.name not in (CONFIG, LOG, CURVES) and file.stem != RANGE_TEST for file in left):
         return
@@ -227,9 +231,8 @@ def replacing(path: Path, alone: bool = False) -> Iterator[io.BufferedWriter]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    path = path.resolve()  # a link stays one
-    is_special = path.exists() and not path.is_file()  # a pipe or a device takes what it gets
-    with path.open("wb") if is_special else replacing(path) as file:
+    # a link stays one, but that to a pipe, as /dev/stdout may be, which leads to no name
+    with path.open("wb") if is_special(path) else replacing(path.resolve()) as file:
         file.write(text.encode())
 
 
@@ -247,10 +250,16 @@ def write_table(path: Path, rows: Iterable[Sequence[object]]) -> None:
     write_atomically(path, as_csv(rows))
 
 
-def check_writable(path: Path) -> None:
-    """UsageError where this file or folder could not be written, before there is anything to write."""
-    nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    refuse_if(not os.access(nearest, os.W_OK), f"nothing can be written there. Got {path}; give another place")
+def is_special(path: Path) -> bool:
+    """A pipe or a device, which takes what it gets."""
+    return path.exists() and not path.is_file()
+
+
+def check_writable(folder: Path) -> None:
+    """UsageError where nothing could be written into this folder, or a new one, before there is anything to write."""
+    nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    refuse_if(not nearest.is_dir(), f"a folder is to be written to. Got {folder}, where {nearest} is a file")
+    refuse_if(not os.access(nearest, os.W_OK), f"nothing can be written there. Got {folder}; give another place")
 
 
 def save_config(run_dir: Path, cfg: DictConfig) -> None:
@@ -383,7 +392,7 @@ def find_checkpoints(paths: str | Path | Iterable[str | Path], quietly: bool = F
 def begun_in(folder: Path) -> list[Path]:
     """The runs below a folder. What lies within one is none: a tracker of experiments may keep a file of that name."""
     found: list[Path] = []
-    for run_dir in sorted((file.parent for file in folder.rglob(CONFIG)), key=natural):
+    for run_dir in sorted((file.parent for file in files_called(CONFIG, folder)), key=natural):
         if not any(parent in found for parent in run_dir.parents):
             found.append(run_dir)
     return found

@@ -21,7 +21,7 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_resnet import claims, objective, resume, runs, seeds, train
@@ -50,10 +50,13 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 }
 PRUNERS = {"random": optuna.pruners.NopPruner(), "tpe": optuna.pruners.MedianPruner(n_warmup_steps=1)}
 FINISHED = [TrialState.COMPLETE, TrialState.PRUNED]
+JOURNAL = "trials.log"
 MANY = 10_000  # combinations of choices; of more than these hardly one is drawn twice
 RECIPE = "recipe"  # attributes of a study: this with the number of a corner
 # attributes of a trial
 ROUND, DIVERGED, PART, SECONDS, ACC = "round", "diverged", "part", "seconds", "acc"
+BEGAN_AS, FLOPS_BEFORE = "began_as", "flops_before"  # of one that goes on with another's training
+KNOWN_SO_FAR = (FLOPS, COURSE, REACHED, HOPELESS)
 IN_WORDS = {"COMPLETE": "", "PRUNED": "ended early", "FAIL": "failed", "RUNNING": "not finished"}
 # left out of the line that is printed
 NOT_FOR_TRAINING = (
@@ -95,6 +98,11 @@ def refuse(cfg: DictConfig) -> None:
     refuse_if(
         cfg.ensemble.size != 1,
         f"a search trains one network at a time. Got ensemble.size={cfg.ensemble.size}; leave it out",
+    )
+    refuse_if(
+        cfg.search.max_flops and OmegaConf.select(cfg, "scheduler.max_lr") == resume.AUTO,
+        "search.max_flops knows nothing of the range tests of scheduler.max_lr=auto. Got both; give search.max_time, "
+        'or search that rate: "scheduler.max_lr=interval(0.01,1)"',
     )
     refuse_if(cfg.data.get("num_val") == 0, "a search needs validation images. Got data.num_val=0; give some")
     monitor, every = OmegaConf.select(cfg, "callbacks.best.monitor"), cfg.trainer.get("check_val_every_n_epoch")
@@ -168,6 +176,7 @@ class Search:
         self.folder = runs.parent_dir(job.cfg) / f"search-{runs.slug(list(self.space))}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
         with claims.held(self.folder, wait=True):
+            mend_journal(self.folder / JOURNAL)
             self.connect()
             self.check_recipe([job.cfg for job in jobs])
         self.began = datetime.now()
@@ -175,7 +184,7 @@ class Search:
         self.time = time_budget("search.max_time", self.max_time, clock(), clock)
 
     def connect(self) -> None:
-        journal = JournalFileBackend(str(self.folder / "trials.log"))
+        journal = JournalFileBackend(str(self.folder / JOURNAL))
         self.claimed: dict[int, claims.Claim] = {}  # by a trial's number: to watch those of others, and for our own
         self.study = optuna.create_study(
             storage=self.storage or JournalStorage(journal),
@@ -220,14 +229,15 @@ class Search:
     def launch(self) -> None:
         """The same by the workers of a launcher, one trial each."""
         for round_ in range(self.rounds):
-            missing = min(self.trials - len(self.of_round(round_, *FINISHED)), self.num_planned - len(self.finished()))
+            combinations = self.num_combinations - len(self.finished())
+            missing = int(min(self.trials - len(self.of_round(round_, *FINISHED)), combinations))
             if missing > 0 and not self.lack():
                 launch(self.job, self.folder, missing, functools.partial(one_trial, self, round_))
 
     def next_trial(self, round_: int) -> Trial | int | None:
         """One of this round that is now ours; or how many are still other processes'; or None, where all are done."""
         with claims.held(self.folder, wait=True):  # so that no two count, and draw, at once
-            lack, num_left = self.lack(), 0
+            lack, num_left, stopped = self.lack(), 0, self.stopped_by_failure(round_)
             for frozen in self.study.get_trials(states=[TrialState.RUNNING]):
                 if frozen.params.keys() != self.space.keys() or ROUND not in frozen.user_attrs:
                     self.study.tell(frozen.number, state=TrialState.FAIL)  # killed while it was drawn
@@ -240,6 +250,8 @@ class Search:
             failed = list(filter(self.has_failed_now, self.of_round(round_, TrialState.FAIL)))
             untried = self.untried()
             is_over = len(self.of_round(round_, *FINISHED)) + num_running + len(failed) >= self.trials
+            if stopped and not is_over and not self.lack(stopped[0]):
+                return self.taken(self.gone_on_with(stopped[0], round_), round_)
             if lack or is_over or untried == []:
                 return num_running or None
             seed = seeds.seed_for("search", self.seed, len(self.study.get_trials())) % 2**32
@@ -249,9 +261,38 @@ class Search:
                 self.study.tell(trial, state=TrialState.FAIL)
                 self.study.enqueue_trial(random.Random(seed).choice(untried))
                 trial = self.study.ask(self.distributions(round_))
-            trial.set_user_attr(ROUND, round_)
-            self.claim_of(trial).take()
-            return trial
+            return self.taken(trial, round_)
+
+    def taken(self, trial: Trial, round_: int) -> Trial:
+        trial.set_user_attr(ROUND, round_)
+        self.claim_of(trial).take()
+        return trial
+
+    def gone_on_with(self, failed: FrozenTrial, round_: int) -> Trial:
+        """Another trial, whose training is that of one that failed, in its folder: optuna leaves that one as it is."""
+        known = {name: value for name, value in failed.user_attrs.items() if name in KNOWN_SO_FAR}
+        attributes = known | {BEGAN_AS: began_as(failed), FLOPS_BEFORE: failed.user_attrs.get(FLOPS)}
+        if began_as(failed) not in map(began_as, self.study.get_trials(states=[TrialState.WAITING])):  # killed here
+            self.study.enqueue_trial(failed.params, attributes)
+        return self.study.ask(self.distributions(round_))
+
+    def stopped_by_failure(self, round_: int) -> list[FrozenTrial]:
+        """Of this round those that failed another time, and left a checkpoint from which they have come further since
+        they last went on, if they did."""
+        return [
+            trial
+            for trial in self.drawn()
+            if trial.user_attrs[ROUND] == round_
+            and trial.state == TrialState.FAIL
+            and not self.has_failed_now(trial)
+            and (BEGAN_AS not in trial.user_attrs or trial.user_attrs[FLOPS_BEFORE] != trial.user_attrs.get(FLOPS))
+            and runs.can_go_on(self.claim_of(trial).folder)
+        ]
+
+    def drawn(self) -> list[FrozenTrial]:
+        """All trials with their values, but those whose training another has gone on with."""
+        found = [trial for trial in self.study.get_trials() if ROUND in trial.user_attrs]
+        return list({began_as(trial): trial for trial in found}.values())  # they come in their order
 
     def untried(self) -> list[dict[str, str]] | None:
         """Of a space of choices alone the combinations that are left; None where there is an interval, or too many."""
@@ -296,15 +337,18 @@ class Search:
         return self.time.lack(of(self.finished(), SECONDS))
 
     def flops(self) -> float:
-        """Of all trials so far, however they ended."""
-        return sum(of(self.study.get_trials(), FLOPS))
+        """Of all trials so far, however they ended. One that goes on with another's training counts that as well."""
+        most: dict[int, float] = {}
+        for trial in self.study.get_trials():
+            most[began_as(trial)] = max(most.get(began_as(trial), 0.0), trial.user_attrs.get(FLOPS, 0.0))
+        return sum(most.values())
 
     def claim_of(self, trial: Trial | FrozenTrial) -> claims.Claim:
-        run_dir = self.folder / f"{trial.number:03d}-{runs.slug(self.varying(trial))}"
+        run_dir = self.folder / f"{began_as(trial):03d}-{runs.slug(self.varying(trial))}"
         return self.claimed.setdefault(trial.number, claims.Claim(run_dir))
 
     def varying(self, trial: Trial | FrozenTrial) -> list[str]:
-        return [f"{key}={shorten(value)}" for key, value in trial.params.items()]
+        return [f"{key}={shorten(value, self.space[key])}" for key, value in trial.params.items()]
 
     def of_round(self, round_: int, *states: TrialState) -> list[FrozenTrial]:
         return [trial for trial in self.study.get_trials(states=states) if trial.user_attrs.get(ROUND) == round_]
@@ -375,7 +419,7 @@ class Search:
 
     def report(self) -> int:
         """Print the trials, the best first, leave table and pictures, and say how to train with the best."""
-        trials, best = [trial for trial in self.study.get_trials() if ROUND in trial.user_attrs], self.best()
+        trials, best = self.drawn(), self.best()
         if best is None:
             log.error(f"error: no trial was finished; see {self.folder}")
             return 1
@@ -452,8 +496,8 @@ class Search:
         ]
 
     def values(self, trial: FrozenTrial) -> list[object]:
-        """Of what is searched, in its order; four digits are enough of a number. None for what was not drawn."""
-        return [shorten(trial.params.get(key)) for key in self.space]
+        """Of what is searched, in its order. None for what was not drawn."""
+        return [shorten(trial.params.get(key), domain) for key, domain in self.space.items()]
 
     def table(self, trials: list[FrozenTrial]) -> list[list[str]]:
         """A head, and a row for each trial, the best first; numbers from 1."""
@@ -482,6 +526,19 @@ class Search:
         return not is_complete, self.rank(trial) if is_complete else -trial.user_attrs.get(ACC, 0.0)
 
 
+def mend_journal(path: Path) -> None:
+    """Take away a last line that a full disk has cut short: the next would be glued to it, and none be readable."""
+    lock = JournalFileSymlinkLock(str(path))  # optuna's own, by which other processes write
+    lock.acquire()
+    try:
+        content = path.read_bytes() if path.exists() else b""
+        if content and not content.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
 def one_trial(search: Search, round_: int, _: int) -> None:
     """What a launcher's worker does."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -494,6 +551,11 @@ def one_trial(search: Search, round_: int, _: int) -> None:
         print(f"  trial {trial.number + 1} begins: {' '.join(search.varying(trial))}", flush=True)
         search.try_out(trial)
         print(f"  trial {trial.number + 1} has ended", flush=True)
+
+
+def began_as(trial: Trial | FrozenTrial) -> int:
+    """The number of the trial that began its training, which is mostly its own."""
+    return trial.user_attrs.get(BEGAN_AS, trial.number)
 
 
 def of(trials: Iterable[FrozenTrial], attribute: str) -> list[float]:

@@ -8,9 +8,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from cifar_resnet.overrides import Interval
 
 
-def shorten(value: object) -> object:
-    """Four digits are enough of a searched number."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+def shorten(value: object, domain: Interval | list[str]) -> object:
+    """Four digits are enough of a searched number, or as many as tell a thousand apart in the whole domain."""
+    if not isinstance(value, float) or not isinstance(domain, Interval):
+        return value
+    decimals = -math.floor(math.log10((domain.high - domain.low) / 1000))
+    if value:
+        decimals = max(decimals, 3 - math.floor(math.log10(abs(value))))
+    return max(domain.low, min(domain.high, round(value, decimals)))
 
 
 def distribution(domain: Interval | list[str], best: Any, share: float) -> BaseDistribution:

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 
 from cifar_resnet.errors import Interrupted
 
-SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)  # the latter two: SLURM's, before a time limit
+# the latter two: SLURM's, before a time limit; Windows has none of them
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 @contextlib.contextmanager

@@ -287,7 +287,7 @@ def fitted(column: Sequence[str], width: int) -> tuple[list[str], int]:
 
 
 def cut(text: str, width: int, share: float) -> str:
-    """With its middle left out, or rather what is at this share of its length, where it is too wide."""
+    """Where it is too wide, with an ellipsis; this share of what is kept stands before it."""
     head, tail = int((width - 1) * share), width - 1 - int((width - 1) * share)
     return text if cell_len(text) <= width else f"{set_cell_size(text, head)}…{set_cell_size(text[::-1], tail)[::-1]}"
 

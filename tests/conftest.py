@@ -36,6 +36,14 @@ def one_thread_each():
 
 
 @pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """A shell has what it starts in the background ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

@@ -123,12 +123,14 @@ class Watch(TorchDispatchMode):
 
     @staticmethod
     def number(tensor: Tensor) -> bool | float | int:
-        """What a tensor on no device might hold: true, 1; and of a loss scaler, that no gradient overflowed."""
+        """What a tensor on no device might hold: true, 1; that no gradient overflowed, and no prediction is nan."""
         if tensor.constant is not None:
             return tensor.constant.item()
         if tensor.dtype == torch.bool:
             return "has_len_all_ranks" not in callers()
-        return 0.0 if "_maybe_opt_step" in callers() else 1.0 if tensor.is_floating_point() else 1
+        if any(name in callers() for name in ("_maybe_opt_step", "predictions_for")):
+            return 0
+        return 1.0 if tensor.is_floating_point() else 1
 
 
 def launches_of(func: Callable, name: str, args: tuple) -> int:

@@ -1,5 +1,6 @@
-"""Weights from more than one point of a training: in the place of the latest, or as where they go on from."""
+"""Weight averaging: EMA, evaluated in place of the weights; Lookahead, from which the training goes on."""
 
+import math
 import operator
 from itertools import compress
 from typing import Any
@@ -10,7 +11,9 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
 from cifar_resnet.constraints import Count, FractionAboveZero, FractionBelowOne, check
-from cifar_resnet.models import Classifier
+from cifar_resnet.errors import refuse_if
+from cifar_resnet.models.classifier import planned_steps
+from cifar_resnet.terminal import log
 
 
 class EMA(WeightAveraging):
@@ -89,9 +92,19 @@ class Lookahead(Callback):
         if stage == "fit":
             self.slow = []  # not of a training before
 
-    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        self.latest_step = trainer.global_step
-        self.first_step = round(self.start * pl_module.total_steps)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.latest_step, self.total_steps = trainer.global_step, planned_steps(trainer)
+        refuse_if(
+            self.start and self.total_steps == math.inf,
+            f"averaging.start is a share of the training. Got {self.start} of one whose length nobody knows; give "
+            f"max_steps, or start=0",
+        )
+        self.first_step = round(self.start * self.total_steps) if self.start else 0
+        if self.first_step + self.every > self.total_steps:
+            log.warning(
+                f"warning: averaging.every={self.every} is longer than what is left of {self.total_steps} steps, so "
+                f"that the weights end {self.share:.0%} of the way from where it begins to where they come\n"
+            )
         self.slow = [tensor.to(pl_module.device) for tensor in self.slow]
         self.begin(pl_module)
 
@@ -103,7 +116,7 @@ class Lookahead(Callback):
         self.latest_step = step = trainer.global_step
         if not self.slow:
             self.begin(pl_module)
-        elif (step - self.first_step) % self.every == 0 or step == pl_module.total_steps:
+        elif (step - self.first_step) % self.every == 0 or step == self.total_steps:
             self.follow(pl_module)
 
     def begin(self, pl_module: LightningModule) -> None:

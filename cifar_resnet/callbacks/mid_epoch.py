@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
@@ -31,7 +32,8 @@ class MidEpochState(Callback):
             "sampler": sampler.state_dict() if (sampler := placed(trainer.train_dataloader)) else {},
             "rng": RngState(pl_module.device).state,
             "metrics": {
-                name: dict(metric.metric_state)
+                # on the host: what is on a GPU would be brought to that GPU by each process that hears of it
+                name: tree_map(lambda each: each.cpu(), dict(metric.metric_state))
                 for name, metric in pl_module.named_modules()
                 if isinstance(metric, Metric)
                 and not any(part.startswith(("val_", "test_")) for part in name.split("."))
@@ -63,6 +65,10 @@ class MidEpochState(Callback):
                 for state, value in states.items():
                     setattr(metric, state, tree_map(lambda each: each.to(pl_module.device), value))
                 metric._update_count = 1  # or it would warn that it has seen nothing
+        if trainer.fit_loop.restarted_mid_epoch:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, GradientAccumulationScheduler):  # such an epoch has no start that it could see
+                    callback.on_train_epoch_start(trainer)
         self.restored = []
 
 

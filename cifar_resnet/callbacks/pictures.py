@@ -58,7 +58,8 @@ class ScheduleCurve(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         if pl_module.schedule:
             optimizer = pl_module.new_optimizer()  # another, for its rate is moved
-            self.draw(trainer, pl_module.schedule.rates(optimizer, pl_module.total_steps, trainer.max_epochs) or [])
+            steps = int(pl_module.total_steps)
+            self.draw(trainer, pl_module.schedule.rates(optimizer, steps, trainer.max_epochs) or [])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         if pl_module.schedule and pl_module.schedule.goes_by_metric:

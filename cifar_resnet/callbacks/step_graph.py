@@ -1,7 +1,7 @@
 """The training step as one CUDA graph: recorded once, then launched as a whole."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from cifar_resnet.callbacks.averaging import EMA
 from cifar_resnet.constraints import check
@@ -21,9 +22,16 @@ from cifar_resnet.terminal import log
 
 REPLACED = ("on_train_batch_start", "training_step", "backward", "optimizer_zero_grad", "optimizer_step")
 WITHIN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+STEP_HOOKS = ("on_train_batch_start", "on_train_batch_end")
 # modules whose Python does the same in each step
 OURS = ("cifar_resnet.", "torch.nn.", "torch.optim.", "torchvision.ops.")
-OF_A_BATCH = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+KEPT_BY_OPTIMIZERS = (
+    "state",
+    "defaults",
+    "param_groups",
+)  # which change with each step, or are looked at by themselves
+REGISTRIES = ("_parameters", "_buffers", "_modules")  # where a torch.nn.Module keeps what it has
 
 
 class StepGraph(Callback):
@@ -59,6 +67,9 @@ class StepGraph(Callback):
         self.averaging = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)  # type: ignore[attr-defined]
         device = pl_module.device
         self.modules, self.parameters = list(pl_module.modules()), list(pl_module.parameters())
+        # whoever is called at each step may change something then; all others before and after an epoch or a validation
+        self.changes_any_time = any(is_called_each_step(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self.must_look = True
         self.rates, self.fixed = self.new_rates(), self.fixed_settings()
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.sizes: dict[tuple[int, int], Recorded] = {}  # by the number of images, and their side in pixels
@@ -69,6 +80,12 @@ class StepGraph(Callback):
             object.__setattr__(pl_module, name, getattr(self, f"instead_of_{name}"))
         self.loader.deliver = self.deliver
         self.is_on = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.must_look = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.must_look = True
 
     def obstacle(self, trainer: Trainer, module: LightningModule) -> str | None:
         """Why this training's steps cannot be one graph; None where they can."""
@@ -87,7 +104,7 @@ class StepGraph(Callback):
         strange = (type(part) for part in parts if not type(part).__module__.startswith(OURS))
         foreign = next((kind.__name__ for kind in strange), None)
         replaced = [name for name in REPLACED if is_overridden(name, module, Classifier)]
-        replaced += [name for name in OF_A_BATCH if is_overridden(name, module, LightningModule)]
+        replaced += [name for name in BATCH_HOOKS if is_overridden(name, module, LightningModule)]
         is_recordable = getattr(optimizer, "is_recordable", False)
         obstacles = {
             "graph=false": self.graph is False,
@@ -121,13 +138,19 @@ class StepGraph(Callback):
         return [torch.zeros((), device=self.module.device, dtype=dtype) for _ in self.optimizer.param_groups]
 
     def fixed_settings(self) -> list:
-        """What a recorded step goes on with: of the optimizer all but the learning rates; what is trained, and how."""
+        """What a recorded step goes on with: of the optimizer all but the learning rates; what is trained, and how; and
+        what its Python would find in the attributes of all that take part."""
+        if self.must_look:
+            parts = whose_python_runs(self.module, self.optimizer, self.loader.augment)
+            self.attributes = [attributes_of(part) for part in parts if not isinstance(part, Metric)]
+            self.must_look = self.changes_any_time
         groups = [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self.optimizer.param_groups
         ]
         trained = [parameter.requires_grad for parameter in self.parameters]
-        return [groups, trained, [module.training for module in self.modules]]
+        clipping = [self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm]
+        return [groups, trained, [module.training for module in self.modules], clipping, self.attributes]
 
     def deliver(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The place where the batch of these images will be; of the first batch of its size the batch itself."""
@@ -200,7 +223,11 @@ class StepGraph(Callback):
             rate.fill_(group["lr"])
         if self.averaging:
             self.averaging.weigh()
+        runs_python = self.current.graph is None
         self.current.go()
+        if runs_python:  # which may have put new tensors into attributes
+            self.must_look = True
+            self.fixed = self.fixed_settings()
         for metric in self.module.metrics("train").values():
             metric._update_count = 1  # or it would warn that it has seen nothing
         return found
@@ -253,8 +280,9 @@ class StepGraph(Callback):
 def whose_python_runs(module: LightningModule, *others: object) -> Iterator[object]:
     """All whose Python runs in a step: its layers, what it is taught by, and others, such as optimizer and loader, with
     the augmentation that one of these has."""
-    yield from others
-    yield from (each.augment for each in others if hasattr(each, "augment"))
+    augments = [each.augment for each in others if hasattr(each, "augment")]
+    yield from (*others, *augments)
+    yield from (each.mixing for each in (*others, *augments) if getattr(each, "mixing", None))
     yield from module.modules()
     if distillation := getattr(module, "distillation", None):
         yield distillation
@@ -262,16 +290,36 @@ def whose_python_runs(module: LightningModule, *others: object) -> Iterator[obje
             yield from teacher.modules()
 
 
-def may_keep_a_batch(callback: Callback) -> bool:
-    """Whether it is a user's, with a hook that is given batches.
+def attributes_of(part: object) -> list:
+    """Of this object, to be compared with a later time: its plain values; which tensors, hooks and others it has."""
+    # what else begins with an underscore is Lightning's and torch's own, and changes with each step
+    return [
+        (key, compared(value))
+        for key, value in vars(part).items()
+        if (not key.startswith("_") or key in REGISTRIES or key.endswith("_hooks")) and key not in KEPT_BY_OPTIMIZERS
+    ]
 
-    `needs_no_batch`, an attribute, says that it has it for another reason.
-    """
+
+def compared(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return [(key, compared(each)) for key, each in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [compared(each) for each in value]
+    return (id(value), value.data_ptr()) if isinstance(value, Tensor) else id(value)
+
+
+def is_called_each_step(callback: Callback) -> bool:
+    """Whether it is a user's, with a hook that is given batches."""
     package = type(callback).__module__.partition(".")[0]
     is_of_a_user = package not in ("cifar_resnet", "lightning") or isinstance(callback, LambdaCallback)
-    hooks = ("on_train_batch_start", "on_train_batch_end")
-    is_given = any(is_overridden(name, callback, Callback) for name in hooks)
-    return is_of_a_user and is_given and not getattr(callback, "needs_no_batch", False)
+    return is_of_a_user and any(is_overridden(name, callback, Callback) for name in STEP_HOOKS)
+
+
+def may_keep_a_batch(callback: Callback) -> bool:
+    """`needs_no_batch`, an attribute, says that it has such a hook for another reason."""
+    return is_called_each_step(callback) and not getattr(callback, "needs_no_batch", False)
 
 
 class Recorded:

@@ -155,7 +155,7 @@ class Augment:
             f"Got {self.crop_padding} for {image_size} pixels; give less",
         )
         refuse_if(
-            self.cutout_size > 2 * image_size,
+            self.cutout_size >= 2 * image_size - 1,  # wherever its centre lies
             f"augment.cutout_size would cover every image of {image_size} pixels. Got {self.cutout_size}; give less",
         )
 

@@ -1,6 +1,7 @@
 """A data set on a device: its split and its loaders. Where images come from is in sources.py."""
 
 import hashlib
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -12,12 +13,20 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Generator, Tensor
 
-from cifar_resnet.constraints import Count, CountOrZero, FractionBelowOne, Positive, Seed, check
+from cifar_resnet.constraints import (
+    Count,
+    CountOrZero,
+    Fraction,
+    FractionAboveZero,
+    FractionBelowOne,
+    Seed,
+    check,
+)
 from cifar_resnet.data.augment import Augment, random_mask
 from cifar_resnet.data.loaders import EvalLoader, LabelledImages, MappedImages, StackedLoader, TrainLoader, limited
 from cifar_resnet.data.resizing import ProgressiveResize
 from cifar_resnet.data.samplers import ShuffledBatchSampler, fold_split, stratified_split
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import UsageError, first_sentence, refuse_if
 from cifar_resnet.folders import named
 from cifar_resnet.hardware import free_memory
 from cifar_resnet.images import Normalise, content_hash
@@ -25,6 +34,8 @@ from cifar_resnet.seeds import seed_for
 from cifar_resnet.terminal import log
 
 NUM_FOLDS = 5
+# why no image of some classes is trained on
+KEPT_BACK = "no images of {} are left to train on: all are held out or tested on"
 
 
 class Condition(NamedTuple):
@@ -83,8 +94,8 @@ class DataModule(LightningDataModule, ABC):
         num_folds: Annotated[int, Ge(2)] = NUM_FOLDS,
         max_train: Count | None = None,
         balanced_sampling: bool = False,
-        mean: Annotated[Sequence[float], Len(3, 3)] | None = None,
-        std: Annotated[Sequence[Positive], Len(3, 3)] | None = None,
+        mean: Annotated[Sequence[Fraction], Len(3, 3)] | None = None,
+        std: Annotated[Sequence[FractionAboveZero], Len(3, 3)] | None = None,
         seed: Seed = 0,
         device: str | None = None,
         augment: Augment | None = None,
@@ -92,6 +103,7 @@ class DataModule(LightningDataModule, ABC):
     ):
         super().__init__()
         check(DataModule, locals())
+        self.identity = uuid.uuid4().hex  # by which a network knows whether it has been prepared for this one
         refuse_if(
             fold is not None and fold >= num_folds,
             f"data.fold counts data.num_folds from 0. Got {fold} of {num_folds}; give less",
@@ -105,6 +117,13 @@ class DataModule(LightningDataModule, ABC):
             fold is not None and num_val == 0,
             f"data.fold says what is held out. Got {fold} and data.num_val=0; leave one of them out",
         )
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+            raise UsageError(
+                f"data.device is where images live. Got {device} ({first_sentence(error)}); give cpu, cuda, or null "
+                f"for the trainer's"
+            ) from error
         self.fold, self.num_folds = fold, num_folds
         self.max_train, self.balanced_sampling = max_train, balanced_sampling
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -138,7 +157,7 @@ class DataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """All images of one half of the data: (N, C, H, W) uint8, and their labels: (N,) int64."""
+        """All images of one split of the data: (N, C, H, W) uint8, and their labels: (N,) int64."""
 
     def read_val(self) -> tuple[Tensor, Tensor] | None:
         """Images that the data set itself keeps for validation, as `read` gives them; None where there are none."""
@@ -199,21 +218,24 @@ class DataModule(LightningDataModule, ABC):
                 train, val = torch.arange(len(labels)).split([count, len(labels) - count])
             else:
                 train, val = stratified_split(labels, self.num_held_out(len(labels)), self.split_seed)
-            self.tell_of_lost(labels, train)
+            self.tell_of_lost(labels, train, KEPT_BACK)
             if self.max_train is not None and self.max_train < len(train):
-                train = train[stratified_split(labels[train], self.max_train, self.split_seed)[1]]
-            self.check_batch_size(len(train))
+                rows = stratified_split(labels[train], self.max_train, self.split_seed)[1]
+                self.tell_of_lost(labels[train], rows, f"data.max_train={self.max_train} takes no image of {{}}")
+                train = train[rows]
+            # before what only a training asks: an evaluation compares them
             self.train_hash = content_hash(images, labels)
             self.split_hash = hashlib.sha256(val.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+            self.check_batch_size(len(train))
             self.measure(images, train)
             self.train, self.val = (self.labelled(images, labels, rows) for rows in (train, val))
 
-    def tell_of_lost(self, labels: Tensor, rows: Tensor) -> None:
-        """Warn of classes of which none of these rows are, but others."""
+    def tell_of_lost(self, labels: Tensor, rows: Tensor, text: str) -> None:
+        """Warn of classes of which none of these rows are, but others. text: with {} for their names."""
         there, left = (torch.bincount(each, minlength=self.num_classes) for each in (labels, labels[rows]))
         if lost := ((there > 0) & (left == 0)).nonzero()[:, 0].tolist():
             names = named(self.class_names[label] for label in lost)
-            log.warning(f"warning: no images of {names} are left to train on: all are held out or tested on\n")
+            log.warning(f"warning: {text.format(names)}\n")
 
     def checked(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What `read` gave; ValueError where it is not what it has to be."""
@@ -257,11 +279,11 @@ class DataModule(LightningDataModule, ABC):
         place, remedy = (
             ("memory", "an .npy with data.memory_map=true") if device is None else (device, "data.device=cpu")
         )
-        refuse_if(
-            free is not None and needed > free,
-            f"{num_images:,} images of {self.image_size} pixels need {needed / 1e9:.1f} GB of {place}. Got "
-            f"{(free or 0) / 1e9:.1f} GB that are free; give a smaller data.image_size, or {remedy}",
-        )
+        if free is not None and needed > free:
+            raise UsageError(
+                f"{num_images:,} images of {self.image_size} pixels need {needed / 1e9:.1f} GB of {place}. Got "
+                f"{free / 1e9:.1f} GB that are free; give a smaller data.image_size, or {remedy}"
+            )
 
     def check_batch_size(self, num_train: int) -> None:
         refuse_if(

@@ -22,7 +22,7 @@ from cifar_resnet.constraints import ImageSize, check
 from cifar_resnet.data.datamodule import DataModule
 from cifar_resnet.data.sources import NumberOrShare, OwnImages
 from cifar_resnet.errors import UsageError, first_sentence, one_line, refuse_if
-from cifar_resnet.files import PUBLISHED, Halves, ListedPart, is_final
+from cifar_resnet.files import PUBLISHED, ListedPart, Splits, is_final
 
 
 class Downloaded(DataModule):
@@ -165,7 +165,7 @@ class OfTorchvision(Downloaded):
         self.found: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
 
     def part(self, train: bool) -> dict[str, object]:
-        """What torchvision calls one half of it."""
+        """What torchvision calls one split of it."""
         return {"split": "train" if train else "test"}
 
     def is_complete(self) -> bool:
@@ -258,7 +258,7 @@ class MedMNIST(OwnImages):
             f"data.root is one of MedMNIST's files, such as pathmnist.npz. Got {root}, {what}; they are on Zenodo, "
             f"record 10519652",
         )
-        self.open(Halves(root, root, self.image_size, root))
+        self.open(Splits(root, root, self.image_size, root))
 
 
 class OfLists(OwnImages):
@@ -270,11 +270,11 @@ class OfLists(OwnImages):
     def __init__(self, root: str, **shared: Any):
         super().__init__(**shared)
         self.root = Path(root).expanduser()
-        self.open(Halves.listed(self.parts_in(self.root)))
+        self.open(Splits.listed(self.parts_in(self.root)))
 
     @abstractmethod
     def parts_in(self, root: Path) -> dict[str, ListedPart]:
-        """By half; FileNotFoundError or ValueError where it is not as published."""
+        """By split; FileNotFoundError or ValueError where it is not as published."""
 
 
 class TinyImageNet(OfLists):
@@ -303,7 +303,7 @@ class TinyImageNet(OfLists):
         )
         test = [(place / "val" / "images" / row[0], names[row[1]]) for row in lines]
         listed = {"train": (place / "train", train), "test": (place / "val", test)}
-        return {half: ListedPart(path, list(names.values()), listed=found) for half, (path, found) in listed.items()}
+        return {split: ListedPart(path, list(names.values()), listed=found) for split, (path, found) in listed.items()}
 
 
 class KaggleCIFAR10(OfLists):

@@ -56,9 +56,8 @@ class OfFiles(TestOnly):
         """The folder with the files; FileNotFoundError where one is missing."""
         return UNPACKED[type(self).__name__].place_in(self.root, self.file_names())
 
-    @abstractmethod
     def file_names(self) -> list[str]:
-        """Those that are needed."""
+        return UNPACKED[type(self).__name__].files(vars(self))
 
     def prepare_data(self) -> None:
         _ = self.place
@@ -143,9 +142,6 @@ class CIFAR10C(Corruptions, OfFiles):
 
     known = constraints.CORRUPTIONS
 
-    def file_names(self) -> list[str]:
-        return [*(f"{name}.npy" for name in self.corruptions), "labels.npy"]
-
     def test_sets(self) -> Iterator[TestSet]:
         for name in self.corruptions:
             images = self.images(f"{name}.npy")
@@ -173,9 +169,6 @@ class CIFAR101(OfFiles):
         check(CIFAR101, locals())
         self.version = version
 
-    def file_names(self) -> list[str]:
-        return [f"cifar10.1_{self.version}_{what}.npy" for what in ("data", "labels")]
-
     def test_sets(self) -> Iterator[TestSet]:
         data, labels = self.file_names()
         images = self.images(data)
@@ -202,9 +195,6 @@ class CIFAR10H(OfCIFAR10, OfFiles):
     def prepare_data(self) -> None:
         OfFiles.prepare_data(self)
         OfCIFAR10.prepare_data(self)
-
-    def file_names(self) -> list[str]:
-        return ["cifar10h-probs.npy"]
 
     def test_sets(self) -> Iterator[TestSet]:
         yield TestSet(*self.clean())

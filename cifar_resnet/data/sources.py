@@ -19,10 +19,10 @@ from filelock import FileLock
 from torch import Tensor
 
 from cifar_resnet.constraints import Count, ImageSize, Paths, Seed, check
-from cifar_resnet.data.datamodule import DataModule
+from cifar_resnet.data.datamodule import KEPT_BACK, DataModule
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import refuse_if
-from cifar_resnet.files import Halves, Part, halves_in
+from cifar_resnet.files import Part, Splits, splits_in
 from cifar_resnet.folders import as_text, named
 from cifar_resnet.pictures import decode_all
 from cifar_resnet.terminal import log
@@ -39,7 +39,7 @@ class OwnImages(DataModule):
 
     image_size: side in pixels of what the network sees; images of other sizes are resized, with a warning.
     max_megapixels: larger pictures are refused.
-    num_test: where both halves are one place, so many of its images, or such a share, are the test's; else None.
+    num_test: where both splits are one place, so many of its images, or such a share, are the test's; else None.
     """
 
     num_test: int | float | None = None
@@ -52,9 +52,9 @@ class OwnImages(DataModule):
         self.is_ready = False  # what can be kept of decoded pictures
         self.decoded: dict[Path, list[str]] = {}  # by folder the names of its pictures, in the order that they have
 
-    def open(self, halves: Halves) -> None:
-        self.halves = halves
-        self.classes, self.num_classes = halves.classes, len(halves.classes)
+    def open(self, splits: Splits) -> None:
+        self.splits = splits
+        self.classes, self.num_classes = splits.classes, len(splits.classes)
         self.check_image_size()
 
     def order_classes(self, known: Sequence[str]) -> None:
@@ -65,30 +65,30 @@ class OwnImages(DataModule):
         """Once: what has been read is not looked for again, each time that a trainer asks for it."""
         if self.train is not None or self.is_ready:
             return
-        for part in itertools.chain.from_iterable(self.halves.parts.values()):
+        for part in itertools.chain.from_iterable(self.splits.parts.values()):
             if part.archive is None and os.access(part.path.parent, os.W_OK):  # or what is decoded could not be kept
                 self.decode(part)
         self.is_ready = True
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         refuse_if(
-            train and "train" not in self.halves.parts,
+            train and "train" not in self.splits.parts,
             "no images to train on. Got data.train=null; give a folder or an archive",
         )
-        images, labels = self.read_half("train" if train else "test")
+        images, labels = self.read_split("train" if train else "test")
         rows = None if self.num_test is None else self.rows_of(train, labels)
-        parts = self.halves.parts["test"]
+        parts = self.splits.parts["test"]
         if rows is not None:
             content = labels.numpy().tobytes() + "\n".join(self.names_in(parts[0], 1)).encode()
             of_all = hashlib.sha256(content).hexdigest()
             refuse_if(
                 not train and self.drawn_from not in (None, of_all),
                 f"images came or went since those to train on were read, and the test would be of such as the network "
-                f"has seen. Got {self.halves.place('test')}; put it as it was",
+                f"has seen. Got {self.splits.place('test')}; put it as it was",
             )
             if train:
                 self.kept_for_test, self.drawn_from = len(labels) - len(rows), of_all
-                self.tell_of_lost(labels, rows)
+                self.tell_of_lost(labels, rows, KEPT_BACK)
         if not train and not all(part.archive for part in parts):
             names = [name for part in parts for name in self.names_in(part, len(parts))]
             self.test_files = names if rows is None else [names[row] for row in rows.tolist()]
@@ -106,7 +106,7 @@ class OwnImages(DataModule):
                 )
 
     def rows_of(self, train: bool, labels: Tensor) -> Tensor:
-        """Which images are drawn for one half. labels: of all."""
+        """Which images are drawn for one split. labels: of all."""
         count = int(self.num_test) if isinstance(self.num_test, Integral) else round(self.num_test * len(labels))
         refuse_if(
             not 0 < count < len(labels),
@@ -126,15 +126,15 @@ class OwnImages(DataModule):
         return np.array([self.classes.index(name) for name in names]).argsort(kind="stable")
 
     def read_val(self) -> tuple[Tensor, Tensor] | None:
-        return self.read_half("val") if "val" in self.halves.parts else None
+        return self.read_split("val") if "val" in self.splits.parts else None
 
-    def read_half(self, half: str) -> tuple[Tensor, Tensor]:
-        each = [self.decode(part) if part.archive is None else self.unpack(part) for part in self.halves.parts[half]]
+    def read_split(self, split: str) -> tuple[Tensor, Tensor]:
+        each = [self.decode(part) if part.archive is None else self.unpack(part) for part in self.splits.parts[split]]
         images, labels = (one[0] if len(one) == 1 else np.concatenate(one) for one in list(zip(*each, strict=True))[:2])
-        self.tell_of_classes(half, labels)
+        self.tell_of_classes(split, labels)
         if resized := sum(count for _, _, count in each):
             self.tell(
-                f"{resized} of {len(images)} images in {self.halves.place(half)} were not {self.image_size}x"
+                f"{resized} of {len(images)} images in {self.splits.place(split)} were not {self.image_size}x"
                 f"{self.image_size} and have been squeezed to that, whatever their shape (data.image_size)"
             )
         return torch.from_numpy(images), torch.from_numpy(labels)
@@ -145,12 +145,12 @@ class OwnImages(DataModule):
             self.told.add(text)
             log.warning(f"warning: {text}")
 
-    def tell_of_classes(self, half: str, labels: np.ndarray) -> None:
+    def tell_of_classes(self, split: str, labels: np.ndarray) -> None:
         """Name classes without images: of a test alone, which may be of some classes, those that have a folder."""
-        parts, place = self.halves.parts[half], self.halves.place(half)
+        parts, place = self.splits.parts[split], self.splits.place(split)
         expected = (
             set(self.classes)
-            if "train" in self.halves.parts
+            if "train" in self.splits.parts
             else {name for part in parts if part.archive is None for name in part.names}
         )
         counts = np.bincount(labels, minlength=len(self.classes))
@@ -200,11 +200,11 @@ class OwnImages(DataModule):
 
 
 class Files(OwnImages):
-    """Your own images: each half folders of <class>/…, .npz or .npy files or CIFAR-style pickles (see files.py).
+    """Your own images: each split folders of <class>/…, .npz or .npy files or CIFAR-style pickles (see files.py).
 
     test, train: where they are, one place or a list of them; cifar-evaluate needs no train.
     val: likewise, of images to validate on; None holds out some of train's. With num_val=0 these are trained on too.
-    train_labels, val_labels, test_labels: of a half that is an .npy file the file of its labels, see
+    train_labels, val_labels, test_labels: of a split that is an .npy file the file of its labels, see
         `archives.read_labels`.
     memory_map: leave .npy files where they are, and read from them batch by batch: for more than memory holds.
     """
@@ -228,12 +228,12 @@ class Files(OwnImages):
         )
         self.is_mapped = memory_map
         labels = {"train": train_labels, "val": val_labels, "test": test_labels}
-        labels = {half: path for half, path in labels.items() if path}
-        self.open(Halves(test, train, self.image_size, val, labels, memory_map))
+        labels = {split: path for split, path in labels.items() if path}
+        self.open(Splits(test, train, self.image_size, val, labels, memory_map))
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         if train:
-            self.halves.refuse_what_is_in_two()
+            self.splits.refuse_what_is_in_two()
         return super().read(train)
 
 
@@ -249,9 +249,9 @@ class ImageFolder(OwnImages):
     def __init__(self, root: str, num_test: NumberOrShare = 0.2, **shared: Any):
         super().__init__(**shared)
         check(ImageFolder, locals())
-        halves = halves_in(root, self.image_size)
-        self.num_test = num_test if halves.is_drawn else None
-        self.open(halves)
+        splits = splits_in(root, self.image_size)
+        self.num_test = num_test if splits.is_drawn else None
+        self.open(splits)
 
 
 @contextlib.contextmanager

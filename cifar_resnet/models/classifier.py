@@ -1,6 +1,7 @@
 """What every network here shares: loss, steps, metrics and optimizer. Layers are in the modules beside this one."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor
@@ -145,7 +146,7 @@ class Classifier(LightningModule):
         for network in self.all_networks():
             network.weigh_classes(data.class_counts if is_known else torch.ones(classes))
         self.data_state = data.state() if is_known else self.data_state
-        self.prepared_for = data
+        self.prepared_for = getattr(data, "identity", None)  # not the data: a copy of the network would copy the images
 
     def check_budget(self) -> None:
         count = num_parameters(self)
@@ -316,11 +317,25 @@ class Classifier(LightningModule):
         self.to(memory_format=torch.channels_last)
         if stage == "fit":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            if not self.is_prepared and (data is None or data is not self.prepared_for):
+            identity = getattr(data, "identity", None)
+            if not self.is_prepared and (identity is None or identity != self.prepared_for):
                 self.prepare(data)
             self.hold_frozen_parts()
+        elif self.data_state and hasattr(self.trainer.datamodule, "state"):  # type: ignore[attr-defined]
+            self.check_same_images(self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.distillation and stage == "fit":
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
+
+    def check_same_images(self, data: Any) -> None:
+        """UsageError for a data module, set up, of other classes than the network's; its pixels mean what they meant in
+        the training from here on."""
+        for key, own in (("classes", data.class_names), ("image_size", data.image_size)):
+            refuse_if(
+                own != self.data_state[key],
+                f"the network was trained on {key} {self.data_state[key]}. Got data of {own}; cifar-evaluate finds "
+                f"classes by their names",
+            )
+        data.normalise = Normalise(*self.pixel_stats(data.normalise.mean.device))
 
     def hold_frozen_parts(self) -> None:
         """Have no gradients computed for them, and their statistics stay."""
@@ -335,10 +350,20 @@ class Classifier(LightningModule):
             "the filters of whitening layers are fitted to training images. Got no data module of cifar_resnet; give "
             "one, or call init_whitening(images) first",
         )
-        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        self.total_steps = planned_steps(self.trainer)
         self.is_unlogged = True  # an epoch that goes on in its middle has no start
         modules = [module for network in self.all_networks() for module in network.modules()]
         self.with_progress = [module for module in modules if isinstance(module, DropBlock)]
+        refuse_if(
+            self.with_progress and self.total_steps == math.inf,
+            "DropBlock rises over the training. Got one whose length nobody knows; give max_steps, or drop_block=0",
+        )
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        refuse_if(
+            getattr(sampler, "world_size", self.trainer.world_size) != self.trainer.world_size,
+            f"each process trains on its own batches. Got a loader of {getattr(sampler, 'world_size', None)} for "
+            f"{self.trainer.world_size}, made outside the trainer; give the data module: fit(network, datamodule=…)",
+        )
         self.sam = next((optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, SAM)), None)
         if self.seed is None:
             self.seed = torch.initial_seed()
@@ -360,6 +385,8 @@ class Classifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         self.is_unlogged = True
         self.trainer.callback_metrics.clear()  # an epoch that is not validated has no scores of an earlier one
+        if self.trainer.fit_loop._skip_backward:  # for its StochasticWeightAveraging Lightning steps all the same
+            self.zero_grad()
         # dropout and its like draw from here, so that a resumed run repeats what an uninterrupted one would draw
         seed_all(seed_for("network", self.seed, self.current_epoch, self.global_rank))
 
@@ -478,15 +505,16 @@ class Classifier(LightningModule):
                     group["weight_decay"] /= factor
         return optimizer
 
-    def build_optimizer(self, total_steps: int, epochs: int = 1) -> tuple[Optimizer, LRScheduler | None]:
-        """total_steps, epochs: of the whole training."""
+    def build_optimizer(self, total_steps: float, epochs: float = 1) -> tuple[Optimizer, LRScheduler | None]:
+        """total_steps, epochs: of the whole training, math.inf where nobody knows."""
         optimizer = self.new_optimizer()
         return optimizer, self.schedule.build(optimizer, total_steps, epochs, self.monitor) if self.schedule else None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        self.total_steps = planned_steps(self.trainer)
         self.monitor = "val/loss" if self.trainer.enable_validation else "train/loss"
-        optimizer, scheduler = self.build_optimizer(self.total_steps, self.trainer.max_epochs)
+        epochs = math.inf if self.trainer.max_epochs == -1 else self.trainer.max_epochs
+        optimizer, scheduler = self.build_optimizer(self.total_steps, epochs)
         if scheduler is None:
             return {"optimizer": optimizer}
         when: LRSchedulerConfigType = {
@@ -603,6 +631,23 @@ class Classifier(LightningModule):
         trains = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if self.selection and trains and "selection" in checkpoint:
             self.selection.load_state_dict(checkpoint["selection"])
+
+
+def planned_steps(trainer: Trainer) -> float:
+    """The optimizer's steps in the whole training; math.inf where nobody knows, as with a loader without a length.
+
+    Lightning's own count knows one number of batches to a step.
+    """
+    steps, limit = trainer.estimated_stepping_batches, trainer.max_steps
+    if steps in (-1, math.inf):
+        return math.inf
+    accumulating = (each for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler))  # type: ignore[attr-defined]
+    is_endless = trainer.max_epochs == -1 or math.isinf(trainer.num_training_batches)
+    if is_endless or (scheduling := next(accumulating, None)) is None:
+        return int(steps)
+    counts = (scheduling.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs))
+    steps = sum(math.ceil(trainer.num_training_batches / count) for count in counts)
+    return steps if limit == -1 else min(steps, limit)
 
 
 def metrics_of(trainer: Trainer) -> dict[str, float]:

@@ -14,14 +14,14 @@ class Distillation:
     """The teachers and what they add to the loss; not a module, so that no student counts, trains or saves them.
 
     teacher: trained networks, whose mean probabilities are then the teacher; on the command line a checkpoint or run
-        folder, or a list of them.
+        folder, or a list of them. They are put into eval mode, and get no gradients.
     temperature: divides both sides' logits before they are compared (section 2).
     weight: of the teacher in the loss; the labels have the rest.
     """
 
     def __init__(self, teacher: Sequence[nn.Module], temperature: Positive = 4.0, weight: Fraction = 0.9):
         check(Distillation, locals())
-        self.networks: list[Any] = [network.requires_grad_(False) for network in teacher]
+        self.networks: list[Any] = [network.requires_grad_(False).eval() for network in teacher]
         self.temperature, self.weight = temperature, weight
 
     def setup(self, device: torch.device, data: dict) -> None:

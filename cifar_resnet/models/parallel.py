@@ -4,22 +4,24 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from cifar_resnet.errors import refuse_if
-from cifar_resnet.optim import SAM
 
 
-def check_strategy(trainer: Trainer, model: Any) -> None:
-    """UsageError for a strategy by which this model could not be trained on several devices."""
-    has_ddp = isinstance(trainer.strategy, DDPStrategy)
+def check_strategy(trainer: Trainer) -> None:
+    """UsageError for a strategy by which the network would not be trained as it is on one device.
+
+    SAM and Muon look at whole weights, and a weight's shape says whether it decays; one that is sharded has neither.
+    """
     refuse_if(
-        trainer.world_size > 1 and not has_ddp and isinstance(model.build_optimizer(total_steps=1)[0], SAM),
-        f"SAM trains on several devices by DDP alone, where each holds the whole network. Got "
-        f"{type(trainer.strategy).__name__}; give trainer.strategy=ddp, or another optimizer",
+        not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy))
+        or isinstance(trainer.strategy, DeepSpeedStrategy),  # a kind of DDPStrategy, for Lightning
+        f"trainer.strategy must leave each device the whole network. Got {type(trainer.strategy).__name__}; give auto, "
+        f"or ddp",
     )
-    if has_ddp and trainer.strategy.root_device.type == "cuda":
+    if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy.root_device.type == "cuda":
         # Lightning wraps the network in DDP on a stream of its own and trains on another. torch has the one wait for
         # the other, for each weight: right, if not for nothing, and not to be warned of in each run
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)

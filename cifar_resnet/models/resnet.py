@@ -1,8 +1,10 @@
 """Residual networks for small images (He et al. 2015, arXiv 1512.03385)."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Len
 from torch import Tensor, nn
@@ -268,6 +270,7 @@ class ResNet(Classifier):
             )
         stem_width, expansion = stem_width or widths[0], expansion or make_block.expansion
 
+        self.total_stride = stem_stride * math.prod(per_stage["strides"])
         self.preactivated = block.startswith("preact")
         self.conv1, norm = conv_bn(3, stem_width, stem_kernel_size, stem_stride)
         self.bn1 = nn.Identity() if self.preactivated else norm
@@ -326,7 +329,7 @@ class ResNet(Classifier):
         elif not any(int(side) % self.pool_size for side in features.shape[2:]):
             features = F.avg_pool2d(features, [int(side) // self.pool_size for side in features.shape[2:]]).flatten(1)
         else:
-            features = F.adaptive_avg_pool2d(features, self.pool_size).flatten(1)
+            features = pooled(features, self.pool_size)
         return self.fc(self.dropout(features))
 
     def check_image_size(self, image_size: int) -> None:
@@ -336,7 +339,23 @@ class ResNet(Classifier):
             f"model.stem=whitening looks at patches of the images, of {image_size} pixels. "
             f"Got model.stem_kernel_size={max(patch_sizes, default=0)}; give less",
         )
+        side = math.ceil(image_size / self.total_stride)
+        refuse_if(
+            self.pool_size > side,
+            f"model.pool_size keeps a map of that side of what the stages give. Got {self.pool_size} of {side} pixels "
+            f"for images of {image_size}; give no more than that",
+        )
         super().check_image_size(image_size)
+
+
+def pooled(features: Tensor, size: int) -> Tensor:
+    """As adaptive average pooling, whose backward pass is not deterministic on CUDA: (N, C * size²)."""
+    rows, columns = (
+        [(place * side // size, -(-(place + 1) * side // size)) for place in range(size)]
+        for side in map(int, features.shape[2:])
+    )
+    parts = [features[:, :, top:bottom, left:right].mean((2, 3)) for top, bottom in rows for left, right in columns]
+    return torch.stack(parts, 2).flatten(1)
 
 
 def initialise_convolutions(network: nn.Module) -> None:

@@ -47,7 +47,7 @@ class Selection:
         """How many images of such a batch the network is trained on."""
         return max(1, round(self.share * batch_size))
 
-    def begin(self, model: LightningModule, total_steps: int) -> None:
+    def begin(self, model: LightningModule, total_steps: float) -> None:
         """On the network's device, before its first step, or before the first after a restart."""
         self.trainer, self.device_type = model.trainer, model.device.type
         self.proxy.to(model.device, memory_format=torch.channels_last).train()

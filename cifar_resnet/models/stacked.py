@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
 from lightning.pytorch.core.hooks import ModelHooks
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 from torchvision.ops import StochasticDepth
 
-from cifar_resnet.errors import refuse_if
+from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.models.classifier import Classifier
 from cifar_resnet.models.regularisers import ShakeDrop
 from cifar_resnet.models.tta import log_probabilities
@@ -84,15 +83,15 @@ class StackedEnsemble(Classifier):
         """Of any member."""
         return super().is_within(re.sub(r"^members[.][0-9]+[.]", "", name), part)
 
-    def check_trainer(self, trainer: Trainer) -> None:
+    def check_members(self) -> None:
         """ValueError for what networks side by side cannot have."""
         own = [name for name in OF_ONE if getattr(type(self.members[0]), name) is not getattr(Classifier, name)]
-        refuse_if(
-            own,
-            f"networks side by side are trained as every Classifier is. Got a {own and own[0]} of "
-            f"{type(self.members[0]).__name__}'s own; give ensemble.size=1, or train one after the other: -m "
-            f'"seed=range(0,…)"',
-        )
+        if own:
+            raise UsageError(
+                f"networks side by side are trained as every Classifier is. Got a {own[0]} of "
+                f"{type(self.members[0]).__name__}'s own; give ensemble.size=1, or train one after the other: -m "
+                f'"seed=range(0,…)"'
+            )
         refuse_if(
             isinstance(self.build_optimizer(total_steps=1)[0], SAM),
             "SAM looks for one worst point, which networks side by side would share. Got ensemble.size="
@@ -108,10 +107,6 @@ class StackedEnsemble(Classifier):
             skips,
             f"networks side by side cannot skip blocks each by its own chance. Got {type(skips).__name__}; leave it "
             f"out, or give ensemble.size=1",
-        )
-        refuse_if(
-            trainer.world_size > 1,
-            f"networks are trained side by side on one device. Got {trainer.world_size}; give trainer.devices=1",
         )
 
     def stacked(self, tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -78,6 +78,8 @@ class SAM(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)  # where a loss scaler has looked before
         if found_inf is None:
             gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            if not gradients:
+                return loss
             found_inf, unscaled = (torch.full((), value, device=gradients[0].device) for value in (0.0, 1.0))
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, found_inf, unscaled)
         self.left_out = found_inf

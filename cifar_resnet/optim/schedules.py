@@ -8,20 +8,19 @@ step: continuing from a checkpoint needs no more than the step's number.
 """
 
 import inspect
-import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from cifar_resnet.constraints import Count, Fraction, NonNegative, Positive, check
 from cifar_resnet.errors import UsageError, refuse_if
 from cifar_resnet.monitored import MODES, Monitor
+from cifar_resnet.readable import why_unreadable
 
 # from 1 down to 0 as progress goes from 0 to 1
 DESCENTS: dict[str, Callable[[float], float]] = {
@@ -182,9 +181,10 @@ class Schedule:
         self.interval = interval or ("step" if moves_by_step(make) else "epoch")
 
     def build(
-        self, optimizer: Optimizer, total_steps: int, epochs: int = 1, monitor: Monitor = "val/loss"
+        self, optimizer: Optimizer, total_steps: float, epochs: float = 1, monitor: Monitor = "val/loss"
     ) -> LRScheduler:
-        """total_steps, epochs: of the whole training. monitor: what goes for the schedule's own where that is None."""
+        """total_steps, epochs: of the whole training, math.inf where nobody knows. monitor: what goes for the
+        schedule's own where that is None."""
         moves = total_steps if self.interval == "step" else epochs
         takes_mode = self.goes_by_metric and "mode" in parameters_of(self.make)  # else it is asked of what is made
         mode = {"mode": MODES[self.monitor or monitor]} if takes_mode else {}
@@ -211,7 +211,7 @@ class Schedule:
         )
         planned = getattr(scheduler, "total_steps", None) or moves
         refuse_if(
-            planned < moves,
+            planned < moves < math.inf,
             f"{self.name} ends before the training. Got {planned} of {moves} {self.interval}s; leave out its length, "
             f"which is filled in",
         )
@@ -243,11 +243,16 @@ class Schedule:
         return [found[min(int(step / steps_per_epoch), epochs)] for step in places] or found
 
 
-def made(make: Callable[..., LRScheduler], optimizer: Optimizer, moves: int, **others: object) -> LRScheduler:
+def made(make: Callable[..., LRScheduler], optimizer: Optimizer, moves: float, **others: object) -> LRScheduler:
     """Call it with what it takes of these, and with what has been made of its parts."""
     parameters, given = parameters_of(make), getattr(make, "keywords", {})
     has_length = given.get("total_steps") or (given.get("epochs") and given.get("steps_per_epoch"))
     length = {"total_steps": moves} if "total_steps" in parameters and not has_length else {}
+    refuse_if(
+        length and moves == math.inf,
+        "a schedule comes to its end with the training. Got one whose length nobody knows, of a loader without a "
+        "length or without max_epochs; give max_steps, limit_train_batches or scheduler=None",
+    )
     if parts := given.get("schedulers"):
         others |= {"schedulers": [made(part, optimizer, moves) for part in parts]}
     return make(**others, **length, optimizer=optimizer) if parts else make(optimizer, **others, **length)
@@ -285,13 +290,8 @@ def is_cyclic(scheduler: LRScheduler) -> bool:
 
 
 def check_state(scheduler: LRScheduler, name: str) -> None:
-    """UsageError where a checkpoint could not be read again, of which all is plain."""
-    buffer = io.BytesIO()
-    try:
-        torch.save(scheduler.state_dict(), buffer)
-        buffer.seek(0)
-        torch.load(buffer, weights_only=True)
-    except Exception as error:  # whatever its parts may raise
+    """UsageError where a checkpoint could not be read again with its state."""
+    if error := why_unreadable(scheduler.state_dict()):
         raise UsageError(
             f"a schedule is kept in checkpoints as plain values. Got {name}, with more than such "
             f"({type(error).__name__}); write what it calls as functions"

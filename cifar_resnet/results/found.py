@@ -9,7 +9,7 @@ from pathlib import Path
 from cifar_resnet import constraints, runs
 from cifar_resnet.constraints import CountOrZero, Fraction
 from cifar_resnet.errors import UsageError, refuse_if
-from cifar_resnet.folders import whereabouts
+from cifar_resnet.folders import files_called, whereabouts
 from cifar_resnet.quoting import OF_IMAGES
 from cifar_resnet.recipe import AUTO, NO_PART_OF_IT
 from cifar_resnet.results.restored import places_of_images
@@ -26,6 +26,7 @@ IN_A_RECORD: dict[str, object] = {
     "config.overrides": list[str],
     "config.choices": dict,
     "config.data": dict | None,
+    "config.trainer.max_epochs": float | None,
 }
 # settings that leave what comes out as it is, but for the seed's chance, or say no more than where something lies
 NOT_A_DIFFERENCE = (
@@ -55,7 +56,7 @@ class Run:
         if key == "scheduler.max_lr" and (self.folder / f"{runs.RANGE_TEST}.json").is_file():
             value = AUTO  # each seed has found a rate of its own
         own_files = f"{self.record['run_dir']}/"  # which are the same for all runs
-        return "" if value is None else str(value).removeprefix(own_files)
+        return "" if value is None else str(in_one_form(value)).removeprefix(own_files)
 
     def recipe(self) -> dict[str, str]:
         """Every setting that bears on what comes out, but for the seed."""
@@ -74,6 +75,13 @@ class Run:
         if is_fold := data.get("fold") is not None:
             found["split_hash"] = None  # the folds are one data set
         return [*(found | {"train_hash": found["train_hash"] or unhashed}).values(), is_fold]
+
+
+def in_one_form(value: object) -> object:
+    """A whole number as such, for 0 and 0.0 are one setting."""
+    if isinstance(value, list):
+        return [in_one_form(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
 
 
 Groups = dict[tuple[str, ...], list[Run]]  # by the values of the settings that tell them apart
@@ -100,7 +108,7 @@ def find(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 def files_in(folders: Sequence[Path], name: str) -> list[Path]:
     """Every file of this name, each once, folder by folder in the order of their names."""
-    found = [path for folder in folders for path in sorted(folder.rglob(name), key=runs.natural)]
+    found = [path for folder in folders for path in files_called(name, folder)]
     return list({path.parent.resolve(): path for path in found}.values())
 
 
@@ -159,9 +167,16 @@ def hash_of(origin: list[object], members: Sequence[Run]) -> str:
 
 
 def note_repeats(found: Sequence[Run]) -> None:
-    """Of runs of the same recipe and seed on the same data, the first that was tested stands for all."""
+    """Of runs of the same recipe and seed on the same data, the first that was tested stands for all; rather one that
+    was trained to its end than one that a search has ended."""
     first: dict[tuple, Run] = {}
-    for member in sorted(found, key=lambda member: "test/acc" not in member.record["metrics"]):
+
+    def place(member: Run) -> tuple[bool, bool]:
+        record = member.record
+        planned = constraints.value_at(record["config"], "trainer.max_epochs") or record["epochs"]
+        return "test/acc" not in record["metrics"], record["epochs"] < planned
+
+    for member in sorted(found, key=place):
         seeds = [constraints.value_at(member.record["config"], key) for key in ("seed", "data.seed", "data.fold")]
         original = first.setdefault((member.data, *seeds, *sorted(member.recipe().items())), member)
         member.repeats = None if original is member else original

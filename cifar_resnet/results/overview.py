@@ -134,9 +134,13 @@ def metric_of(members: Sequence[Run], cfg: DictConfig) -> str:
     return cfg.metric or ("val/acc" if values_of("val/acc", members) else "test/acc")
 
 
-def pivoted(members: Sequence[Run], settings: Sequence[str], metric: str) -> Pivot:
+def check_metric(metric: str, members: Sequence[Run]) -> None:
     known = ", ".join(sorted({name for member in members for name in member.record["metrics"]}))
     refuse_if(not values_of(metric, members), f"no run has the metric {metric}. Got metric={metric}; give {known}")
+
+
+def pivoted(members: Sequence[Run], settings: Sequence[str], metric: str) -> Pivot:
+    check_metric(metric, members)
     keys = found.on_one_data_set(members, settings)  # the two, or the data set before them
     groups = {values: summary_of(metric, each) for values, each in found.group(members, keys).items()}
     return Pivot(metric, short(keys), groups)

@@ -94,11 +94,9 @@ WIDE = 300  # times its smallest number: from there on an axis is labelled with 
 
 
 def by_ratio(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
-    """Make it logarithmic, labelled in plain numbers: 0.5, 1, 2, and 2M for millions.
+    """Make it logarithmic, labelled in plain numbers: 0.5, 1, 2, and 2M for millions. To be called after the drawing.
 
     subs: which of each power of ten, where there is room.
-
-    What it shows has been drawn by then.
     """
     set_scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
     set_scale("log")

@@ -40,7 +40,8 @@ def restored_config(job: Job, checkpoint: Path, needs_images: bool = True) -> Di
         f"data/{choice}.yaml, or other data",
     )
     (job,) = job.composer.jobs([f"data={choice}", *job.overrides])
-    given = [text.partition("=")[0].removeprefix("data.") for text in job.overrides]
+    keys = [text.lstrip("+").partition("=")[0] for text in job.overrides]
+    given = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
     checkpoints.restore_data(job.cfg.data, saved, given)
     if needs_images or any(text.startswith("data.") for text in job.overrides):
         preflight.check_data(job.cfg.data)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from helpers import TINY, record_of, rows_of
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 
 import cifar_resnet
-from cifar_resnet import cli, load
-from cifar_resnet.callbacks import EMA
+from cifar_resnet import api, cli, load
+from cifar_resnet.callbacks import EMA, Lookahead
 from cifar_resnet.data import Synthetic
+from cifar_resnet.errors import UsageError
 from cifar_resnet.models import ResNet, SpeedNet
 from cifar_resnet.models.distillation import Distillation
 from cifar_resnet.models.whitening import Whitening
+from cifar_resnet.optim import cosine
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
          "enable_model_summary": False}  # fmt: skip
@@ -310,3 +313,92 @@ asyncio.run(cell())
     done = subprocess.run([sys.executable, "-c", cell], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "ResNet 1"
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Of nobody knows how many images."""
+
+    def __iter__(self):
+        for label in range(8):
+            yield torch.randn(3, 32, 32), label
+
+
+@pytest.mark.parametrize("length", [{}, {"max_epochs": -1, "max_time": "00:00:00:01"}])
+def test_a_training_whose_length_nobody_knows_has_no_schedule_that_comes_down(length):
+    def begin(**options):
+        network = ResNet(depth=8, widths=[4, 4, 4], optimizer=sgd, **options)
+        loader = torch.utils.data.DataLoader(Endless(), batch_size=4)
+        Trainer(**QUIET, **({"max_epochs": 1} | length), num_sanity_val_steps=0).fit(network, loader)
+        return network.optimizers().param_groups[0]["lr"]
+
+    assert begin() == 0.01
+    with pytest.raises(UsageError, match="whose length nobody knows"):
+        begin(scheduler=cosine)
+    with pytest.raises(UsageError, match="DropBlock rises over the training"):
+        begin(drop_block=0.1)
+
+
+def test_another_data_module_is_seen_as_the_network_was_trained(trained, data):
+    network = load(trained)
+    (own,) = Trainer(**QUIET).test(network, datamodule=data, verbose=False)
+    data.mean, data.std = [0.1] * 3, [0.9] * 3
+    (other,) = Trainer(**QUIET).test(network, datamodule=data, verbose=False)
+    assert own == other
+    data.classes = data.classes[::-1]
+    with pytest.raises(UsageError, match="the network was trained on classes"):
+        Trainer(**QUIET).test(network, datamodule=data)
+
+
+def test_a_network_keeps_no_images_of_its_training(data):
+    network = ResNet(depth=8, widths=[4, 4, 4], optimizer=sgd)
+    fit(network, {"datamodule": data})
+    kept = [value for value in vars(network).values() if isinstance(value, LightningDataModule)]
+    assert not kept
+    weights, network.class_weights = [1.0] * 9 + [3.0], [1.0] * 9 + [3.0]
+    fit(network, {"datamodule": data})  # prepared for it already
+    assert network.loss_weights is None
+    other = Synthetic(num_train=240, num_test=50, num_val=40, batch_size=40)
+    fit(network, {"datamodule": other})
+    assert network.loss_weights.tolist() == weights
+
+
+def test_loaders_made_outside_a_trainer_of_several_processes_are_refused(data):
+    data.prepare_data()
+    data.setup("fit")
+    network = ResNet(depth=8, widths=[4, 4, 4], optimizer=sgd)
+    network._trainer = SimpleNamespace(
+        estimated_stepping_batches=5, max_steps=-1, max_epochs=1, num_training_batches=5, callbacks=[], optimizers=[],
+        world_size=2, train_dataloader=data.train_dataloader(),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"Got a loader of 1 for 2, made outside the trainer"):
+        network.on_fit_start()
+
+
+def test_lookahead_takes_any_module(data):
+    class Own(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3 * 32 * 32, 10)
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    fit(Own(), {"datamodule": data}, callbacks=[Lookahead(every=2, start=0.5)])
+
+
+def test_one_training_at_a_time_in_a_process(monkeypatch):
+    nested = []
+
+    def train_run(cfg):
+        with pytest.raises(UsageError, match="one network at a time"):
+            api.train([*TINY, "seed=1"])
+        nested.append(cfg.seed)
+        return {}
+
+    monkeypatch.setattr(api, "train_run", train_run)
+    for _ in range(2):
+        assert api.train([*TINY]) == {}
+    assert nested == [0, 0]

@@ -48,7 +48,7 @@ def test_a_run_begun_before_goes_on_with_its_order_of_classes_to_the_last_bit(pe
         assert_equal(last_of(resumed)[key], last_of(never_stopped)[key], key)
 
 
-def test_it_is_said_beforehand_into_what_a_folder_without_halves_is_divided(pets, capsys):
+def test_it_is_said_beforehand_into_what_a_folder_without_splits_is_divided(pets, capsys):
     assert cli.train([*GIVEN, "data.root=pets/train", "trainer.max_epochs=1", "run_dir=outputs/run"]) == 0
     out = capsys.readouterr().out
     assert "image_folder: 60 images, 20 held out for validation" in out

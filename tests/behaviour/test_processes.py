@@ -123,7 +123,7 @@ from cifar_resnet.models import ResNet
 
 class Net(ResNet):
     def __init__(self, **settings):
-        if os.environ.get("RANK") == "1":
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "1":
             raise ValueError("no such file on this host")
         super().__init__(**settings)
 """
@@ -164,6 +164,18 @@ def by_srun(tmp_path, *arguments: str) -> list[tuple[int, str, str]]:
     ]  # fmt: skip
     answers = [task.communicate(timeout=120) for task in tasks]
     return [(task.returncode, *texts) for task, texts in zip(tasks, answers, strict=True)]
+
+
+@pytest.mark.slow
+def test_where_nobody_ends_the_first_process_it_hears_why_another_never_came(tmp_path, monkeypatch):
+    """srun leaves it waiting, in C++, for the other to join."""
+    write_files(tmp_path, {"picky.py": PICKY})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    first, second = by_srun(tmp_path, *TWO, "model._target_=picky.Net", "trust=[picky]")
+    assert (first[0], second[0]) == (1, 1)
+    assert "error: process 1 of this training failed: no such file on this host; what" in first[2]
+    assert "error: process 1: no such file on this host" in second[2]
 
 
 PROGRAM = """

@@ -187,7 +187,7 @@ def test_a_damaged_record_stops_its_own_job_alone(cifar_train, run_dirs, capsys)
     first, second = run_dirs()
     (first / "result.json").write_text("{")
     (second / "result.json").unlink()
-    assert cifar_train("-m", "seed=0,1") == 1
+    assert cifar_train("-m", "seed=0,1", "sweep.max_time=00:01:00:00") == 1
     assert record_of(second)["epochs"] == 1
     assert "1 of 2 jobs failed" in capsys.readouterr().out
 

@@ -127,7 +127,7 @@ def test_images_are_resized_a_batch_at_a_time(pixels, monkeypatch):
         seen.clear()
 
 
-def test_images_of_a_half_have_the_labels_of_that_half_or_none(tmp_path, pixels):
+def test_images_of_a_split_have_the_labels_of_that_split_or_none(tmp_path, pixels):
     np.savez(tmp_path / "all.npz", x_train=pixels, x_test=pixels[:3], y_train=np.arange(12), labels=np.arange(3))
     assert read_archive(tmp_path / "all.npz", 32, "train").labels.tolist() == list(range(12))
     assert read_archive(tmp_path / "all.npz", 32, "test").labels is None
@@ -156,4 +156,4 @@ def test_images_under_two_names_are_refused(tmp_path, pixels):
     path = tmp_path / "both.npz"
     np.savez(path, images=pixels, labels=np.arange(12), x_train=pixels[:4], y_train=np.arange(4))
     with pytest.raises(ValueError, match=r"images twice\. Got x_train and images in "):
-        read_archive(path, 32, half="train")
+        read_archive(path, 32, split="train")

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from helpers import last_of, record_of
+from helpers import last_of, record_of, write_files
 
 from cifar_resnet import checkpoints, cli
 from cifar_resnet.checkpoints import FORMAT, AtomicCheckpointIO
@@ -43,10 +43,15 @@ def test_a_process_killed_while_it_writes_leaves_the_last_checkpoint_whole(tmp_p
     io = AtomicCheckpointIO()
     io.save_checkpoint({"epoch": 0, "weights": torch.arange(1000)}, path)
 
+    save = torch.save
+
     def die(checkpoint, file):
-        file.write(b"half")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if hasattr(file, "getvalue"):  # what it would hold is looked at in memory
+            save(checkpoint, file)
+        else:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     if child := os.fork():
         _, status = os.waitpid(child, 0)
@@ -117,3 +122,29 @@ def test_the_end_of_an_epoch_of_few_batches_is_within_none(cifar_train, run_dirs
     assert cifar_train("trainer.limit_train_batches=2") == 0
     (run_dir,) = run_dirs()
     assert checkpoints.batches_before(run_dir) == (1, 40, 1, False)
+
+
+def test_a_folder_whose_name_begins_like_an_address_is_one(cifar_train, monkeypatch, send):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *args, **named: 1 / 0)
+    send(3)
+    assert cifar_train("run_dir=https-run") == 143
+    send(None)
+    assert cli.train(["resume=https-run"]) == 0
+
+
+KEEPS = """
+import numpy as np
+from lightning.pytorch import Callback
+
+class Keeps(Callback):
+    def state_dict(self): return {"best": np.float64(0.9)}
+"""
+
+
+def test_what_nobody_could_read_again_is_told_at_the_first_checkpoint(cifar_train, tmp_path, monkeypatch, capsys):
+    write_files(tmp_path, {"keeps.py": KEEPS})
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cifar_train("+callbacks.x._target_=keeps.Keeps", "trust=[keeps]", "trainer.max_epochs=3") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Got others in callbacks.Keeps; have its state_dict give numbers" in line
+    assert not list(tmp_path.rglob("*.ckpt"))

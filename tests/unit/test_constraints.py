@@ -11,6 +11,7 @@ from annotated_types import Gt, Interval, Len
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 
+from cifar_resnet.compose import Composer
 from cifar_resnet.constraints import (
     FOREIGN,
     RESERVED,
@@ -34,6 +35,7 @@ from cifar_resnet.constraints import (
     complaint_about,
     in_words,
     own_hints,
+    plain,
 )
 from cifar_resnet.errors import UsageError
 
@@ -297,3 +299,14 @@ def test_a_number_that_is_a_text_is_told_how_to_be_one(value, is_advised):
     complaint = complaint_about("lr", value, NonNegative)
     assert complaint.startswith("lr must be a number, 0 or more. Got ")
     assert ("${oc.decode:${oc.env:" in complaint) == is_advised
+
+
+def test_what_a_tracker_takes_from_the_environment_is_in_no_checkpoint(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@host/db")
+    monkeypatch.setenv("CIFAR_RESNET_DATA", "/somewhere")
+    (job,) = Composer("train").jobs(["logger=mlflow"])
+    found = plain(job.cfg)
+    assert "secret" not in str(found)
+    assert found["logger"]["mlflow"]["tracking_uri"] == "${oc.env:MLFLOW_TRACKING_URI,null}"
+    assert found["logger"]["mlflow"]["experiment_name"] == "train"
+    assert found["data"]["root"] == "/somewhere"

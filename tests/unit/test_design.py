@@ -11,6 +11,7 @@ from cifar_resnet.compose import Composer
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import ResNet
 from cifar_resnet.models.summary import num_macs, num_parameters
+from cifar_resnet.quoting import in_quotes
 
 SMALL_GRID = ("stages=[2,3]", "blocks_per_stage=[1,2]", "stem_strides=[1,2]")
 
@@ -40,7 +41,9 @@ def test_every_proposal_has_the_size_it_claims_and_fits(capsys):
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("limits", [["max_params=2e5"], ["max_params=1e7", "max_macs=2e7", "blocks=[basic]"]])
 def test_one_step_wider_would_not_fit(limits):
-    for proposal in proposals([*limits, *SMALL_GRID]):
+    found = proposals([*limits, *SMALL_GRID])
+    assert found
+    for proposal in found:
         narrowest, *_ = proposal.settings["widths"]
         wider = [width * (narrowest + 8) // narrowest for width in proposal.settings["widths"]]
         with torch.device("meta"):
@@ -90,3 +93,11 @@ def test_the_sweep_that_it_prints_runs(capsys, folder):
     tiny = ["data=synthetic", "data.num_train=60", "data.num_val=20", "data.num_test=20", "data.batch_size=20"]
     assert cli.train([*line.split()[1:], *tiny, "trainer.max_epochs=1", "page=false"]) == 0
     assert len(list(Path("outputs", folder).glob("sweep-*/*/result.json"))) == 2
+
+
+def test_designs_can_be_trained_wherever_they_lie():
+    folder = "designs \N{OWL} of 'mine'"
+    assert cli.design(["max_params=2e5", "num_designs=1", *SMALL_GRID, f"output_dir={in_quotes(folder)}"]) == 0
+    (design,) = Path(folder).glob("experiment/*.yaml")
+    (job,) = Composer("train", folder).jobs([f"experiment={design.stem}"])
+    assert job.cfg.name == folder

@@ -268,16 +268,16 @@ def test_a_configuration_changed_below_an_ensemble_is_refused(cifar_train, crash
 
 
 def test_a_network_that_diverges_is_named(cifar_train, monkeypatch, capsys):
-    init_whitening = Classifier.init_whitening
+    weigh_classes = Classifier.weigh_classes
 
-    def spoil(self, images):
-        init_whitening(self, images)
+    def spoil(self, counts):
+        weigh_classes(self, counts)
         seeds.append(len(seeds))
         if len(seeds) == 2:
             torch.nn.init.constant_(self.fc.bias, torch.nan)
 
     seeds: list[int] = []
-    monkeypatch.setattr(Classifier, "init_whitening", spoil)
+    monkeypatch.setattr(Classifier, "weigh_classes", spoil)
     assert cifar_train(*TWO) == 1
     line = capsys.readouterr().err
     assert "the loss is no longer finite. Got nan with seed 4 by step 1" in line

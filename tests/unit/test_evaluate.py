@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from helpers import TINY, record_of
 from PIL import Image
 
-from cifar_resnet import cli, load
+from cifar_resnet import checkpoints, cli, load
 from cifar_resnet.data import SVHN, ImageFolder, Synthetic
 from cifar_resnet.errors import UsageError
 from cifar_resnet.evaluate import differences, places_of
 from cifar_resnet.results import calibration
+from cifar_resnet.results.inference import Ensemble
 from cifar_resnet.results.predictions import Predictions
 from cifar_resnet.terminal import log
 
@@ -137,7 +138,9 @@ def test_a_test_drawn_otherwise_from_the_images_of_the_training_is_told(pictures
     assert cli.evaluate(["checkpoint=drawn"]) == 0
     assert "drawn from other images than when drawn/checkpoints/" in capsys.readouterr().out
     whatever = ["data=image_folder", "data.root=pets", "data.batch_size=999"]  # which is for a training alone
-    assert cli.evaluate(["checkpoint=drawn", *whatever]) == 0
+    for each in (whatever, whatever[:2], ["batch_size=64"]):
+        assert cli.evaluate(["checkpoint=drawn", *each]) == 0
+        assert "drawn from other images than when drawn/checkpoints/" in capsys.readouterr().out
     assert cli.evaluate(["checkpoint=drawn", "data=files", "data.train=pets", "data.test=pets"]) == 0
 
 
@@ -247,17 +250,6 @@ def test_data_that_has_changed_in_its_place_is_another(pictures):
     assert left_in(Path("run")) == before
     (folder,) = Path("run").glob("evaluation-images-*")
     assert result_in(folder)["own_test_images"] is False
-
-
-@pytest.mark.slow
-def test_a_run_that_noted_no_hash_knows_its_own_test_by_its_predictions(pictures):
-    record = json.loads(Path("run/result.json").read_text())
-    del record["test_hash"]
-    Path("run/result.json").write_text(json.dumps(record))
-    assert cli.evaluate(["checkpoint=run", f"data.root={pictures}/other"]) == 0
-    assert cli.evaluate(["checkpoint=run"]) == 0
-    assert result_in(Path("run"))["own_test_images"] is True
-    assert len(list(Path("run").glob("evaluation-*"))) == 1
 
 
 @pytest.mark.slow
@@ -546,6 +538,50 @@ def test_foreign_checkpoints_are_explained(own_run, capsys):
         assert str(path) in line
 
 
+def test_an_evaluation_of_a_run_in_training_is_of_the_weights_that_it_read(own_run, monkeypatch):
+    (own_run / "result.json").unlink()
+    best = own_run / "checkpoints" / "best.ckpt"
+    step, log_probs = checkpoints.read(best)["global_step"], Ensemble.log_probs
+
+    def while_it_trains(*arguments):
+        torch.save(checkpoints.read(best) | {"global_step": step + 1}, best)
+        return log_probs(*arguments)
+
+    monkeypatch.setattr(Ensemble, "log_probs", while_it_trains)
+    assert cli.evaluate([f"checkpoint={own_run}", "output_dir=out"]) == 0
+    assert result_in(Path("out"))["steps"] == [step]
+
+
+def test_a_checkpoint_without_its_step_is_evaluated(own_run):
+    whole = checkpoints.read(own_run)
+    torch.save({key: whole[key] for key in whole if key != "global_step"}, "slim.ckpt")
+    assert cli.evaluate(["checkpoint=slim.ckpt", "output_dir=out"]) == 0
+    assert result_in(Path("out"))["steps"] == [None]
+
+
+def test_networks_that_give_nan_have_no_scores(own_run, monkeypatch, capsys):
+    log_probs = Ensemble.log_probs
+
+    def broken(*arguments):
+        found = log_probs(*arguments).clone()  # or it would be inference mode's
+        found[:, :3] = torch.nan
+        return found
+
+    monkeypatch.setattr(Ensemble, "log_probs", broken)
+    assert cli.evaluate([f"checkpoint={own_run}", "output_dir=out", *PLAIN]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Got nan for 3 of 50, in 32-true; try precision=32-true, or train anew" in line
+    assert not Path("out").exists()
+
+
+def test_a_file_is_no_folder_to_write_to(own_run, monkeypatch, capsys):
+    monkeypatch.setattr(Ensemble, "log_probs", lambda *args: 1 / 0)
+    Path("notes.txt").write_text("mine")
+    for place in ("notes.txt", "notes.txt/deeper"):
+        assert cli.evaluate([f"checkpoint={own_run}", f"output_dir={place}", *PLAIN]) == 2
+        assert "a folder is to be written to. Got" in capsys.readouterr().err
+
+
 def test_where_nothing_can_be_written_nothing_is_computed(own_run, capsys, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr("cifar_resnet.results.inference.Ensemble.log_probs", lambda *args: 1 / 0)
@@ -609,3 +645,10 @@ def test_a_killed_member_sweep_trains_only_what_is_missing(tmp_path):
     each = [Predictions.load(sweep / f"seed-{seed}" / "predictions.npz") for seed in range(3)]
     mean = np.mean([np.exp(one.log_probs.numpy()) for one in each], axis=0)
     assert result_in(Path("all"))["scores"]["acc"] == pytest.approx(np.mean(mean.argmax(1) == each[0].labels.numpy()))
+
+
+@pytest.mark.slow
+def test_without_calibration_there_is_no_temperature(own_run):
+    assert cli.evaluate([f"checkpoint={own_run}", "calibrate=false", "output_dir=out", *PLAIN]) == 0
+    result = result_in(Path("out"))
+    assert (result["temperature"], result["temperature_from"]) == (None, "not asked for")

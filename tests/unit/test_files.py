@@ -189,7 +189,7 @@ def test_what_an_earlier_version_decoded_is_decoded_anew(monkeypatch):
 # Lists
 
 
-def test_a_list_of_folders_and_archives_is_one_half_with_one_number_for_each_class(told):
+def test_a_list_of_folders_and_archives_is_one_split_with_one_number_for_each_class(told):
     put("day/cat/1.png", 1)
     put("day/dog/2.png", 2)
     put("night/dog/3.png", 3)
@@ -242,7 +242,7 @@ def test_labels_that_count_from_one_are_told_so(tmp_path, pixels, named, half):
         Files(train=str(tmp_path / "train.npz"), test=str(tmp_path / "test.npz"))
 
 
-def test_a_test_half_without_its_first_class_is_none_that_counts_from_one(tmp_path, pixels):
+def test_a_test_split_without_its_first_class_is_none_that_counts_from_one(tmp_path, pixels):
     np.savez(tmp_path / "train.npz", images=pixels, labels=np.arange(12) % 3)
     np.savez(tmp_path / "test.npz", images=pixels, labels=np.arange(12) % 2 + 1)
     assert Files(train=str(tmp_path / "train.npz"), test=str(tmp_path / "test.npz")).read(train=False)[1].min() == 1
@@ -288,7 +288,7 @@ def read(**settings: object) -> Files:
     return data
 
 
-def test_one_archive_of_all_halves_under_the_names_of_keras_and_of_medmnist(tmp_path, pixels):
+def test_one_archive_of_all_splits_under_the_names_of_keras_and_of_medmnist(tmp_path, pixels):
     parts = {"train": slice(0, 6), "val": slice(6, 9), "test": slice(9, 12)}
     labels = (np.arange(12) % 3)[:, None]
     forms = {"keras": ("x_{}", "y_{}"), "medmnist": ("{}_images", "{}_labels")}
@@ -355,7 +355,7 @@ def test_what_is_wrong_with_them_is_said(tmp_path, pixels, settings, text, monke
         Files(**settings)
 
 
-# Images to validate on, and folders without halves
+# Images to validate on, and folders without splits
 
 
 def folder_of(root: str, levels: dict[str, range]) -> None:
@@ -381,11 +381,11 @@ def test_a_folder_of_images_to_validate_on_is_used(name):
 
 def test_validation_images_in_two_places_are_refused():
     folder_of("pets", {"train": range(20), "val": range(4), "valid": range(4), "test": range(30, 36)})
-    with pytest.raises(ValueError, match=r"one half twice\. Got pets with val, valid; join them"):
+    with pytest.raises(ValueError, match=r"one split twice\. Got pets with val, valid; join them"):
         ImageFolder(root="pets")
 
 
-def test_halves_under_other_names_are_no_classes():
+def test_splits_under_other_names_are_no_classes():
     folder_of("scans", {"Training": range(20), "Testing": range(30, 36)})
     data = ImageFolder(root="scans", batch_size=4)
     assert data.classes == ["cat", "dog"]
@@ -479,12 +479,12 @@ def test_pictures_that_have_changed_places_are_decoded_anew():
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), (number, number, number)).save(path)
         os.utime(path, (1e9, 1e9))
-    before = ImageFolder(root="pets").read_half("train")[0][:, 0, 0, 0].tolist()
+    before = ImageFolder(root="pets").read_split("train")[0][:, 0, 0, 0].tolist()
     first, other = Path("pets/cat/0.bmp"), Path("pets/dog/1.bmp")
     first.rename("away")
     other.rename(first)
     Path("away").rename(other)
-    after = ImageFolder(root="pets").read_half("train")[0][:, 0, 0, 0].tolist()
+    after = ImageFolder(root="pets").read_split("train")[0][:, 0, 0, 0].tolist()
     assert before == [0, 2, 4, 6, 1, 3, 5, 7]
     assert after == [1, 2, 4, 6, 0, 3, 5, 7]
 
@@ -553,6 +553,15 @@ def test_a_mapped_file_trains_as_one_in_memory_to_the_bit(run_dirs, monkeypatch)
     assert cli.evaluate([f"checkpoint={second}"]) == 0
 
 
+def test_images_to_validate_on_have_a_file_of_labels_too():
+    written()
+    np.save("val.npy", np.load("test.npy")[::-1])
+    Path("val.txt").write_text("".join(f"{label}\n" for label in [2, 1, 0] * 6 + [1, 1]))
+    data = Files(**NPY, val="val.npy", val_labels="val.txt", batch_size=10, num_val=None)
+    data.load()
+    assert data.val.labels.tolist() == [2, 1, 0] * 6 + [1, 1]
+
+
 def test_nothing_of_it_is_read_before_its_turn(monkeypatch):
     written()
     data = Files(**NPY, memory_map=True, batch_size=10, num_val=0)
@@ -564,13 +573,13 @@ def test_nothing_of_it_is_read_before_its_turn(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"device": "cuda"}, r"data\.memory_map leaves images in their file\. Got data\.device=cuda"),
+        ({"device": "meta"}, r"data\.memory_map leaves images in their file\. Got data\.device=meta"),
         ({"image_size": 16}, r"data\.memory_map takes an \.npy file of uint8, \(N, 16, 16, 3\)"),
         (
             {"train": "train.npz", "train_labels": None},
             r"data\.memory_map is for \.npy files\. Got data\.train=train\.npz",
         ),
-        ({"train": ["train.npy", "test.npy"], "train_labels": None}, "leaves each half in one file"),
+        ({"train": ["train.npy", "test.npy"], "train_labels": None}, "leaves each split in one file"),
         ({"val": "test.npy", "val_labels": "test-labels.npy"}, "holds out some of train's"),
     ],
 )

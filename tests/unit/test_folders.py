@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_resnet.folders import classes_in, files_in, natural
+from cifar_resnet.folders import Listing, classes_in, files_called, files_in, natural
 
 
 def put(*names: str) -> None:
@@ -112,3 +112,20 @@ def test_pipes_are_not_waited_for():
 def test_decimals_are_sorted_as_numbers_and_versions_as_versions():
     names = ["lr-0.05", "lr-0.1", "lr-0.2", "v1.9", "v1.10", "x0.9.2", "x0.10.2"]
     assert sorted({*names}, key=natural) == names
+
+
+def test_files_of_a_name_are_found_once_through_links_and_under_their_own_place():
+    put("runs/10/config.yaml", "runs/9/config.yaml", "runs/9/other.yaml", "elsewhere/1/config.yaml")
+    Path("runs/best").symlink_to(Path("runs/9").resolve())
+    Path("runs/8").symlink_to(Path("elsewhere").resolve())
+    Path("runs/9/up").symlink_to("..")
+    Path("elsewhere/2").symlink_to("2")  # to itself
+    assert list(map(str, files_called("config.yaml", Path("runs")))) == [
+        "runs/8/1/config.yaml", "runs/9/config.yaml", "runs/10/config.yaml",
+    ]  # fmt: skip
+    assert files_called("config.yaml", Path("nowhere")) == []
+
+
+def test_what_was_passed_over_can_be_printed_whatever_bytes_its_name_is_of():
+    name = Path(os.fsdecode(b"gr\xf6\xdfe.txt"))
+    Listing(documents=[name], circles=[name]).in_words().encode()

@@ -38,7 +38,7 @@ def test_a_training_tells_them(cifar_train, run_dirs, capsys):
 
 
 def test_they_are_settings_that_there_are():
-    (job,) = Composer().jobs([])
+    (job,) = Composer().jobs(["optimizer=sam"])
     for key, (of, _) in OF.items():
         for each in (key, of):
             group, _, name = each.partition(".")

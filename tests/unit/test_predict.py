@@ -17,7 +17,9 @@ from helpers import png_that_claims
 from PIL import Image
 
 from cifar_resnet import cli, load
+from cifar_resnet.archives import is_archive
 from cifar_resnet.data import Synthetic
+from cifar_resnet.results.inference import Ensemble
 from cifar_resnet.terminal import log
 
 PLAIN = ["precision=32-true"]
@@ -316,5 +318,38 @@ def test_nothing_readable_is_an_error(predict):
     code, out, err = predict("input=broken.png", "output=predictions.csv")
     assert code == 2
     assert out == ""
-    assert "nothing could be read" in err
+    assert "skipped: not a readable image: broken.png" in err
+    assert "nothing could be predicted. Got broken.png" in err
     assert not Path("predictions.csv").exists()
+
+
+def test_an_image_that_the_network_gives_nan_for_is_named_and_left_out(predict, pictures, monkeypatch):
+    log_probs = Ensemble.log_probs
+
+    def broken(*arguments):
+        found = log_probs(*arguments).clone()  # or it would be inference mode's
+        found[:, 2] = torch.nan
+        return found
+
+    monkeypatch.setattr(Ensemble, "log_probs", broken)
+    code, out, err = predict("input=photos")
+    assert code == 1
+    assert err == "skipped: photos/2.png: the network gives nan for it, in 32-true\n"
+    assert [row["input"] for row in csv.DictReader(io.StringIO(out))] == [
+        f"photos/{index}.png" for index in range(12) if index != 2
+    ]
+
+
+def test_an_output_that_could_not_be_written_is_told_before_anything_is_computed(predict, pictures, monkeypatch):
+    monkeypatch.setattr(Ensemble, "log_probs", lambda *arguments: 1 / 0)
+    Path("link.csv").symlink_to("nowhere/out.csv")
+    assert "must lie in a folder that exists. Got link.csv" in predict("input=photos", "output=link.csv")[2]
+
+
+def test_a_pipe_is_left_for_who_reads_it():
+    reading, writing = os.pipe()
+    os.write(writing, b"\x80 as a pickle begins")
+    os.close(writing)
+    assert not is_archive(Path(f"/dev/fd/{reading}"))
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b"\x80 as a pickle begins"

@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import TINY
 from omegaconf import OmegaConf
+from torchmetrics import Metric
 
 from cifar_resnet import processes, resume, runs
-from cifar_resnet.callbacks.mid_epoch import shared_out
+from cifar_resnet.callbacks.mid_epoch import MidEpochState, shared_out
 from cifar_resnet.compose import Composer
 from cifar_resnet.errors import RunError, UsageError
 from cifar_resnet.ranks import Place
@@ -110,3 +113,30 @@ def test_metrics_of_an_epoch_that_goes_on_in_other_numbers_are_counted_once():
     first, other = shared_out(states, is_first=True), shared_out(states, is_first=False)
     assert torch.cat(first["metrics"]["train_seen"]["value"]).tolist() == [0, 0, 1, 1, 2, 2]
     assert other["metrics"]["train_seen"]["value"] == []
+
+
+def test_metrics_go_to_other_processes_by_the_host():
+    """A tensor of a GPU would be put onto that GPU by each process that hears of it."""
+
+    class Counted(Metric):
+        metric_state = property(lambda self: {"sum": SimpleNamespace(cpu=lambda: "on the host")})
+
+        def update(self): ...
+        def compute(self): ...
+
+    network = torch.nn.Sequential(Counted())
+    network.device, checkpoint = torch.device("cpu"), {}
+    trainer = SimpleNamespace(world_size=1, train_dataloader=None)
+    MidEpochState().on_save_checkpoint(trainer, network, checkpoint)
+    assert checkpoint["mid_epoch_state"][0]["metrics"] == {"0": {"sum": "on the host"}}
+
+
+@pytest.mark.parametrize(("local_rank", "devices", "is_refused"), [(0, 1, False), (1, 1, True), (1, 2, False)])
+def test_more_processes_on_a_host_than_its_devices_are_refused(local_rank, devices, is_refused):
+    cfg = configuration(f"trainer.devices={devices}", f"trainer.num_nodes={4 // devices}")
+    place = Place(1, 4, local_rank, "here", 1, "torchrun")
+    if not is_refused:
+        assert processes.is_rank(place, [cfg], may_share=False)
+        return
+    with pytest.raises(UsageError, match=r"how many processes each host has\. Got 1, where torchrun has started 2 or"):
+        processes.is_rank(place, [cfg], may_share=False)

@@ -71,6 +71,11 @@ def test_it_stops_where_the_loss_diverges_or_is_not_a_number():
     assert len(test.losses) == len(test.rates) == len(test.smoothed)
 
 
+def test_how_far_the_loss_may_rise_is_a_setting():
+    test = RangeTest(divergence=2, smoothing=0)
+    assert [test.add(loss) for loss in (1.0, 1.9, 2.1)] == [True, True, False]
+
+
 def test_the_middle_of_the_rates_that_do_as_well_as_the_best():
     """Within 0.02, 2% of a fall of 1, on lines between the probes."""
     best_inside = middle_of_the_good({1.0: 2.0, 0.1: 1.0, 0.01: 1.04, 0.001: 1.2}, start=2.0)

@@ -468,6 +468,35 @@ def test_of_the_same_run_twice_the_one_that_was_tested_counts():
     assert (row["n"], float(row["test_acc_mean"])) == ("1", 0.9)
 
 
+def test_a_training_that_a_search_has_ended_stands_for_none_that_came_to_its_end():
+    for name, epochs in (("a-search", 2), ("train", 5)):
+        path = a_run(f"runs/{name}", [], None, epochs=epochs) / "result.json"
+        record = json.loads(path.read_text())
+        record["config"]["trainer"] = {"max_epochs": 5}
+        record["metrics"]["val/acc"] = epochs / 10
+        path.write_text(json.dumps(record))
+    (row,) = groups_of()
+    assert (row["n"], row["repeats"], float(row["val_acc_mean"])) == ("1", "1", 0.5)
+
+
+def test_a_whole_number_is_one_setting_however_it_is_written():
+    for place, lr in enumerate((1, 1.0)):
+        path = a_run(f"runs/{place}", ["optimizer.lr=1"], 0.9, place) / "result.json"
+        record = json.loads(path.read_text())
+        record["config"]["optimizer"]["lr"] = lr
+        path.write_text(json.dumps(record))
+    (row,) = groups_of()
+    assert row["n"] == "2"
+
+
+def test_a_metric_that_no_run_has_is_refused_with_and_without_a_pivot(sweep, capsys):
+    for arguments in ([], ["pivot=[depth,lr]"]):
+        assert cli.report(["sweep", "metric=tests/acc", *arguments]) == 2
+        assert (
+            "no run has the metric tests/acc. Got metric=tests/acc; give test/acc, val/acc" in capsys.readouterr().err
+        )
+
+
 def test_a_default_that_has_changed_since_tells_runs_apart():
     for seed, lr in enumerate((0.1, 0.1, 0.2)):
         path = a_run(f"runs/{seed}", [], 0.9, seed) / "result.json"

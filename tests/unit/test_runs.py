@@ -1,6 +1,7 @@
 """Names of runs, their folders, and the files in them."""
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_a_run_folder_that_nothing_came_of_goes_again_and_one_with_something_sta
     assert (tmp_path / "outputs").exists() is left
 
 
+def test_what_lay_in_a_run_folder_before_stays_where_nothing_comes_of_the_run(tmp_path):
+    (tmp_path / "lr_range_test.json").write_text("{}")
+    with pytest.raises(UsageError, match="trainer"), runs.open_folder(settings(tmp_path, run_dir=str(tmp_path))):
+        raise UsageError("what only the trainer knows")
+    assert [path.name for path in tmp_path.iterdir()] == ["lr_range_test.json"]
+
+
 def test_what_a_range_test_left_before_there_was_a_run_is_no_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lr_range_test.csv").touch()
@@ -130,6 +138,11 @@ def test_a_file_is_replaced_whole_through_links_and_written_into_pipes(tmp_path)
     assert (tmp_path / "real.txt").read_text() == "after\n"
     runs.write_atomically(Path("/dev/null"), "nothing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.txt", "real.txt"]
+    reading, writing = os.pipe()
+    runs.write_atomically(Path(f"/dev/fd/{writing}"), "through a link to no name")  # as /dev/stdout is, before a |
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == "through a link to no name"
 
 
 DAMAGED_RECORDS = {
@@ -194,11 +207,20 @@ def test_checkpoints_are_found_by_file_run_folder_and_folder_of_runs(sweep_dir, 
     assert runs.run_dir_of(tmp_path / "best.ckpt") is None
 
 
+def test_runs_that_links_lead_to_are_found(sweep_dir, tmp_path):
+    (tmp_path / "best").mkdir()
+    for seed in (0, 1):
+        (tmp_path / "best" / f"run-{seed}").symlink_to(sweep_dir / f"seed-{seed}")
+    found = runs.find_checkpoints(tmp_path / "best")
+    assert [path.relative_to(tmp_path).parts[:2] for path in found] == [("best", "run-0"), ("best", "run-1")]
+
+
 def test_what_a_tracker_keeps_within_a_run_is_no_run(sweep_dir, tmp_path, caplog):
     shutil.copytree(sweep_dir, tmp_path / "sweep")
-    kept = tmp_path / "sweep/seed-0/wandb/run-1/files/config.yaml"
-    kept.parent.mkdir(parents=True)
-    kept.touch()
+    for place in ("artifacts", "wandb/run-1/files"):
+        kept = tmp_path / "sweep/seed-0" / place / "config.yaml"
+        kept.parent.mkdir(parents=True)
+        kept.touch()
     assert len(runs.find_checkpoints(tmp_path / "sweep")) == 2
     assert "have not finished" not in caplog.text
     (tmp_path / "sweep/seed-1/result.json").unlink()

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, write_files
 from omegaconf import OmegaConf
 
 from cifar_resnet import claims, cli, search, train
@@ -27,7 +27,8 @@ from cifar_resnet.errors import UsageError
 from cifar_resnet.objective import CheapestTo
 from cifar_resnet.overrides import Interval
 from cifar_resnet.search import Search
-from cifar_resnet.search_space import narrowed
+from cifar_resnet.search_space import narrowed, shorten
+from cifar_resnet.terminal import arithmetic
 
 SMALL = [*TINY, "data.num_train=120"]
 
@@ -167,6 +168,37 @@ def test_a_trial_that_failed_is_tried_again(scored, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("space", ["optimizer.lr=interval(0.01,0.1)", "optimizer.lr=choice(0.01,0.02)"])
+def test_a_training_that_failed_goes_on_from_its_checkpoint(space, crash, capsys):
+    arguments = [*SMALL, space, "search.rounds=1", "search.trials=2", "trainer.max_epochs=3"]
+    crash(1)
+    assert cli.search(arguments) == 1
+    assert "no trial was finished" in capsys.readouterr().out
+    folders = sorted(Path("outputs/search").glob("*/0*"))
+    crash(None)
+    assert cli.search(arguments) == 0
+    assert sorted(Path("outputs/search").glob("*/0*")) == folders  # no training was begun anew
+    found = trials_of()
+    assert [trial["state"] for trial in found] == ["COMPLETE"] * 2
+    macs = {json.loads(path.read_text())["macs"] for path in Path("outputs/search").glob("*/*/result.json")}.pop()
+    assert {float(trial["training_flops"]) for trial in found} == {6 * macs * 80 * 3}
+    assert f"cost        {arithmetic(2 * 6 * macs * 80 * 3)}, all" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_line_that_a_full_disk_has_cut_short_is_taken_away(scored, capsys):
+    arguments = [*SMALL, "search.rounds=1"]
+    assert cli.search([*arguments, "search.trials=2"]) == 0
+    (log,) = Path("outputs/search").glob("*/trials.log")
+    whole = log.read_bytes()
+    log.write_bytes(whole + whole.splitlines()[-1][:20])
+    assert cli.search([*arguments, "search.trials=3"]) == 0
+    assert cli.search([*arguments, "search.trials=4"]) == 0
+    assert len(scored) == 4
+    assert log.read_bytes().startswith(whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "tpe"])
 def test_of_choices_alone_no_combination_is_tried_twice(scored, capsys, method):
     space = ["optimizer.lr=choice(0.01,0.02,0.1)", "model.dropout=choice(0,0.1)"]
@@ -250,7 +282,8 @@ def test_with_fewer_trials_than_there_are_a_launcher_begins_none(scored):
         cli.search([*arguments, "search.trials=3"])
         cli.search([*[text for text in arguments if "launcher" not in text], "search.trials=3"])
         cli.search([*arguments, "search.trials=2"])
-    assert launched == [3]
+        cli.search([*[text for text in arguments if "rounds" not in text], "search.rounds=2", "search.trials=2"])
+    assert launched == [3, 2]
 
 
 @pytest.mark.slow
@@ -293,6 +326,21 @@ def test_a_narrower_range_holds_the_best_and_stays_inside(log, best):
     assert width == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "value", "expected"),
+    [
+        (1e-6, 1.0, 0.00123456, 0.001235),
+        (0.01, 1.0, 0.123456, 0.1235),
+        (0.999, 0.9999, 0.99951234567, 0.9995123),
+        (0.999, 0.99999, 0.9999899999, 0.99999),
+        (-1.0, 1.0, 0.0, 0.0),
+        (1.0, 1000.0, 512.3456, 512.3),
+    ],
+)
+def test_numbers_have_digits_enough_to_differ_and_stay_within_the_interval(low, high, value, expected):
+    assert shorten(value, Interval(low, high, log=False)) == expected
+
+
 def test_spaces_are_read_from_the_command_line():
     fixed, space = Composer("search").space(
         ["model=resnet20", "optimizer.lr=tag(log,interval(1e-3,1))", "data.batch_size=interval(64,256)",
@@ -317,10 +365,11 @@ def test_spaces_are_read_from_the_command_line():
         (["data.max_train=interval(1000,5000)"], 1000, 5000),  # null
         (["data.num_val=interval(1000,5000)"], 1000, 5000),  # a number or a share
         (["trainer.max_epochs=interval(3,9)"], 3, 9),
+        (["model.alpha=interval(24,96)", "model=choice(pyramidnet,pyramidnet272)"], 24, 96),  # the default has none
     ],
 )
 def test_what_an_argument_takes_decides_whether_an_interval_is_of_whole_numbers(overrides, low, high):
-    (found,) = Composer("search").space(overrides)[1].values()
+    found = Composer("search").space(overrides)[1][next(text for text in overrides if "interval" in text).split("=")[0]]
     assert (found.low, found.high) == (low, high)
     assert type(found.low) is type(found.high) is type(low)
 
@@ -337,6 +386,21 @@ def test_each_trial_may_find_its_own_peak(monkeypatch):
     assert cli.search([*SMALL, *space, "search.rounds=1"]) == 0
     (path,) = Path("outputs/search").glob("*/*/config.yaml")
     assert OmegaConf.load(path).scheduler.max_lr == 0.07
+
+
+def test_a_rate_that_some_recipe_overrules_is_not_searched_for(tmp_path):
+    for name, peak in (("a", ""), ("b", "scheduler:\n  max_lr: 0.1\n")):
+        text = f"# @package _global_\ndefaults:\n  - override /scheduler: one_cycle\n{peak}"
+        write_files(tmp_path, {f"mine/experiment/{name}.yaml": text})
+    composer = Composer("search", "mine")
+    with pytest.raises(UsageError, match=r"Got scheduler\.max_lr=0\.1 in a search for optimizer\.lr"):
+        composer.examples(["experiment=choice(a,b)", "optimizer.lr=tag(log,interval(0.01,1))"])
+
+
+def test_a_limit_of_arithmetic_does_not_go_with_what_is_not_counted(capsys):
+    space = ["scheduler=one_cycle", "scheduler.max_lr=auto", "model.dropout=choice(0,0.1)"]
+    assert cli.search([*SMALL, *space, "search.max_flops=1e15"]) == 2
+    assert "search.max_flops knows nothing of the range tests" in capsys.readouterr().err
 
 
 def test_impossible_settings_are_refused():

@@ -1,16 +1,18 @@
 """Averaged weights, and weights that step back, against a plain loop over the weights of each step."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_equal, last_of, record_of, rows_of
+from helpers import assert_equal, last_of, record_of, rows_of, write_files
 from lightning.pytorch import Trainer
 
 from cifar_resnet import checkpoints, cli
 from cifar_resnet.callbacks import EMA, Lookahead
 from cifar_resnet.data import Synthetic
 from cifar_resnet.models import ResNet
+from cifar_resnet.precision import ScaledPrecision
 
 
 def test_a_checkpoint_holds_the_average_of_weights_and_statistics(cifar_train, run_dirs, monkeypatch):
@@ -144,3 +146,49 @@ def test_lookahead_goes_on_bit_for_bit(cifar_train, tmp_path, send, options):
     for key in ("state_dict", "optimizer_states"):
         assert_equal(last_of(whole)[key], last_of(resumed)[key], key)
     assert_equal(*(last_of(run_dir)["callbacks"]["Lookahead"] for run_dir in (whole, resumed)))
+
+
+WATCHES = """
+import torch
+from lightning.pytorch import Callback
+
+class Watches(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.fit_loop._skip_backward and batch_idx == 0:
+            self.before = [each.clone() for each in pl_module.parameters()]
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if hasattr(self, "before"):
+            open("same", "w").write(str(all(map(torch.equal, self.before, pl_module.parameters()))))
+"""
+
+
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "sam"])
+def test_lightnings_averaged_weights_take_no_step_of_their_own(cifar_train, tmp_path, monkeypatch, optimizer):
+    """In the epoch that their BatchNorm statistics take, where no validation has cleared the last gradients."""
+    write_files(tmp_path, {"watches.py": WATCHES})
+    monkeypatch.syspath_prepend(tmp_path)
+    swa = "+callbacks.swa={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.01}"
+    watching = ["+callbacks.watches._target_=watches.Watches", "trust=[watches]"]
+    options = ["data.num_val=0", "trainer.max_epochs=2", f"optimizer={optimizer}"]
+    assert cifar_train(swa, *watching, *options) == 0
+    assert (tmp_path / "same").read_text() == "True"
+
+
+def test_nor_has_a_loss_scale_a_gradient_to_look_at():
+    called = []
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    precision = ScaledPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    model = SimpleNamespace(trainer=SimpleNamespace(fit_loop=SimpleNamespace(_skip_backward=True), gradient_clip_val=1))
+    precision.optimizer_step(optimizer, model, lambda: called.append(1) or torch.ones(()))
+    assert called == [1]
+    assert weight.tolist() == [1, 1]
+
+
+def test_a_lookahead_that_steps_back_once_only_is_told(cifar_train, capsys):
+    assert cifar_train("averaging=lookahead", "averaging.every=6") == 0
+    assert "averaging.every=6 is longer than what is left of 5 steps" in capsys.readouterr().out
+    assert cifar_train("averaging=lookahead", "averaging.every=5", "name=other") == 0
+    assert "is longer than" not in capsys.readouterr().out

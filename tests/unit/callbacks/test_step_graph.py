@@ -5,7 +5,7 @@ import torch
 from helpers import assert_equal, last_of, rows_without_speed, write_files
 
 from cifar_resnet import cli
-from cifar_resnet.callbacks.step_graph import OURS, whose_python_runs
+from cifar_resnet.callbacks.step_graph import OURS, Recorded, whose_python_runs
 from cifar_resnet.data import Augment, Synthetic
 from cifar_resnet.models import Distillation, ResNet, SpeedNet, Wrapped
 from cifar_resnet.optim import SGD
@@ -54,8 +54,49 @@ class Freezes(Callback):
         if trainer.current_epoch == 1:
             pl_module.conv1.requires_grad_(False)
 
+class Smooths(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.label_smoothing = 0.1 * (trainer.current_epoch == 1)
+
+class Drops(Callback):
+    def on_validation_end(self, trainer, pl_module):
+        for module in pl_module.modules():
+            if type(module).__name__ == "Dropout":
+                module.p = 0.5
+
+class Mixes(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        trainer.datamodule.augment.mixing.probability = 0.1 + 0.1 * trainer.current_epoch
+
+class Weighs(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.loss_weights = pl_module.loss_weights * (1 + trainer.current_epoch)
+
+class AtSomeStep(Callback):
+    needs_no_batch = True
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.label_smoothing = 0.1 * (trainer.global_step > 2)
+
+class AtNoStep(AtSomeStep):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx): pass
+
+class Warms(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        trainer.optimizers[0].momentum = 0.9 + 0.01 * trainer.current_epoch
+
+class Hooks(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            pl_module.fc.register_forward_hook(lambda module, given, found: found * 2)
+
 class Quiet(ResNet):
     pass
+
+class Keeping(ResNet):
+    def forward(self, images):
+        if self.training:
+            self.images = images * 2
+        return super().forward(images)
 """
 
 
@@ -150,6 +191,42 @@ def test_what_changes_on_the_way_is_followed(cifar_train, tmp_path, monkeypatch,
     for graph in ("false", "true"):
         assert cifar_train(*options, "trust=[own]", "trainer.max_epochs=4", f"graph={graph}", f"run_dir={graph}") == 0
     assert_same_training(tmp_path / "false", tmp_path / "true")
+
+
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize(
+    ("options", "is_changed"),
+    [
+        ([], False),
+        (["+callbacks.x._target_=own.Smooths"], True),
+        (["+callbacks.x._target_=own.Drops", "model.dropout=0.1"], True),
+        (["+callbacks.x._target_=own.Mixes", "augment=cutmix"], True),
+        (["+callbacks.x._target_=own.Weighs", "model.class_weights=balanced"], True),
+        (["+callbacks.x._target_=own.AtSomeStep", "trainer.max_epochs=1"], True),
+        (["+callbacks.x._target_=own.Warms", "optimizer=muon"], True),
+        (["+callbacks.x._target_=own.AtNoStep", "model._target_=own.Keeping"], False),
+        (["+callbacks.x._target_=own.Hooks"], True),
+        (["model.drop_block=0.1", "model.dropout=0.1", "averaging=ema", "augment=cutmix"], False),
+        (["averaging=lookahead", "optimizer=muon"], False),
+    ],
+)  # fmt: skip
+def test_what_a_callback_changes_is_recorded_anew_and_nothing_else_is(
+    cifar_train, tmp_path, monkeypatch, options, is_changed
+):
+    """On a CPU nothing is recorded; what would be is forgotten all the same."""
+    write_files(tmp_path, {"own.py": OWN})
+    monkeypatch.syspath_prepend(tmp_path)
+    forget, forgotten = Recorded.forget, []
+
+    def forgetting(self):
+        if getattr(self, "count", 0):
+            forgotten.append(self)
+        forget(self)
+
+    monkeypatch.setattr(Recorded, "forget", forgetting)
+    arguments = ["graph=true", "trust=[own]", "trainer.max_epochs=3", "scheduler=multistep"]
+    assert cifar_train(*arguments, *options) == 0
+    assert bool(forgotten) is is_changed
 
 
 def test_of_somebody_elses_layers_nobody_knows_what_their_python_does():

@@ -139,3 +139,15 @@ def test_mixing_says_what_it_mixed(kind):
     augmented, plan = Augment(mixing=kind)(random_images(20), torch.Tensor.float, randomness(20))
     assert augmented.shape == (20, 3, 32, 32)
     torch.testing.assert_close(plan.weights.sum(0), torch.ones(20))
+
+
+@pytest.mark.parametrize("image_size", [8, 32])
+def test_the_largest_cutout_that_is_admitted_leaves_something_of_some_image(image_size):
+    size = 2 * image_size - 2
+    Augment(cutout_size=size).check_image_size(image_size)
+    with pytest.raises(ValueError, match="would cover every image"):
+        Augment(cutout_size=size + 1).check_image_size(image_size)
+    rows, columns = (each.flatten() for each in torch.meshgrid(*[torch.arange(image_size)] * 2, indexing="ij"))
+    images = torch.ones(image_size**2, 1, image_size, image_size).contiguous(memory_format=torch.channels_last)
+    assert cutout(images.clone(), rows, columns, size).any()
+    assert not cutout(images, rows, columns, size + 1).any()

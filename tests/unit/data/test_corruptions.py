@@ -237,3 +237,18 @@ def test_snow_on_black_is_pale_by_the_published_share_and_has_flakes():
     assert found.min().item() == pytest.approx(0.15 * 0.5, abs=1e-5)
     assert (found > 0.3).float().mean() > 0.01
     assert torch.equal(found[:, 0], found[:, 1])  # white
+
+
+def test_the_smooth_displacement_is_scipys(levels):
+    strength, sigma = 0.1, 0.04
+    found = corruptions.elastic_transform(levels, drawn(3), strength, sigma, 0.0)
+    generator = drawn(3)
+    corruptions.uniform(0.0, 0.0, 4, 3, 2, generator=generator)  # of the affine map, which moves nothing
+    noise = corruptions.uniform(-1, 1, 4, 2, 32, 32, generator=generator).numpy()
+    y, x = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
+    for image, own, other in zip(levels.numpy(), noise, found.numpy(), strict=True):
+        right, down = (32 * strength * ndimage.gaussian_filter(each, 32 * sigma, truncate=3.0) for each in own)
+        for plane, expected in zip(image, other, strict=True):
+            moved = ndimage.map_coordinates(plane, [y + down, x + right], order=1, mode="reflect")
+            assert moved == pytest.approx(expected, abs=1e-3)
+    assert (found - levels).abs().mean() > 0.01

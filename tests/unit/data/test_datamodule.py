@@ -295,7 +295,7 @@ def test_mean_and_std_are_those_of_the_training_images():
         ({"num_val": -1}, "num_val must be .* Got -1"),
         ({"num_val": 1.5}, "num_val must be .*from 0 to below 1 or null. Got 1.5"),
         ({"split_seed": -1}, "split_seed must be a whole number from 0 to 4294967295. Got -1"),
-        ({"std": [0.0, 1.0, 1.0]}, r"std\[0\] must be a number above 0. Got 0.0"),
+        ({"std": [0.0, 1.0, 1.0]}, r"std\[0\] must be a number above 0, up to 1. Got 0.0"),
         ({"num_train": 3}, "num_train must be a whole number, 10 or more. Got 3"),
     ],
 )
@@ -328,3 +328,16 @@ def test_a_sample_of_images_that_lie_class_by_class_has_all_classes(tmp_path):
     for count in (130, 200, 249):  # more than half
         assert len(data.sample(count)) == count
         assert len(data.sample(count).unique()) == 10
+
+
+def test_classes_that_max_train_leaves_no_image_of_are_named(caplog):
+    data = Synthetic(num_train=240, num_val=40, num_test=10, max_train=8, batch_size=4)
+    data.load()
+    present = data.train.labels.unique().tolist()
+    lost = [name for label, name in enumerate(data.classes) if label not in present]
+    assert f"data.max_train=8 takes no image of {', '.join(lost)}" in caplog.text
+
+
+def test_a_network_without_whitening_is_given_no_sample(cifar_train, monkeypatch):
+    monkeypatch.setattr(Synthetic, "sample", lambda self: 1 / 0)
+    assert cifar_train() == 0

@@ -406,6 +406,20 @@ def test_a_damaged_batch_is_not_read(server, tmp_path):
     assert data.is_complete()
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("cifar10", [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+        ("cifar100", [0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
+    ],
+)
+def test_pixels_are_normalised_by_the_training_sets_own_numbers(name, mean, std):
+    """As torchvision's users have measured them on all 50,000 images."""
+    (job,) = Composer("train").jobs([f"data={name}"])
+    assert list(job.cfg.data.mean) == pytest.approx(mean, abs=2e-4)
+    assert list(job.cfg.data.std) == pytest.approx(std, abs=2e-4)
+
+
 def test_real_cifar10_is_split_45k_5k_with_its_own_constants(cifar10_root):
     data = CIFAR10(root=str(cifar10_root), num_val=5000)
     data.prepare_data()

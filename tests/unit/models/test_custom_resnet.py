@@ -16,14 +16,15 @@ def block(module: ConvBlock, features: Tensor, pool: bool) -> Tensor:
     return F.relu(F.batch_norm(out, norm.running_mean, norm.running_var, norm.weight, norm.bias))
 
 
-def test_the_network_written_out():
-    network = CustomResNet(stem_width=4, widths=[6, 8, 10], num_classes=5)
+@pytest.mark.parametrize("has_shortcut", [(True, False, True), (False, True, False)])
+def test_the_network_written_out(has_shortcut):
+    network = CustomResNet(stem_width=4, widths=[6, 8, 10], residual=has_shortcut, num_classes=5)
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         network(images)  # statistics to tell from none
         network.eval()
         features = block(network.stem, images, pool=False)
-        for layer, residual in zip(network.layers, (True, False, True), strict=True):
+        for layer, residual in zip(network.layers, has_shortcut, strict=True):
             features = block(layer.down, features, pool=True)
             if residual:
                 features = features + block(layer.conv2, block(layer.conv1, features, False), False)

@@ -36,6 +36,16 @@ def test_the_loss_is_hintons(teachers):
     torch.testing.assert_close(loss, 0.3 * cross_entropy(logits, labels) + 0.7 * 9 * divergence)
 
 
+def test_a_teacher_teaches_in_eval_mode_whichever_it_comes_in():
+    teacher = ResNet(depth=8, widths=[4, 8, 8], dropout=0.5)
+    statistics = {name: value.clone() for name, value in teacher.named_buffers()}
+    distillation = Distillation([teacher.train()])
+    distillation.rescale = [(1, 0)]
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(distillation.probabilities(images), distillation.probabilities(images))
+    assert all(torch.equal(value, statistics[name]) for name, value in teacher.named_buffers())
+
+
 def test_a_loss_of_ones_own_takes_the_place_of_that_on_labels_alone(teachers):
     class Own(ResNet):
         def loss_of(self, images, logits, labels):

@@ -8,6 +8,7 @@ from torch import nn
 from cifar_resnet.compose import Composer
 from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import ResNet
+from cifar_resnet.models.regularisers import DropBlock
 from cifar_resnet.models.resnet import conv_bn
 
 
@@ -85,6 +86,23 @@ def test_zero_init_makes_every_block_its_shortcut():
     assert torch.equal(model.stages(features), features)
 
 
+def test_zero_init_is_of_the_last_norm_of_each_block():
+    model = ResNet(block="bottleneck", widths=[4, 4], blocks=[2, 1], zero_init_last_norm=True)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.weight.unique().tolist() == [0.0 if name.endswith("bn3") else 1.0], name
+
+
+@pytest.mark.parametrize("options", [{}, {"block": "bottleneck"}, {"stem": "whitening"}])
+def test_convolutions_begin_with_the_variance_of_he(options):
+    torch.manual_seed(0)
+    model = ResNet(widths=[64, 128], blocks=[1, 1], **options)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad and module.weight.numel() > 3000:
+            expected = (2 / (module.out_channels * module.kernel_size[0] ** 2)) ** 0.5
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.1), name
+
+
 def test_dropout_acts_before_the_classifier_in_training_only():
     model = ResNet(widths=[4], blocks=[1], dropout=0.5)
     images = torch.randn(2, 3, 8, 8)
@@ -151,5 +169,31 @@ def test_a_whitening_stem_is_an_option():
     network.init_whitening(images)
     assert network(images[:2]).shape == (2, 10)
     assert not network.conv1[0].weight.requires_grad
+    with torch.no_grad():
+        whitening, _, mixing = network.conv1
+        whitened = torch.nn.functional.conv2d(images, whitening.weight, getattr(whitening, "bias", None), padding=1)
+        expected = torch.nn.functional.conv2d(whitened.relu(), mixing.weight)
+        torch.testing.assert_close(network.conv1(images), expected)
     with pytest.raises(ValueError, match=r"stem must be conv or whitening. Got 'patch'"):
         ResNet(depth=8, widths=[8, 8, 8], stem="patch")
+
+
+def test_a_stems_kernel_has_the_size_that_was_given():
+    for size in (3, 5):
+        assert ResNet(depth=8, widths=[8, 8, 8], stem_kernel_size=size).conv1.weight.shape == (8, 3, size, size)
+
+
+def test_blocks_are_dropped_in_squares_of_the_size_that_was_given():
+    model = ResNet(widths=[8], blocks=[1], drop_block=0.2, drop_block_size=2)
+    (layer,) = (module for module in model.modules() if isinstance(module, DropBlock))
+    layer.progress.fill_(1.0)
+    torch.manual_seed(0)
+    found = layer.train()(torch.ones(1, 8, 16, 16))
+    torch.manual_seed(0)
+    expected = DropBlock(0.2, 2)
+    expected.progress.fill_(1.0)
+    assert torch.equal(found, expected.train()(torch.ones(1, 8, 16, 16)))
+    torch.manual_seed(0)
+    other = DropBlock(0.2, 5)
+    other.progress.fill_(1.0)
+    assert not torch.equal(found, other.train()(torch.ones(1, 8, 16, 16)))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from helpers import TINY, assert_equal, last_of, record_of
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cifar_resnet import cli
 from cifar_resnet.compose import Composer
 from cifar_resnet.instantiation import instantiate
+from cifar_resnet.precision import ScaledPrecision
 
 SCALE = 256.0
 
@@ -21,9 +21,14 @@ class Setting(Callback):
     """A training of an epoch of 5 batches, without what is random, and what went into it."""
 
     def __init__(
-        self, accumulate: int, precision: str = "32-true", limit: float | None = None, clip: float | None = None
+        self,
+        accumulate: int,
+        precision: str = "32-true",
+        limit: float | None = None,
+        clip: float | None = None,
+        fused: bool = False,
     ):
-        overrides = ["augment=none", "optimizer.lr=0.05", "optimizer.fused=false", "model.label_smoothing=0"]
+        overrides = ["augment=none", "optimizer.lr=0.05", f"optimizer.fused={fused}", "model.label_smoothing=0"]
         cfg = Composer("train").jobs([*TINY, *overrides])[0].cfg
         torch.manual_seed(1)
         self.data = instantiate(cfg.data, augment=cfg.augment, _convert_="all")
@@ -32,7 +37,7 @@ class Setting(Callback):
         self.start, self.batches = copy.deepcopy(self.model), []
         self.accumulate, self.precision, self.clip = accumulate, precision, clip
         scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
-        plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if precision == "16-mixed" else []
+        plugins = [ScaledPrecision("16-mixed", "cpu", scaler)] if precision == "16-mixed" else []
         length = {"max_epochs": 1, "limit_train_batches": limit, "accumulate_grad_batches": accumulate}
         quiet = (
             "logger",
@@ -93,6 +98,14 @@ def test_an_epochs_last_step_is_the_mean_of_the_batches_that_it_has(precision, a
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6 if precision == "32-true" else 2e-4)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_clipped_as_they_are_without_their_loss_scale(fused):
+    setting = Setting(1, "16-mixed", clip=0.1, fused=fused)
+    expected = dict(by_hand(setting).named_parameters())
+    for name, value in setting.model.named_parameters():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "sam"])
 def test_resumed_within_an_epoch_the_last_step_is_as_without_a_stop(cifar_train, run_dirs, send, optimizer):
@@ -119,3 +132,22 @@ def test_networks_side_by_side_take_their_last_step_as_alone(cifar_train, run_di
     assert cifar_train(*command, "ensemble.size=2") == 0
     alone, *both = (last_of(each)["state_dict"] for each in run_dirs() if "together" not in each.parts)
     torch.testing.assert_close(both[0], alone, rtol=1e-3, atol=1e-4)
+
+
+SCHEDULING = "+callbacks.x={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 2}}"
+
+
+def test_lightnings_own_scheduler_of_accumulation_is_the_same_training_and_goes_on_within_an_epoch(
+    cifar_train, tmp_path, send
+):
+    """With a schedule that comes down to 0, DropBlock that rises by step, and a signal in the middle of an epoch."""
+    options = ["trainer.max_epochs=2", "scheduler=cosine", "model.drop_block=0.1", "model.drop_block_size=3"]
+    assert cifar_train(*options, "trainer.accumulate_grad_batches=2", "run_dir=plain") == 0
+    assert cifar_train(*options, SCHEDULING, "run_dir=scheduled") == 0
+    send(4)  # in the second epoch, with three batches to come
+    assert cifar_train(*options, SCHEDULING, "run_dir=resumed") == 143
+    send(None)
+    assert cli.train(["resume=resumed"]) == 0
+    for name in ("scheduled", "resumed"):
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+            assert_equal(last_of(tmp_path / name)[key], last_of(tmp_path / "plain")[key], key)

@@ -82,3 +82,23 @@ def test_unit_filters_keep_their_norm():
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Muon([nn.Parameter(torch.ones(1))], **options)
+
+
+def test_a_step_that_overflowed_under_a_loss_scale_is_left_out_and_the_scale_taken_back():
+    """As a scaler hands it over: `found_inf` and `grad_scale`; against the same steps without either."""
+    torch.manual_seed(0)
+    start = [torch.randn(8, 3, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(10, 16)]
+    (scaled, plain) = ([nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
+    ours, reference = Muon(scaled, unit_filters=True), Muon(plain, unit_filters=True)
+    ours.grad_scale = torch.tensor(256.0)
+    for is_overflow in (False, True, False):
+        ours.found_inf = torch.tensor(float(is_overflow))
+        gradients = [torch.randn_like(weight) for weight in start]
+        for weight, twin, gradient in zip(scaled, plain, gradients, strict=True):
+            weight.grad, twin.grad = gradient * (torch.nan if is_overflow else 256), gradient
+        ours.step()
+        if not is_overflow:
+            reference.step()
+        for weight, twin in zip(scaled, plain, strict=True):
+            torch.testing.assert_close(weight, twin)
+            torch.testing.assert_close(*(o.state[w]["momentum_buffer"] for o, w in ((ours, weight), (reference, twin))))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import TINY, last_of, record_of, rows_of
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
@@ -17,6 +16,7 @@ from cifar_resnet.instantiation import instantiate
 from cifar_resnet.models import Classifier
 from cifar_resnet.optim import SAM
 from cifar_resnet.optim import SGD as CarefulSGD
+from cifar_resnet.precision import ScaledPrecision
 
 RHO = {"sam": 0.05, "asam": 0.5}
 
@@ -42,7 +42,7 @@ class Setting(Callback):
         self.batches: list[tuple[Tensor, Tensor]] = []
         plugins = []
         if precision == "16-mixed":
-            plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]
+            plugins = [ScaledPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]
         self.trainer = Trainer(
             max_epochs=1,
             accelerator="cpu",

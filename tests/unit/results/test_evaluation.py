@@ -22,7 +22,10 @@ def test_the_most_confident_mistakes_come_first():
     found = sections_of(log_probs, labels, images)
     confidence, predicted = log_probs.exp().max(1)
     wrong = [i for i in confidence.argsort(descending=True).tolist() if predicted[i] != labels[i]][:NUM_MISTAKES]
-    titles = [axes.get_title() for axes in found["mistakes"].figure.axes if axes.get_title()]
+    drawn = [axes for axes in found["mistakes"].figure.axes if axes.get_title()]
+    for axes, index in zip(drawn, wrong, strict=True):
+        assert np.array_equal(axes.images[0].get_array(), images[index].permute(1, 2, 0).numpy())
+    titles = [axes.get_title() for axes in drawn]
     assert titles == [
         f"{Synthetic.classes[labels[i]]} → {Synthetic.classes[predicted[i]]}\n{confidence[i]:.1%}" for i in wrong
     ]
