@@ -43,9 +43,11 @@ class Images:
 
 def is_archive(path: Path) -> bool:
     """Whether a file claims to be an .npz or .npy file or a pickle; those of CIFAR itself have no suffix."""
-    if path.suffix or not path.is_file():  # what is read from a pipe is gone for who reads it next
+    if path.suffix:
         return path.suffix.lower() in SUFFIXES
     try:
+        if not path.is_file():  # what is read from a pipe is gone for who reads it next
+            return False
         with path.open("rb") as file:
             return file.read(1) in (b"\x80", b"(", b"}")  # how pickles of a dictionary begin
     except OSError:  # whoever opens it next will say so

@@ -92,7 +92,6 @@ def refuse_unreadable(checkpoint: dict) -> None:
     plain = {
         key: tree_map(lambda value: None if isinstance(value, torch.Tensor) else value, part)
         for key, part in checkpoint.items()
-        if key != "state_dict"  # of tensors alone
     }
     if not why_unreadable(plain):
         return

@@ -418,14 +418,22 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UsageError(f"a setting refers to what is not there. Got {one_line(error)}") from error
     if isinstance(cfg.get("logger"), DictConfig):
-        found["logger"] = without_secrets(values_in(cfg.logger), found["logger"])
+        found["logger"] = without_secrets(values_in(cfg.logger), found["logger"], values_in(cfg))
     return found
 
 
-def without_secrets(raw: Any, resolved: Any) -> Any:
+def without_secrets(raw: Any, resolved: Any, everything: dict[str, Any]) -> Any:
     if isinstance(raw, dict):
-        return {key: without_secrets(raw[key], resolved[key]) for key in raw}
-    return raw if "${oc.env:" in str(raw) else resolved
+        return {key: without_secrets(raw[key], resolved[key], everything) for key in raw}
+    return raw if is_of_the_environment(raw, everything) else resolved
+
+
+def is_of_the_environment(raw: object, everything: dict[str, Any]) -> bool:
+    """Whether a value, before it is resolved, comes from there, be it by way of others; none refers to itself."""
+    if re.search(r"\$\{\s*oc\.env\s*:", text := str(raw)):
+        return True
+    keys = re.findall(r"\$\{\s*(\w[\w.]*)\s*\}", text)
+    return any(is_of_the_environment(value_at(everything, key), everything) for key in keys)
 
 
 def value_at(node: Any, key: str, default: Any = None) -> Any:

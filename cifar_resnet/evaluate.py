@@ -181,7 +181,7 @@ def predictions_for(
     refuse_if(
         count := int(log_probs.isnan().any(2).any(0).sum()),
         f"the networks give numbers for each image. Got nan for {count:,} of {log_probs.shape[1]:,}, in "
-        f"{ensemble.precision}; try precision=32-true, or train anew",
+        f"{ensemble.precision}; {ensemble.against_nan}",
     )
     return log_probs, torch.cat(labels), runs.digest(hashes)
 

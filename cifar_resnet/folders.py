@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -87,7 +87,10 @@ def files_in(folder: Path) -> Listing:
 
 
 def files_called(name: str, folder: Path) -> list[Path]:
-    """Every file of this name in a folder, at any depth, 10 after 9; of one that links lead to as well its own path."""
+    """Every file of this name in a folder, at any depth, 10 after 9; of one that links lead to as well its own path.
+
+    Links out of a folder that has such a file lead to what belongs to that one, and are not followed.
+    """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
     own: list[Path] = [folder]
@@ -99,12 +102,23 @@ def files_called(name: str, folder: Path) -> list[Path]:
             if (identity := (status.st_dev, status.st_ino)) in seen:
                 continue
             seen.add(identity)
-            for path in sorted(place.iterdir(), key=natural):
-                if path.is_dir():
-                    (linked if path.is_symlink() else own).append(path)
-                elif path.name == name:
-                    found.append(path)
+            entries = sorted(place.iterdir(), key=natural)
+            here = [path for path in entries if path.name == name and may_be(Path.is_file, path)]
+            found += here
+            for path in (path for path in entries if may_be(Path.is_dir, path)):
+                if not path.is_symlink():
+                    own.append(path)
+                elif not here:
+                    linked.append(path)
     return sorted(found, key=natural)
+
+
+def may_be(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Whether it is of this kind; of what a link leads to may nobody ask who cannot enter the folder it is in."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 def class_name(name: str) -> str:

@@ -24,6 +24,7 @@ OF = {
     "distill.temperature": ("distill.teacher", None),
     "distill.weight": ("distill.teacher", None),
 }
+UNKNOWN = "unknown"
 
 
 def idle(cfg: DictConfig) -> list[str]:
@@ -33,8 +34,8 @@ def idle(cfg: DictConfig) -> list[str]:
         key = given.lstrip("+").partition("=")[0]
         if key in OF:
             of, value = OF[key]
-            there = OmegaConf.select(cfg, of)
-            if there != value if value else not there:
+            there = OmegaConf.select(cfg, of, default=UNKNOWN)  # which a network or an optimizer of one's own may lack
+            if there != UNKNOWN and (there != value if value else not there):
                 found.append(f"{given} changes nothing: {of} is {'null' if there is None else there}")
     return found
 

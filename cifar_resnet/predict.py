@@ -58,7 +58,8 @@ def run(jobs: list[Job]) -> int:
         print(f"skipped: {reason}", file=sys.stderr)
     refuse_if(
         not predictions,
-        f"nothing could be predicted. Got {named(map(as_text, found.files))}, passed over as said above; give others",
+        f"nothing could be predicted. Got {named(map(as_text, found.files))}; give others"
+        f"{', or do what is said above' if skipped else ''}",
     )
     text = as_ids(predictions, cfg.ids.header, cfg.ids.labels) if form == "ids" else FORMATS[form](predictions)
     if cfg.output:
@@ -146,7 +147,9 @@ def predict(
                 shares, labels = (each.tolist() for each in probabilities.topk(min(top_k, len(ensemble.classes))))
                 for (name, id_), *best in zip(names_and_ids, shares, labels, strict=True):
                     if not math.isfinite(best[0][0]):  # nan is the largest
-                        skipped.append(f"{name}: the network gives nan for it, in {ensemble.precision}")
+                        skipped.append(
+                            f"{name}: the network gives nan for it, in {ensemble.precision}; {ensemble.against_nan}"
+                        )
                         continue
                     top = [(ensemble.classes[label], share) for share, label in zip(*best, strict=True)]
                     predictions.append(Prediction(name, id_, top, numbers[best[1][0]]))

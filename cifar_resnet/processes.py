@@ -139,11 +139,11 @@ def is_rank(place: Place | None, configurations: list[DictConfig], may_share: bo
         f"{' and '.join(map(str, sorted(counts)))}. Got trainer.devices={configurations[0].trainer.devices}; "
         f"give trainer.devices and trainer.num_nodes whose product is {place.world_size}, or start as many as they say",
     )
-    refuse_if(
-        place.local_rank >= on_a_host,
+    refuse_if(  # by all alike, or the first would wait for the others
+        place.most_on_a_host > on_a_host,
         f"trainer.devices says how many processes each host has. Got {configurations[0].trainer.devices}, where "
-        f"{place.starter} has started {place.local_rank + 1} or more on one; give as many, and a trainer.num_nodes of "
-        f"the hosts. By srun each must see all GPUs of its host: --gpus-per-node, not --gpus-per-task",
+        f"{place.starter} has started {place.most_on_a_host} on one; give as many, and a trainer.num_nodes of the "
+        f"hosts. By srun each must see all GPUs of its host: --gpus-per-node, not --gpus-per-task",
     )
     return True
 

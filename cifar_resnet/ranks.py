@@ -17,6 +17,7 @@ class Place:
 
     rank: of all; local_rank: of those on its host, which decides its device.
     address, port: where the processes meet. starter: who started them, in a person's words.
+    most_on_a_host: how many it has started on one, or on that with the most; 0 where it does not say.
     """
 
     rank: int
@@ -25,6 +26,7 @@ class Place:
     address: str
     port: int
     starter: str
+    most_on_a_host: int = 0
 
 
 PARENT = "CIFAR_RESNET_PARENT"  # names the process that has started this one to train along
@@ -47,8 +49,15 @@ def given(environment: Mapping[str, str] = os.environ) -> Place | None:
 def by_torch(environment: Mapping[str, str]) -> Place:
     rank, world_size = number(environment, "RANK"), number(environment, "WORLD_SIZE")
     starter = TORCHRUN if "TORCHELASTIC_RUN_ID" in environment else OURSELVES if PARENT in environment else SOMEBODY
-    local_rank = number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
-    return Place(rank, world_size, local_rank, environment["MASTER_ADDR"], number(environment, "MASTER_PORT"), starter)
+    return Place(
+        rank=rank,
+        world_size=world_size,
+        local_rank=number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0,
+        address=environment["MASTER_ADDR"],
+        port=number(environment, "MASTER_PORT"),
+        starter=starter,
+        most_on_a_host=number(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else 0,
+    )
 
 
 def by_srun(environment: Mapping[str, str]) -> Place:
@@ -57,6 +66,7 @@ def by_srun(environment: Mapping[str, str]) -> Place:
     port = number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else 15000 + (job * 10 + step) % 10000
     is_one_host = environment.get("SLURM_STEP_NUM_NODES", "1") == "1"
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
+    each_host = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 4(x2),3
     return Place(
         rank=number(environment, "SLURM_PROCID"),
         world_size=number(environment, "SLURM_STEP_NUM_TASKS"),
@@ -64,6 +74,7 @@ def by_srun(environment: Mapping[str, str]) -> Place:
         address=environment.get("MASTER_ADDR") or ("127.0.0.1" if is_one_host else first_host(hosts)),
         port=port,
         starter=SRUN,
+        most_on_a_host=max(map(int, re.findall(r"\b\d+", each_host)), default=0),
     )
 
 

@@ -145,7 +145,8 @@ def open_folder(cfg: DictConfig, first: Callable[[Path], object] | None = None) 
     with as_usage_error():
         cfg.run_dir = str(create_run_dir(cfg) if is_new else cfg.run_dir)
     run_dir = Path(cfg.run_dir)
-    before = set(run_dir.iterdir()) if is_new else set()
+    # a claim is there where a sweep's or a search's job is refused, whose folder says that there was one
+    before = {file for file in run_dir.iterdir() if file.name != claims.CLAIM} if is_new else set()
     try:
         with claims.held(run_dir):
             (run_dir / FAILURE).unlink(missing_ok=True)  # of a job that goes on now

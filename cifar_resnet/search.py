@@ -176,7 +176,8 @@ class Search:
         self.folder = runs.parent_dir(job.cfg) / f"search-{runs.slug(list(self.space))}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
         with claims.held(self.folder, wait=True):
-            mend_journal(self.folder / JOURNAL)
+            if self.storage is None:
+                mend_journal(self.folder / JOURNAL)
             self.connect()
             self.check_recipe([job.cfg for job in jobs])
         self.began = datetime.now()
@@ -184,7 +185,7 @@ class Search:
         self.time = time_budget("search.max_time", self.max_time, clock(), clock)
 
     def connect(self) -> None:
-        journal = JournalFileBackend(str(self.folder / JOURNAL))
+        journal = JournalFileBackend(str(Path(self.folder / JOURNAL).absolute()))  # its lock is a link to it
         self.claimed: dict[int, claims.Claim] = {}  # by a trial's number: to watch those of others, and for our own
         self.study = optuna.create_study(
             storage=self.storage or JournalStorage(journal),
@@ -250,8 +251,8 @@ class Search:
             failed = list(filter(self.has_failed_now, self.of_round(round_, TrialState.FAIL)))
             untried = self.untried()
             is_over = len(self.of_round(round_, *FINISHED)) + num_running + len(failed) >= self.trials
-            if stopped and not is_over and not self.lack(stopped[0]):
-                return self.taken(self.gone_on_with(stopped[0], round_), round_)
+            if stopped and not is_over and not self.lack(stopped[0]) and self.claim_of(stopped[0]).take():
+                return self.gone_on_with(stopped[0], round_)
             if lack or is_over or untried == []:
                 return num_running or None
             seed = seeds.seed_for("search", self.seed, len(self.study.get_trials())) % 2**32
@@ -269,12 +270,22 @@ class Search:
         return trial
 
     def gone_on_with(self, failed: FrozenTrial, round_: int) -> Trial:
-        """Another trial, whose training is that of one that failed, in its folder: optuna leaves that one as it is."""
+        """Another trial, whose training is that of one that failed, in its folder, which is ours: optuna leaves that
+        one as it is."""
         known = {name: value for name, value in failed.user_attrs.items() if name in KNOWN_SO_FAR}
         attributes = known | {BEGAN_AS: began_as(failed), FLOPS_BEFORE: failed.user_attrs.get(FLOPS)}
         if began_as(failed) not in map(began_as, self.study.get_trials(states=[TrialState.WAITING])):  # killed here
-            self.study.enqueue_trial(failed.params, attributes)
-        return self.study.ask(self.distributions(round_))
+            waiting = optuna.trial.create_trial(
+                state=TrialState.WAITING,
+                system_attrs={"fixed_params": failed.params},  # as enqueue_trial has it, which takes no values so far
+                user_attrs=attributes,
+                intermediate_values=failed.intermediate_values,
+            )
+            self.study.add_trial(waiting)
+        trial = self.study.ask(self.distributions(round_))
+        trial.set_user_attr(ROUND, round_)
+        self.claimed[trial.number] = self.claim_of(failed)
+        return trial
 
     def stopped_by_failure(self, round_: int) -> list[FrozenTrial]:
         """Of this round those that failed another time, and left a checkpoint from which they have come further since
@@ -459,7 +470,7 @@ class Search:
         """The table, a picture of what it cost, and one for each interval."""
         attributes = [trial.user_attrs for trial in trials]
         columns = {
-            "trial": [trial.number for trial in trials],
+            "trial": [began_as(trial) for trial in trials],
             "round": [each.get(ROUND) for each in attributes],
             **{key: [self.values(trial)[place] for trial in trials] for place, key in enumerate(self.space)},
             "val/acc": [each.get(ACC) for each in attributes],
@@ -468,7 +479,7 @@ class Search:
             "state": [trial.state.name for trial in trials],
         }
         runs.write_table(self.folder / "trials.csv", [list(columns), *zip(*columns.values(), strict=True)])
-        pictures = {"cost": plots.search_cost_figure(self.costs(trials), best.number, self.target)}
+        pictures = {"cost": plots.search_cost_figure(self.costs(trials), began_as(best), self.target)}
         y = {trial.number: trial.user_attrs.get(ACC if self.target is None else REACHED) for trial in trials}
         scored = [trial for trial in self.finished() if y[trial.number] is not None]
         for key, domain in self.space.items():
@@ -485,7 +496,7 @@ class Search:
         """What each has spent, in their order, and what came of it."""
         return [
             plots.TrialCost(
-                trial.number,
+                began_as(trial),
                 trial.user_attrs.get(COURSE, []),
                 trial.user_attrs.get(FLOPS, 0.0),
                 trial.user_attrs.get(ACC if self.target is None else REACHED)
@@ -517,7 +528,7 @@ class Search:
                 else IN_WORDS[trial.state.name]
             )  # fmt: skip
             values = map(str, self.values(trial))
-            rows.append([str(trial.number + 1), *[round_] * has_rounds, *values, accuracy, cost, state])
+            rows.append([str(began_as(trial) + 1), *[round_] * has_rounds, *values, accuracy, cost, state])
         return rows
 
     def order(self, trial: FrozenTrial) -> tuple[bool, float]:
@@ -528,7 +539,7 @@ class Search:
 
 def mend_journal(path: Path) -> None:
     """Take away a last line that a full disk has cut short: the next would be glued to it, and none be readable."""
-    lock = JournalFileSymlinkLock(str(path))  # optuna's own, by which other processes write
+    lock = JournalFileSymlinkLock(str(path.absolute()))  # optuna's own, by which other processes write
     lock.acquire()
     try:
         content = path.read_bytes() if path.exists() else b""
@@ -548,9 +559,9 @@ def one_trial(search: Search, round_: int, _: int) -> None:
     while isinstance(trial := search.next_trial(round_), int):  # what those cost decides whether there is another
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if trial:
-        print(f"  trial {trial.number + 1} begins: {' '.join(search.varying(trial))}", flush=True)
+        print(f"  trial {began_as(trial) + 1} begins: {' '.join(search.varying(trial))}", flush=True)
         search.try_out(trial)
-        print(f"  trial {trial.number + 1} has ended", flush=True)
+        print(f"  trial {began_as(trial) + 1} has ended", flush=True)
 
 
 def began_as(trial: Trial | FrozenTrial) -> int:

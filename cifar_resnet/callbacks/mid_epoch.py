@@ -65,11 +65,16 @@ class MidEpochState(Callback):
                 for state, value in states.items():
                     setattr(metric, state, tree_map(lambda each: each.to(pl_module.device), value))
                 metric._update_count = 1  # or it would warn that it has seen nothing
-        if trainer.fit_loop.restarted_mid_epoch:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, GradientAccumulationScheduler):  # such an epoch has no start that it could see
-                    callback.on_train_epoch_start(trainer)
         self.restored = []
+        self.has_no_start = trainer.fit_loop.restarted_mid_epoch
+
+    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
+        if self.has_no_start:
+            self.has_no_start = False
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                # which sees an epoch's start alone; not sooner, for it refuses a number that is there before its own
+                if isinstance(callback, GradientAccumulationScheduler):
+                    callback.on_train_epoch_start(trainer)
 
 
 def placed(loader: Any) -> Any:

@@ -1,5 +1,6 @@
 """Pictures of a run."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class ScheduleCurve(Callback):
         self.rates: list[float] = []  # of each epoch, where no more is known
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        if pl_module.schedule:
+        if pl_module.schedule and trainer.max_epochs != -1 and pl_module.total_steps != math.inf:
             optimizer = pl_module.new_optimizer()  # another, for its rate is moved
             steps = int(pl_module.total_steps)
             self.draw(trainer, pl_module.schedule.rates(optimizer, steps, trainer.max_epochs) or [])

@@ -68,7 +68,10 @@ class StepGraph(Callback):
         device = pl_module.device
         self.modules, self.parameters = list(pl_module.modules()), list(pl_module.parameters())
         # whoever is called at each step may change something then; all others before and after an epoch or a validation
-        self.changes_any_time = any(is_called_each_step(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self.changes_any_time = is_overridden("on_train_batch_end", pl_module, LightningModule) or any(
+            is_called_each_step(callback)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        )
         self.must_look = True
         self.rates, self.fixed = self.new_rates(), self.fixed_settings()
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -215,17 +218,18 @@ class StepGraph(Callback):
         found = self.own["on_train_batch_start"](batch, batch_idx)
         if self.current is None or found == -1:  # Lightning's word for an epoch that ends here
             return found
-        if self.fixed_settings() != self.fixed:  # such as a momentum that a schedule moves
-            self.rates, self.fixed = self.new_rates(), self.fixed_settings()
+        if (settings := self.fixed_settings()) != self.fixed:  # such as a momentum that a schedule moves
+            self.rates = self.new_rates()
             for size in self.sizes.values():
                 size.forget()
+        self.fixed = settings  # equal ones too: what is the same object is soon compared
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             rate.fill_(group["lr"])
         if self.averaging:
             self.averaging.weigh()
         runs_python = self.current.graph is None
         self.current.go()
-        if runs_python:  # which may have put new tensors into attributes
+        if runs_python and self.current.is_recordable:  # which may have put new tensors into attributes
             self.must_look = True
             self.fixed = self.fixed_settings()
         for metric in self.module.metrics("train").values():
@@ -295,7 +299,7 @@ def attributes_of(part: object) -> list:
     # what else begins with an underscore is Lightning's and torch's own, and changes with each step
     return [
         (key, compared(value))
-        for key, value in vars(part).items()
+        for key, value in getattr(part, "__dict__", {}).items()
         if (not key.startswith("_") or key in REGISTRIES or key.endswith("_hooks")) and key not in KEPT_BY_OPTIMIZERS
     ]
 

@@ -118,8 +118,12 @@ class DataModule(LightningDataModule, ABC):
             f"data.fold says what is held out. Got {fold} and data.num_val=0; leave one of them out",
         )
         try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+            place = torch.device(device or "cpu")
+            if place.type == "cuda":  # counted without taking memory of one
+                refuse_if(torch.cuda.device_count() <= (place.index or 0), f"there are {torch.cuda.device_count()}")
+            else:
+                torch.empty(0, device=place)
+        except (RuntimeError, AssertionError, UsageError) as error:  # the second of a torch without such devices
             raise UsageError(
                 f"data.device is where images live. Got {device} ({first_sentence(error)}); give cpu, cuda, or null "
                 f"for the trainer's"

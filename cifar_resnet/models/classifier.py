@@ -106,6 +106,7 @@ class Classifier(LightningModule):
         self.register_buffer("loss_weights", weights, persistent=False)
         self.label_smoothing, self.max_params = label_smoothing, max_params
         self.freeze_parts, self.lr_factors = tuple(freeze), dict(lr_factors or {})
+        self.held_parts: set[str] = set()  # names of parameters that would be trained, if they were not frozen
         self.tta, self.tta_below = tta, tta_below
         self.decay_norm_and_bias, self.bias_lr_factor = decay_norm_and_bias, bias_lr_factor
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -182,7 +183,12 @@ class Classifier(LightningModule):
 
     def check_parts(self) -> None:
         """ValueError for names, in freeze and lr_factors, of no part that is trained."""
-        trained = {name for names, parameter in self.all_names() if parameter.requires_grad for name in names}
+        trained = {
+            name
+            for names, parameter in self.all_names()
+            if parameter.requires_grad or self.held_parts.intersection(names)
+            for name in names
+        }
         for key, names in (("freeze", self.freeze_parts), ("lr_factors", self.lr_factors)):
             strange = next((part for part in names if not any(self.is_within(name, part) for name in trained)), None)
             parts = dict.fromkeys(name for name, _ in parts_of(self))
@@ -321,27 +327,27 @@ class Classifier(LightningModule):
             if not self.is_prepared and (identity is None or identity != self.prepared_for):
                 self.prepare(data)
             self.hold_frozen_parts()
-        elif self.data_state and hasattr(self.trainer.datamodule, "state"):  # type: ignore[attr-defined]
-            self.check_same_images(self.trainer.datamodule)  # type: ignore[attr-defined]
+        elif self.data_state and hasattr(self.trainer.datamodule, "identity"):  # type: ignore[attr-defined]
+            self.see_as_trained(self.trainer.datamodule, has_labels=stage != "predict")  # type: ignore[attr-defined]
         if self.distillation and stage == "fit":
             self.distillation.setup(self.trainer.strategy.root_device, self.data_state)
 
-    def check_same_images(self, data: Any) -> None:
-        """UsageError for a data module, set up, of other classes than the network's; its pixels mean what they meant in
-        the training from here on."""
-        for key, own in (("classes", data.class_names), ("image_size", data.image_size)):
-            refuse_if(
-                own != self.data_state[key],
-                f"the network was trained on {key} {self.data_state[key]}. Got data of {own}; cifar-evaluate finds "
-                f"classes by their names",
-            )
+    def see_as_trained(self, data: Any, has_labels: bool) -> None:
+        """Have the pixels of a data module, set up, mean what they meant in the training; UsageError for labels of
+        other classes than the network's."""
+        refuse_if(
+            has_labels and data.class_names != self.data_state["classes"],
+            f"the network was trained on classes {self.data_state['classes']}. Got data of {data.class_names}; "
+            f"cifar-evaluate finds classes by their names",
+        )
         data.normalise = Normalise(*self.pixel_stats(data.normalise.mean.device))
 
     def hold_frozen_parts(self) -> None:
         """Have no gradients computed for them, and their statistics stay."""
         for names, parameter in self.all_names() if self.freeze_parts else ():
-            if self.is_frozen(*names):
+            if parameter.requires_grad and self.is_frozen(*names):
                 parameter.requires_grad = False
+                self.held_parts |= {*names}
         self.rest_frozen_parts()
 
     def on_fit_start(self) -> None:
@@ -368,7 +374,7 @@ class Classifier(LightningModule):
         if self.seed is None:
             self.seed = torch.initial_seed()
         if self.selection:
-            self.selection.begin(self, self.total_steps)
+            self.selection.begin(self, self.total_steps, planned_epochs(self.trainer))
 
     def train(self, mode: bool = True) -> "Classifier":
         """As of any module; norm layers of frozen parts stay in eval mode."""
@@ -513,8 +519,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         self.total_steps = planned_steps(self.trainer)
         self.monitor = "val/loss" if self.trainer.enable_validation else "train/loss"
-        epochs = math.inf if self.trainer.max_epochs == -1 else self.trainer.max_epochs
-        optimizer, scheduler = self.build_optimizer(self.total_steps, epochs)
+        optimizer, scheduler = self.build_optimizer(self.total_steps, planned_epochs(self.trainer))
         if scheduler is None:
             return {"optimizer": optimizer}
         when: LRSchedulerConfigType = {
@@ -631,6 +636,10 @@ class Classifier(LightningModule):
         trains = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if self.selection and trains and "selection" in checkpoint:
             self.selection.load_state_dict(checkpoint["selection"])
+
+
+def planned_epochs(trainer: Trainer) -> float:
+    return math.inf if trainer.max_epochs == -1 else trainer.max_epochs
 
 
 def planned_steps(trainer: Trainer) -> float:

@@ -47,15 +47,16 @@ class Selection:
         """How many images of such a batch the network is trained on."""
         return max(1, round(self.share * batch_size))
 
-    def begin(self, model: LightningModule, total_steps: float) -> None:
-        """On the network's device, before its first step, or before the first after a restart."""
+    def begin(self, model: LightningModule, total_steps: float, epochs: float) -> None:
+        """On the network's device, before its first step, or before the first after a restart; both lengths are the
+        whole training's."""
         self.trainer, self.device_type = model.trainer, model.device.type
         self.proxy.to(model.device, memory_format=torch.channels_last).train()
         self.proxy.hold_frozen_parts()
         if self.trainer.world_size > 1:  # as DDP does with the network
             for tensor in (*self.proxy.parameters(), *self.proxy.buffers()):
                 torch.distributed.broadcast(tensor.data, src=0)
-        self.optimizer, self.scheduler = self.proxy.build_optimizer(total_steps, self.trainer.max_epochs)
+        self.optimizer, self.scheduler = self.proxy.build_optimizer(total_steps, epochs)
         for name, part in self.restored.items():
             getattr(self, name).load_state_dict(part)
         self.restored = {}

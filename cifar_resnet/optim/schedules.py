@@ -251,7 +251,7 @@ def made(make: Callable[..., LRScheduler], optimizer: Optimizer, moves: float, *
     refuse_if(
         length and moves == math.inf,
         "a schedule comes to its end with the training. Got one whose length nobody knows, of a loader without a "
-        "length or without max_epochs; give max_steps, limit_train_batches or scheduler=None",
+        "length or without max_epochs; give max_epochs, and limit_train_batches or max_steps, or scheduler=None",
     )
     if parts := given.get("schedulers"):
         others |= {"schedulers": [made(part, optimizer, moves) for part in parts]}

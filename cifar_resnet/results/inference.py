@@ -81,6 +81,11 @@ class Ensemble:
             network.to(self.device, memory_format=torch.channels_last)
         self.normalise = [Normalise(*network.pixel_stats(self.device)) for network in self.networks]
 
+    @property
+    def against_nan(self) -> str:
+        """What may help where the networks give nan."""
+        return "train anew" if self.precision == "32-true" else "try precision=32-true, or train anew"
+
     @torch.inference_mode()
     def log_probs(self, images: Tensor, batch_size: int = 500) -> Tensor:
         """Each member's log-probabilities: (members, N, num_classes) float32, on the CPU.

@@ -135,8 +135,9 @@ def metric_of(members: Sequence[Run], cfg: DictConfig) -> str:
 
 
 def check_metric(metric: str, members: Sequence[Run]) -> None:
-    known = ", ".join(sorted({name for member in members for name in member.record["metrics"]}))
-    refuse_if(not values_of(metric, members), f"no run has the metric {metric}. Got metric={metric}; give {known}")
+    names = sorted({name for member in members for name in member.record["metrics"]})
+    known = ", ".join(name for name in names if values_of(name, members)) or "one that a run has"
+    refuse_if(not values_of(metric, members), f"no run has a number for {metric}. Got metric={metric}; give {known}")
 
 
 def pivoted(members: Sequence[Run], settings: Sequence[str], metric: str) -> Pivot:

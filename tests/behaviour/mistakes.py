@@ -814,7 +814,7 @@ BEFORE_DATA_IS_READ = [
     ("report", "run pivot=[1,2]", "pivot[0] must be text.", "Got 1"),
     ("report", "run pivot=[seed]", "a pivot has rows and columns.", "Got pivot=[seed];", "give two settings"),
     ("report", "run pivot=[seed,wings]", "no run has the setting wings.", "Got pivot=[seed,wings]"),
-    ("report", "run pivot=[seed,model] metric=test/f1", "the metric test/f1.", "Got metric=test/f1;", "give test/acc"),
+    ("report", "run pivot=[seed,model] metric=test/f1", "number for test/f1.", "Got metric=test/f1;", "give test/acc"),
     ("report", "run output=/dev/null/x", "Not a directory.", "Got /dev/null/x;", "give another place"),
     ("report", "compare run", "compare needs two run folders.", "Got 1;", "give cifar-report compare A B"),
     ("report", "compare run void", "no predictions.npz in void;", "cifar-evaluate checkpoint=void"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from helpers import TINY, record_of, rows_of
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from torch.optim.lr_scheduler import StepLR
 
 import cifar_resnet
 from cifar_resnet import api, cli, load
-from cifar_resnet.callbacks import EMA, Lookahead
+from cifar_resnet.callbacks import EMA, Lookahead, ScheduleCurve
 from cifar_resnet.data import Synthetic
 from cifar_resnet.errors import UsageError
 from cifar_resnet.models import ResNet, SpeedNet
@@ -347,6 +349,49 @@ def test_another_data_module_is_seen_as_the_network_was_trained(trained, data):
     data.classes = data.classes[::-1]
     with pytest.raises(UsageError, match="the network was trained on classes"):
         Trainer(**QUIET).test(network, datamodule=data)
+    assert len(Trainer(**QUIET).predict(network, datamodule=data)) == 3  # which takes no labels
+
+
+class Own(LightningDataModule):
+    state = "whatever"
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def setup(self, stage):
+        self.data.setup(stage)
+
+    def train_dataloader(self):
+        return self.data.train_dataloader()
+
+    def test_dataloader(self):
+        return self.data.test_dataloader()
+
+
+def test_a_data_module_of_ones_own_trains_tests_and_trains_again_with_frozen_parts(data):
+    network = ResNet(depth=8, widths=[4, 4, 4], optimizer=sgd, freeze=["conv1"])
+    before, own = network.conv1.weight.clone(), {"datamodule": Own(data)}
+    for _ in range(2):
+        fit(network, own)
+        assert torch.equal(network.conv1.weight, before)
+    Trainer(**QUIET).test(network, **own, verbose=False)
+
+
+def test_a_schedule_of_unknown_length_has_no_picture(tmp_path):
+    network = ResNet(depth=8, widths=[4, 4, 4], optimizer=sgd, scheduler=partial(StepLR, step_size=1))
+    loader, path = torch.utils.data.DataLoader(Endless(), batch_size=4), tmp_path / "schedule.png"
+    fit(network, {"train_dataloaders": loader}, callbacks=[ScheduleCurve(str(path))])
+    assert not path.exists()
+
+
+def test_where_images_live_is_checked_without_taking_memory_there(monkeypatch):
+    monkeypatch.setattr(torch, "empty", lambda *size, device: 1 / 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    Synthetic(device="cuda")
+    Synthetic(device="cuda:1")
+    with pytest.raises(UsageError, match=r"Got cuda:2 \(there are 2\); give cpu, cuda"):
+        Synthetic(device="cuda:2")
 
 
 def test_a_network_keeps_no_images_of_its_training(data):

@@ -156,7 +156,7 @@ def by_srun(tmp_path, *arguments: str) -> list[tuple[int, str, str]]:
             {
                 "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NAME": "train", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2",
                 "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0",
-                "SLURM_NODELIST": "here",
+                "SLURM_NODELIST": "here", "SLURM_STEP_TASKS_PER_NODE": "2",
             },
             *arguments,
         )
@@ -176,6 +176,12 @@ def test_where_nobody_ends_the_first_process_it_hears_why_another_never_came(tmp
     assert (first[0], second[0]) == (1, 1)
     assert "error: process 1 of this training failed: no such file on this host; what" in first[2]
     assert "error: process 1: no such file on this host" in second[2]
+
+
+def test_more_tasks_on_a_host_than_devices_are_refused_by_the_first(tmp_path):
+    first, second = by_srun(tmp_path, "trainer.devices=1", "trainer.num_nodes=2")
+    assert (first[0], second[0]) == (2, 2)
+    assert "Got 1, where srun has started 2 on one" in first[2]
 
 
 PROGRAM = """

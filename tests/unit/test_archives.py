@@ -2,6 +2,7 @@
 
 import pickle
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +151,14 @@ def test_floats_that_rounding_put_beyond_white_are_white(tmp_path, pixels):
     np.savez(path, images=shares)
     found = read_archive(path, 32).images
     assert (found[0, 0, 0, 0], found[0, 1, 0, 0]) == (255, 0)
+
+
+def test_whether_a_file_is_an_archive_can_be_asked_where_nobody_may_look(tmp_path, monkeypatch):
+    def locked(path):
+        raise PermissionError(13, "Permission denied")  # root, as in a container, may look anywhere
+
+    monkeypatch.setattr(Path, "is_file", locked)
+    assert not is_archive(tmp_path / "link")
 
 
 def test_images_under_two_names_are_refused(tmp_path, pixels):

@@ -2,7 +2,10 @@
 
 import os
 import signal
+from collections import OrderedDict
+from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from helpers import last_of, record_of, write_files
@@ -18,7 +21,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(cifar_train, run_dirs, mon
     save, saved = torch.save, []
 
     def fill_up(checkpoint, file):
-        if "state_dict" not in checkpoint:  # a schedule is tried out in memory
+        if isinstance(file, BytesIO):  # a schedule is tried out in memory, and what is not a tensor
             return save(checkpoint, file)
         saved.append(1)
         if len(saved) <= 2:  # best and last of the first epoch
@@ -148,3 +151,6 @@ def test_what_nobody_could_read_again_is_told_at_the_first_checkpoint(cifar_trai
     (line,) = capsys.readouterr().err.splitlines()
     assert "Got others in callbacks.Keeps; have its state_dict give numbers" in line
     assert not list(tmp_path.rglob("*.ckpt"))
+    of_a_layer = {"state_dict": OrderedDict(weight=torch.ones(2), _extra_state=np.float64(0.9)), "epoch": 1}
+    with pytest.raises(RunError, match=r"Got others in state_dict\._extra_state;"):
+        checkpoints.refuse_unreadable(of_a_layer)

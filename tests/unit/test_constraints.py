@@ -309,4 +309,7 @@ def test_what_a_tracker_takes_from_the_environment_is_in_no_checkpoint(monkeypat
     assert "secret" not in str(found)
     assert found["logger"]["mlflow"]["tracking_uri"] == "${oc.env:MLFLOW_TRACKING_URI,null}"
     assert found["logger"]["mlflow"]["experiment_name"] == "train"
+    OmegaConf.set_struct(job.cfg, False)
+    job.cfg.where, job.cfg.logger.mlflow.tracking_uri = {"to": "${ oc.env:MLFLOW_TRACKING_URI}"}, "${where.to}"
+    assert plain(job.cfg)["logger"]["mlflow"]["tracking_uri"] == "${where.to}"
     assert found["data"]["root"] == "/somewhere"

@@ -126,6 +126,27 @@ def test_files_of_a_name_are_found_once_through_links_and_under_their_own_place(
     assert files_called("config.yaml", Path("nowhere")) == []
 
 
+def test_a_link_that_leads_nowhere_or_where_one_may_not_go_hides_none_of_its_neighbours(monkeypatch):
+    put("runs/1/config.yaml", "runs/3/config.yaml", "elsewhere/config.yaml")
+    Path("runs/2").symlink_to(Path("elsewhere").resolve())
+    Path("runs/config.yaml").symlink_to("nowhere")
+    is_dir = Path.is_dir
+
+    def locked(path, **options):
+        if path.name == "2":
+            raise PermissionError(13, "Permission denied")  # root, as in a container, may go anywhere
+        return is_dir(path, **options)
+
+    monkeypatch.setattr(Path, "is_dir", locked)
+    assert list(map(str, files_called("config.yaml", Path("runs")))) == ["runs/1/config.yaml", "runs/3/config.yaml"]
+
+
+def test_links_out_of_a_run_lead_to_what_is_its_own():
+    put("runs/1/config.yaml", "elsewhere/teacher/config.yaml")
+    Path("runs/1/teacher").symlink_to(Path("elsewhere/teacher").resolve())
+    assert list(map(str, files_called("config.yaml", Path("runs")))) == ["runs/1/config.yaml"]
+
+
 def test_what_was_passed_over_can_be_printed_whatever_bytes_its_name_is_of():
     name = Path(os.fsdecode(b"gr\xf6\xdfe.txt"))
     Listing(documents=[name], circles=[name]).in_words().encode()

@@ -1,6 +1,7 @@
 """What a training says of itself, where no whole training is needed to see it."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from cifar_resnet.compose import Composer
 from cifar_resnet.narration import OF, idle
@@ -28,6 +29,11 @@ from cifar_resnet.narration import OF, idle
 def test_settings_that_change_nothing_are_told(overrides, told):
     (job,) = Composer().jobs(overrides)
     assert idle(job.cfg) == told
+
+
+def test_an_optimizer_of_ones_own_may_have_a_setting_of_this_name():
+    cfg = OmegaConf.create({"overrides": ["optimizer.eta=0.1"], "optimizer": {"eta": 0.1}})
+    assert idle(cfg) == []
 
 
 def test_a_training_tells_them(cifar_train, run_dirs, capsys):

@@ -334,7 +334,7 @@ def test_an_image_that_the_network_gives_nan_for_is_named_and_left_out(predict, 
     monkeypatch.setattr(Ensemble, "log_probs", broken)
     code, out, err = predict("input=photos")
     assert code == 1
-    assert err == "skipped: photos/2.png: the network gives nan for it, in 32-true\n"
+    assert err == "skipped: photos/2.png: the network gives nan for it, in 32-true; train anew\n"
     assert [row["input"] for row in csv.DictReader(io.StringIO(out))] == [
         f"photos/{index}.png" for index in range(12) if index != 2
     ]

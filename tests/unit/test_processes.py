@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -131,12 +132,11 @@ def test_metrics_go_to_other_processes_by_the_host():
     assert checkpoint["mid_epoch_state"][0]["metrics"] == {"0": {"sum": "on the host"}}
 
 
-@pytest.mark.parametrize(("local_rank", "devices", "is_refused"), [(0, 1, False), (1, 1, True), (1, 2, False)])
-def test_more_processes_on_a_host_than_its_devices_are_refused(local_rank, devices, is_refused):
-    cfg = configuration(f"trainer.devices={devices}", f"trainer.num_nodes={4 // devices}")
-    place = Place(1, 4, local_rank, "here", 1, "torchrun")
-    if not is_refused:
-        assert processes.is_rank(place, [cfg], may_share=False)
-        return
-    with pytest.raises(UsageError, match=r"how many processes each host has\. Got 1, where torchrun has started 2 or"):
-        processes.is_rank(place, [cfg], may_share=False)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_more_processes_on_a_host_than_its_devices_are_refused_by_all_alike(rank):
+    of_one, of_two = configuration("trainer.num_nodes=4"), configuration("trainer.devices=2", "trainer.num_nodes=2")
+    place = Place(rank, 4, rank, "here", 1, "torchrun", most_on_a_host=2)
+    assert processes.is_rank(place, [of_two], may_share=False)
+    assert processes.is_rank(dataclasses.replace(place, most_on_a_host=0), [of_one], may_share=False)
+    with pytest.raises(UsageError, match=r"how many processes each host has\. Got 1, where torchrun has started 2 on"):
+        processes.is_rank(place, [of_one], may_share=False)

@@ -19,7 +19,11 @@ SRUN = {
         (TORCH, Place(3, 4, 1, "one", 29500, ranks.SOMEBODY)),
         (TORCH | {"TORCHELASTIC_RUN_ID": "x"}, Place(3, 4, 1, "one", 29500, ranks.TORCHRUN)),
         (TORCH | {"WORLD_SIZE": "1", "RANK": "0"}, None),
+        (TORCH | {"LOCAL_WORLD_SIZE": "2"}, Place(3, 4, 1, "one", 29500, ranks.SOMEBODY, 2)),
         (SRUN, Place(3, 4, 1, "node03", 15772, ranks.SRUN)),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, Place(3, 4, 1, "node03", 15772, ranks.SRUN, 2)),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1,3"}, Place(3, 4, 1, "node03", 15772, ranks.SRUN, 3)),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1(x12)"}, Place(3, 4, 1, "node03", 15772, ranks.SRUN, 1)),
         (SRUN | {"SLURM_STEP_NUM_NODES": "1"}, Place(3, 4, 1, "127.0.0.1", 15772, ranks.SRUN)),
         (SRUN | {"MASTER_ADDR": "two", "MASTER_PORT": "5"}, Place(3, 4, 1, "two", 5, ranks.SRUN)),
         (SRUN | TORCH, Place(3, 4, 1, "one", 29500, ranks.SOMEBODY)),  # torchrun under srun

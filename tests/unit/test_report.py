@@ -492,9 +492,8 @@ def test_a_whole_number_is_one_setting_however_it_is_written():
 def test_a_metric_that_no_run_has_is_refused_with_and_without_a_pivot(sweep, capsys):
     for arguments in ([], ["pivot=[depth,lr]"]):
         assert cli.report(["sweep", "metric=tests/acc", *arguments]) == 2
-        assert (
-            "no run has the metric tests/acc. Got metric=tests/acc; give test/acc, val/acc" in capsys.readouterr().err
-        )
+        err = capsys.readouterr().err
+        assert "no run has a number for tests/acc. Got metric=tests/acc; give test/acc, val/acc" in err
 
 
 def test_a_default_that_has_changed_since_tells_runs_apart():

@@ -10,7 +10,7 @@ import pytest
 from helpers import record_of
 from omegaconf import OmegaConf
 
-from cifar_resnet import runs
+from cifar_resnet import claims, runs
 from cifar_resnet.errors import UsageError
 
 
@@ -108,6 +108,14 @@ def test_what_lay_in_a_run_folder_before_stays_where_nothing_comes_of_the_run(tm
     with pytest.raises(UsageError, match="trainer"), runs.open_folder(settings(tmp_path, run_dir=str(tmp_path))):
         raise UsageError("what only the trainer knows")
     assert [path.name for path in tmp_path.iterdir()] == ["lr_range_test.json"]
+
+
+def test_a_job_of_a_sweep_that_was_refused_late_still_says_that_there_was_one(tmp_path):
+    job = settings(tmp_path, run_dir=str(tmp_path / "job"))
+    as_in_a_sweep, refused = claims.held(tmp_path / "job"), pytest.raises(UsageError, match="trainer")
+    with as_in_a_sweep, refused, runs.open_folder(job):
+        raise UsageError("what only the trainer knows")
+    assert runs.begun_in(tmp_path) == [tmp_path / "job"]
 
 
 def test_what_a_range_test_left_before_there_was_a_run_is_no_run(tmp_path):

@@ -182,6 +182,7 @@ def test_a_training_that_failed_goes_on_from_its_checkpoint(space, crash, capsys
     assert [trial["state"] for trial in found] == ["COMPLETE"] * 2
     macs = {json.loads(path.read_text())["macs"] for path in Path("outputs/search").glob("*/*/result.json")}.pop()
     assert {float(trial["training_flops"]) for trial in found} == {6 * macs * 80 * 3}
+    assert {int(trial["trial"]) for trial in found} == {int(folder.name[:3]) for folder in folders}
     assert f"cost        {arithmetic(2 * 6 * macs * 80 * 3)}, all" in capsys.readouterr().out
 
 

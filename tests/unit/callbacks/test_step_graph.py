@@ -1,11 +1,13 @@
 """A step that is called as a function, as on CUDA it is recorded, against Lightning's own steps."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from helpers import assert_equal, last_of, rows_without_speed, write_files
 
 from cifar_resnet import cli
-from cifar_resnet.callbacks.step_graph import OURS, Recorded, whose_python_runs
+from cifar_resnet.callbacks.step_graph import OURS, Recorded, StepGraph, attributes_of, whose_python_runs
 from cifar_resnet.data import Augment, Synthetic
 from cifar_resnet.models import Distillation, ResNet, SpeedNet, Wrapped
 from cifar_resnet.optim import SGD
@@ -91,6 +93,10 @@ class Hooks(Callback):
 
 class Quiet(ResNet):
     pass
+
+class Ends(ResNet):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.label_smoothing = 0.1 * (self.trainer.global_step > 2)
 
 class Keeping(ResNet):
     def forward(self, images):
@@ -203,6 +209,7 @@ def test_what_changes_on_the_way_is_followed(cifar_train, tmp_path, monkeypatch,
         (["+callbacks.x._target_=own.Mixes", "augment=cutmix"], True),
         (["+callbacks.x._target_=own.Weighs", "model.class_weights=balanced"], True),
         (["+callbacks.x._target_=own.AtSomeStep", "trainer.max_epochs=1"], True),
+        (["model._target_=own.Ends", "trainer.max_epochs=1"], True),
         (["+callbacks.x._target_=own.Warms", "optimizer=muon"], True),
         (["+callbacks.x._target_=own.AtNoStep", "model._target_=own.Keeping"], False),
         (["+callbacks.x._target_=own.Hooks"], True),
@@ -227,6 +234,25 @@ def test_what_a_callback_changes_is_recorded_anew_and_nothing_else_is(
     arguments = ["graph=true", "trust=[own]", "trainer.max_epochs=3", "scheduler=multistep"]
     assert cifar_train(*arguments, *options) == 0
     assert bool(forgotten) is is_changed
+
+
+def test_from_one_look_to_the_next_the_same_object_is_compared(cifar_train, monkeypatch):
+    """Or each step would compare thousands of values one by one."""
+    compared, go = [], Recorded.go
+    set_up = StepGraph.on_train_start
+
+    def starting(self, *arguments):
+        set_up(self, *arguments)
+        monkeypatch.setattr(Recorded, "go", lambda each: (compared.append(self.fixed[-1] is self.attributes), go(each)))
+
+    monkeypatch.setattr(StepGraph, "on_train_start", starting)
+    assert cifar_train("graph=true", "trainer.max_epochs=2") == 0
+    assert len(compared) == 9
+    assert all(compared)
+
+
+def test_what_has_no_attributes_of_its_own_has_none_that_change():
+    assert attributes_of("mine") == attributes_of(Fraction(1, 2)) == []
 
 
 def test_of_somebody_elses_layers_nobody_knows_what_their_python_does():

@@ -35,7 +35,7 @@ def begun(network: ResNet, share: float, steps: int = 4, **trainer: object) -> S
     selection = Selection(network, share)
     facts = {"world_size": 1, "max_epochs": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
     model = types.SimpleNamespace(device=torch.device("cpu"), trainer=types.SimpleNamespace(**facts | trainer))
-    selection.begin(model, steps)
+    selection.begin(model, steps, 1)
     return selection
 
 
@@ -313,8 +313,8 @@ def test_a_network_that_was_fitted_before_goes_on_with_its_proxy_from_a_checkpoi
 def test_a_proxy_that_diverges_is_told_from_the_network(cifar_train, capsys, monkeypatch):
     begin = Selection.begin
 
-    def spoiled(self, model, total_steps):
-        begin(self, model, total_steps)
+    def spoiled(self, *arguments):
+        begin(self, *arguments)
         self.proxy.fc.weight.data.fill_(torch.nan)
 
     monkeypatch.setattr(Selection, "begin", spoiled)

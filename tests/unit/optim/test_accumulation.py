@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import TINY, assert_equal, last_of, record_of
+from helpers import TINY, assert_equal, last_of, record_of, write_files
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -134,11 +134,17 @@ def test_networks_side_by_side_take_their_last_step_as_alone(cifar_train, run_di
     torch.testing.assert_close(both[0], alone, rtol=1e-3, atol=1e-4)
 
 
+AFTER = """
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
+
+class Own(GradientAccumulationScheduler, Checkpoint):  # Lightning has these last
+    pass
+"""
 SCHEDULING = "+callbacks.x={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 2}}"
 
 
 def test_lightnings_own_scheduler_of_accumulation_is_the_same_training_and_goes_on_within_an_epoch(
-    cifar_train, tmp_path, send
+    cifar_train, tmp_path, send, monkeypatch
 ):
     """With a schedule that comes down to 0, DropBlock that rises by step, and a signal in the middle of an epoch."""
     options = ["trainer.max_epochs=2", "scheduler=cosine", "model.drop_block=0.1", "model.drop_block_size=3"]
@@ -148,6 +154,14 @@ def test_lightnings_own_scheduler_of_accumulation_is_the_same_training_and_goes_
     assert cifar_train(*options, SCHEDULING, "run_dir=resumed") == 143
     send(None)
     assert cli.train(["resume=resumed"]) == 0
-    for name in ("scheduled", "resumed"):
+    send(4)
+    # one that comes after all of ours, as a network's own configure_callbacks are put
+    later = ["+callbacks.x._target_=after.Own", "+callbacks.x.scheduling={0:2}", "trust=[after]"]
+    write_files(tmp_path, {"after.py": AFTER})
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cifar_train(*options, *later, "run_dir=later") == 143
+    send(None)
+    assert cli.train(["resume=later", "trust=[after]"]) == 0
+    for name in ("scheduled", "resumed", "later"):
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
             assert_equal(last_of(tmp_path / name)[key], last_of(tmp_path / "plain")[key], key)
