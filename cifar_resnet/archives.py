@@ -287,8 +287,9 @@ def as_planes(array: np.ndarray, place: Path | str) -> np.ndarray:
         array = array[:, None]
     elif array.ndim == 4 and (shape[3] == 3 or (shape[3] == 1 and shape[1] != 3)):
         array = array.transpose(0, 3, 1, 2)
+    refuse_if(0 in shape, f"there are no images. Got {shape} in {place}; give at least one")
     refuse_if(
-        array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in shape,
+        array.ndim != 4 or array.shape[1] not in (1, 3),
         f"images are (N, H, W, 3), (N, 3, H, W), or grey (N, H, W). Got {shape} in {place}",
     )
     return array if array.shape[1] == 3 else np.broadcast_to(array, (len(array), 3, *array.shape[2:]))

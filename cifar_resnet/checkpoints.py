@@ -123,6 +123,8 @@ def contents(path: Path) -> dict:
         with zipfile.ZipFile(path) as archive:  # torch compares no checksums
             refuse_if(damaged := archive.testzip(), f"{damaged} is not what its checksum says")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ValueError(f"a checkpoint that you may not read. Got {path}; have that allowed") from error
     except Exception as error:  # a file cut short, or of another kind, may raise anything
         raise ValueError(
             f"not a readable checkpoint. Got {path}, which is damaged, cut short or no checkpoint at all "

@@ -19,7 +19,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_resnet import constraints, preflight, ranks, resume, terminal
 from cifar_resnet.compose import CONF, HYDRA_VERSION, Composer, Job
-from cifar_resnet.errors import Interrupted, RunError, UsageError, as_usage_error, gpu_trouble, one_line, refuse_if
+from cifar_resnet.errors import (
+    Interrupted,
+    RunError,
+    UsageError,
+    as_usage_error,
+    disk_trouble,
+    gpu_trouble,
+    one_line,
+    refuse_if,
+)
 from cifar_resnet.overrides import program
 from cifar_resnet.quoting import in_shell, with_plain_paths, without_paths
 
@@ -59,6 +68,11 @@ def main(command: str, argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if trouble := disk_trouble(error):
+            complain(f"error: {trouble}")
+            return RunError.exit_code
+        raise
 
 
 def complain(text: str) -> None:

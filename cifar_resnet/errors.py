@@ -1,6 +1,7 @@
 """How a command ends when it cannot do what was asked: one line for the user, and an exit code."""
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -54,10 +55,13 @@ def as_usage_error() -> Iterator[None]:
         if isinstance(error, (UsageError, BrokenPipeError)) or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         cause = innermost(error)
+        if trouble := disk_trouble(cause):
+            raise RunError(trouble) from error
         key = re.search(r"full_key: (\S+)", str(error))
         text = one_line(cause)
         if isinstance(cause, OSError) and cause.filename and cause.strerror:
-            text = f"{cause.strerror}. Got {cause.filename}; give another place"
+            remedy = "give one that you may use" if isinstance(cause, PermissionError) else "give another place"
+            text = f"{cause.strerror}. Got {cause.filename}; {remedy}"
         raise UsageError(f"{key[1]}: {text}" if key and not isinstance(cause, ValueError) else text) from error
 
 
@@ -83,6 +87,13 @@ GPU_TROUBLE = {
 
 
 PARTS = [(2, "half"), (3, "a third"), (5, "a fifth"), (7, "a seventh")]  # that a batch may be divided into
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What to say of an error that lies with the disk, and not with what was asked for; None for any other."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return None
+    return f"a file could not be written ({one_line(error)}); what had been finished is kept"
 
 
 def gpu_trouble(error: BaseException, trains: bool = True, batch_size: int = 1, accumulated: int = 1) -> str | None:

@@ -1,6 +1,5 @@
 """What is in a user's folders: files at any depth, and classes. Links are followed."""
 
-import contextlib
 import os
 import re
 import stat
@@ -86,39 +85,51 @@ def files_in(folder: Path) -> Listing:
     return found
 
 
-def files_called(name: str, folder: Path) -> list[Path]:
-    """Every file of this name in a folder, at any depth, 10 after 9; of one that links lead to as well its own path.
+def files_called(name: str, folder: Path) -> tuple[list[Path], list[Path]]:
+    """Every file of this name in a folder, at any depth, 10 after 9, of one that links lead to as well its own path;
+    and the folders that nobody here may look into.
 
-    Links out of a folder that has such a file lead to what belongs to that one, and are not followed.
+    Links out of a folder that has such a file lead to what belongs to that one, and are not followed, nor are those to
+    a folder that this one lies in.
     """
     found: list[Path] = []
+    locked: list[Path] = []
+    real = Path(os.path.realpath(folder))
     seen: set[tuple[int, int]] = set()
     own: list[Path] = [folder]
     linked: list[Path] = []
     while own or linked:
         place = own.pop() if own else linked.pop(0)
-        with contextlib.suppress(OSError):  # of somebody else, or just taken away
+        try:
             status = place.stat()
             if (identity := (status.st_dev, status.st_ino)) in seen:
                 continue
             seen.add(identity)
             entries = sorted(place.iterdir(), key=natural)
-            here = [path for path in entries if path.name == name and may_be(Path.is_file, path)]
-            found += here
-            for path in (path for path in entries if may_be(Path.is_dir, path)):
-                if not path.is_symlink():
-                    own.append(path)
-                elif not here:
-                    linked.append(path)
-    return sorted(found, key=natural)
+        except PermissionError:
+            locked.append(place)
+            continue
+        except OSError:  # just taken away
+            continue
+        here = [path for path in entries if path.name == name and may_be(Path.is_file, path, locked)]
+        found += here
+        for path in (path for path in entries if may_be(Path.is_dir, path, locked)):
+            if not path.is_symlink():
+                own.append(path)
+            elif not here and not real.is_relative_to(os.path.realpath(path)):
+                linked.append(path)
+    return sorted(found, key=natural), sorted(locked, key=natural)
 
 
-def may_be(kind: Callable[[Path], bool], path: Path) -> bool:
-    """Whether it is of this kind; of what a link leads to may nobody ask who cannot enter the folder it is in."""
+def may_be(kind: Callable[[Path], bool], path: Path, locked: list[Path]) -> bool:
+    """Whether it is of this kind. locked: takes what nobody here may ask this of, such as a link into such a folder."""
     try:
         return kind(path)
+    except PermissionError:
+        locked.append(path)
     except OSError:
-        return False
+        pass
+    return False
 
 
 def class_name(name: str) -> str:

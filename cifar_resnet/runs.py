@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -293,6 +294,8 @@ def read_record(run_dir: Path) -> dict | None:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise UsageError(f"a record that you may not read. Got {path}; have that allowed, or leave it out") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"a record that cannot be read. Got {path} ({error}); {MENDING}") from error
     refuse_if(
@@ -390,10 +393,23 @@ def find_checkpoints(paths: str | Path | Iterable[str | Path], quietly: bool = F
     return found
 
 
+def files_below(folder: Path, name: str) -> list[Path]:
+    """Every file of this name, as `files_called` has them; a warning tells, once, of folders that are closed."""
+    found, locked = files_called(name, folder)
+    if locked:
+        tell_of_locked(named(locked))
+    return found
+
+
+@functools.lru_cache
+def tell_of_locked(places: str) -> None:
+    log.warning(f"warning: left out, for you may not look into it: {places}\n")
+
+
 def begun_in(folder: Path) -> list[Path]:
     """The runs below a folder. What lies within one is none: a tracker of experiments may keep a file of that name."""
     found: list[Path] = []
-    for run_dir in sorted((file.parent for file in files_called(CONFIG, folder)), key=natural):
+    for run_dir in sorted((file.parent for file in files_below(folder, CONFIG)), key=natural):
         if not any(parent in found for parent in run_dir.parents):
             found.append(run_dir)
     return found

@@ -297,7 +297,7 @@ class Search:
             and trial.state == TrialState.FAIL
             and not self.has_failed_now(trial)
             and (BEGAN_AS not in trial.user_attrs or trial.user_attrs[FLOPS_BEFORE] != trial.user_attrs.get(FLOPS))
-            and runs.can_go_on(self.claim_of(trial).folder)
+            and (runs.can_go_on(folder := self.claim_of(trial).folder) or runs.read_record(folder))  # finished by hand
         ]
 
     def drawn(self) -> list[FrozenTrial]:

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import LambdaCallback, StochasticWeightAveraging
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
@@ -66,15 +67,27 @@ class MidEpochState(Callback):
                     setattr(metric, state, tree_map(lambda each: each.to(pl_module.device), value))
                 metric._update_count = 1  # or it would warn that it has seen nothing
         self.restored = []
-        self.has_no_start = trainer.fit_loop.restarted_mid_epoch
+        if trainer.fit_loop.restarted_mid_epoch:
+            # once all others, of which some come later, have begun, and before the first batch is made
+            self.late = LambdaCallback(on_train_start=self.start_epoch_again)
+            trainer.callbacks.append(self.late)  # type: ignore[attr-defined]
 
-    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
-        if self.has_no_start:
-            self.has_no_start = False
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                # which sees an epoch's start alone; not sooner, for it refuses a number that is there before its own
-                if isinstance(callback, GradientAccumulationScheduler):
-                    callback.on_train_epoch_start(trainer)
+    def start_epoch_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.callbacks.remove(self.late)  # type: ignore[attr-defined]
+        rng = RngState(pl_module.device)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if acts_by_epoch(callback):
+                callback.on_train_epoch_start(trainer, pl_module)
+        rng.restore()  # what they draw they had drawn
+
+
+def acts_by_epoch(callback: Callback) -> bool:
+    """Whether it must see the start of an epoch that goes on in its middle, of which Lightning calls no hook: one that
+    keeps nothing in a checkpoint does again what it does then. Of others nobody knows whether that would be once too
+    often."""
+    is_ours = type(callback).__module__.startswith("cifar_resnet.")
+    keeps_nothing = not is_overridden("state_dict", callback, Callback)
+    return not is_ours and (keeps_nothing or isinstance(callback, StochasticWeightAveraging))
 
 
 def placed(loader: Any) -> Any:

@@ -146,7 +146,7 @@ class Classifier(LightningModule):
             self.init_whitening(data.sample())
         for network in self.all_networks():
             network.weigh_classes(data.class_counts if is_known else torch.ones(classes))
-        self.data_state = data.state() if is_known else self.data_state
+        self.data_state = data.state() if is_known else None  # what pixels meant before, they mean no more
         self.prepared_for = getattr(data, "identity", None)  # not the data: a copy of the network would copy the images
 
     def check_budget(self) -> None:
@@ -289,7 +289,8 @@ class Classifier(LightningModule):
         """Mean and standard deviation of the training images' pixels, (C,) each."""
         refuse_if(
             self.data_state is None,
-            "a network must know what its images mean. Got one not loaded from a checkpoint; use load",
+            "a network must know what its images mean. Got one that was trained last on a loader or a data module of "
+            "one's own, or not at all; use load, or fit it on a data module of cifar_resnet",
         )
         mean, std = (torch.tensor(self.data_state[key], device=device) for key in ("mean", "std"))
         return mean, std

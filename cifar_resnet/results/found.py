@@ -9,7 +9,7 @@ from pathlib import Path
 from cifar_resnet import constraints, runs
 from cifar_resnet.constraints import CountOrZero, Fraction
 from cifar_resnet.errors import UsageError, refuse_if
-from cifar_resnet.folders import files_called, whereabouts
+from cifar_resnet.folders import whereabouts
 from cifar_resnet.quoting import OF_IMAGES
 from cifar_resnet.recipe import AUTO, NO_PART_OF_IT
 from cifar_resnet.results.restored import places_of_images
@@ -108,7 +108,7 @@ def find(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 def files_in(folders: Sequence[Path], name: str) -> list[Path]:
     """Every file of this name, each once, folder by folder in the order of their names."""
-    found = [path for folder in folders for path in files_called(name, folder)]
+    found = [path for folder in folders for path in runs.files_below(folder, name)]
     return list({path.parent.resolve(): path for path in found}.values())
 
 

@@ -378,6 +378,15 @@ def test_a_data_module_of_ones_own_trains_tests_and_trains_again_with_frozen_par
     Trainer(**QUIET).test(network, **own, verbose=False)
 
 
+def test_what_pixels_meant_before_another_training_is_forgotten(data):
+    network = ResNet(depth=8, widths=[4, 4, 4], optimizer=sgd)
+    fit(network, {"datamodule": data})
+    network.predict(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    fit(network, {"datamodule": Own(data)})
+    with pytest.raises(UsageError, match="Got one that was trained last on a loader or a data module of one's own"):
+        network.predict(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
 def test_a_schedule_of_unknown_length_has_no_picture(tmp_path):
     network = ResNet(depth=8, widths=[4, 4, 4], optimizer=sgd, scheduler=partial(StepLR, step_size=1))
     loader, path = torch.utils.data.DataLoader(Endless(), batch_size=4), tmp_path / "schedule.png"

@@ -95,6 +95,64 @@ def test_stopped_in_the_first_epoch_and_resumed_equals_never_stopped(cifar_train
     assert record_of(whole)["metrics"]["test/loss"] == record_of(resumed)["metrics"]["test/loss"]
 
 
+BY_EPOCH = """
+import torch
+from lightning.pytorch import Callback
+
+class ByEpoch(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        torch.rand(3)  # which moves what dropout draws
+        trainer.datamodule.augment.cutout_probability = 0.2 * trainer.current_epoch
+
+class Counts(Callback):
+    epochs = 0
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.epochs += 1
+        pl_module.label_smoothing = 0.1 * self.epochs
+    def state_dict(self):
+        return {"epochs": self.epochs}
+    def load_state_dict(self, state_dict):
+        self.epochs = state_dict["epochs"]
+"""
+
+
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["+callbacks.x._target_=by_epoch.ByEpoch"],
+        ["+callbacks.x._target_=lightning.pytorch.callbacks.StochasticWeightAveraging", "+callbacks.x.swa_lrs=0.01",
+         "+callbacks.x.swa_epoch_start=1", "+callbacks.x.annealing_epochs=3"],
+    ],
+)  # fmt: skip
+def test_what_a_callback_does_at_an_epochs_start_holds_where_that_goes_on_in_its_middle(
+    cifar_train, tmp_path, monkeypatch, send, options
+):
+    (tmp_path / "by_epoch.py").write_text(BY_EPOCH)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = [*options, "trust=[by_epoch]", "trainer.max_epochs=4", "model.dropout=0.2", "scheduler=constant"]
+    assert cifar_train(*options, "run_dir=whole") == 0
+    send(8)  # in the second epoch of five steps each
+    assert cifar_train(*options, "run_dir=resumed") == 143
+    send(None)
+    assert cli.train(["resume=resumed", "trust=[by_epoch]"]) == 0
+    for key in ("state_dict", "optimizer_states"):
+        assert_equal(last_of(tmp_path / "whole")[key], last_of(tmp_path / "resumed")[key], key)
+    assert same_rows(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_what_keeps_count_of_epochs_counts_none_twice(cifar_train, tmp_path, monkeypatch, send):
+    (tmp_path / "by_epoch.py").write_text(BY_EPOCH)
+    monkeypatch.syspath_prepend(tmp_path)
+    send(8)
+    options = ["+callbacks.x._target_=by_epoch.Counts", "trust=[by_epoch]", "trainer.max_epochs=3"]
+    assert cifar_train(*options, "run_dir=run") == 143
+    send(None)
+    assert cli.train(["resume=run", "trust=[by_epoch]"]) == 0
+    (counts,) = [state for name, state in last_of(tmp_path / "run")["callbacks"].items() if "Counts" in name]
+    assert counts == {"epochs": 3}
+
+
 def test_a_moved_run_resumes_with_its_best_score(cifar_train, run_dirs, crash):
     crash(2)
     with pytest.raises(RuntimeError, match="power"):

@@ -89,7 +89,7 @@ def test_a_number_in_a_pickle_takes_no_memory(tmp_path):
             r"or several in rows\? Got \(40, 50\) in .*images\[None\]",
         ),
         ({"images": np.zeros((4, 3072), np.uint8)}, "rows say nothing of how their pixels lie"),
-        ({"images": np.zeros((0, 32, 32, 3), np.uint8)}, "Got"),
+        ({"images": np.zeros((0, 32, 32, 3), np.uint8)}, "there are no images. Got"),
         ({"pictures": np.zeros((2, 32, 32, 3), np.uint8)}, "Got pictures; it needs images"),
         ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(3, int)}, "one for each of the 2 images"),
         ({"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0.5, 1])}, "labels are whole numbers"),

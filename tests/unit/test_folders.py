@@ -120,10 +120,10 @@ def test_files_of_a_name_are_found_once_through_links_and_under_their_own_place(
     Path("runs/8").symlink_to(Path("elsewhere").resolve())
     Path("runs/9/up").symlink_to("..")
     Path("elsewhere/2").symlink_to("2")  # to itself
-    assert list(map(str, files_called("config.yaml", Path("runs")))) == [
+    assert list(map(str, files_called("config.yaml", Path("runs"))[0])) == [
         "runs/8/1/config.yaml", "runs/9/config.yaml", "runs/10/config.yaml",
     ]  # fmt: skip
-    assert files_called("config.yaml", Path("nowhere")) == []
+    assert files_called("config.yaml", Path("nowhere")) == ([], [])
 
 
 def test_a_link_that_leads_nowhere_or_where_one_may_not_go_hides_none_of_its_neighbours(monkeypatch):
@@ -138,13 +138,34 @@ def test_a_link_that_leads_nowhere_or_where_one_may_not_go_hides_none_of_its_nei
         return is_dir(path, **options)
 
     monkeypatch.setattr(Path, "is_dir", locked)
-    assert list(map(str, files_called("config.yaml", Path("runs")))) == ["runs/1/config.yaml", "runs/3/config.yaml"]
+    found, locked = files_called("config.yaml", Path("runs"))
+    assert list(map(str, found)) == ["runs/1/config.yaml", "runs/3/config.yaml"]
+    assert locked == [Path("runs/2")]
 
 
 def test_links_out_of_a_run_lead_to_what_is_its_own():
     put("runs/1/config.yaml", "elsewhere/teacher/config.yaml")
     Path("runs/1/teacher").symlink_to(Path("elsewhere/teacher").resolve())
-    assert list(map(str, files_called("config.yaml", Path("runs")))) == ["runs/1/config.yaml"]
+    assert list(map(str, files_called("config.yaml", Path("runs"))[0])) == ["runs/1/config.yaml"]
+
+
+def test_a_link_to_what_a_folder_lies_in_is_not_followed():
+    put("all/runs/1/config.yaml", "all/others/config.yaml")
+    Path("all/runs/back").symlink_to("..")
+    assert list(map(str, files_called("config.yaml", Path("all/runs"))[0])) == ["all/runs/1/config.yaml"]
+
+
+def test_a_closed_folder_is_named(monkeypatch):
+    put("runs/1/config.yaml", "runs/2/config.yaml")
+    iterdir = Path.iterdir
+
+    def closed(path):
+        if path.name == "2":
+            raise PermissionError(13, "Permission denied")  # root, as in a container, may look anywhere
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert files_called("config.yaml", Path("runs")) == ([Path("runs/1/config.yaml")], [Path("runs/2")])
 
 
 def test_what_was_passed_over_can_be_printed_whatever_bytes_its_name_is_of():

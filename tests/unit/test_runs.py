@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from helpers import record_of
 from omegaconf import OmegaConf
 
-from cifar_resnet import claims, runs
+from cifar_resnet import checkpoints, claims, runs
 from cifar_resnet.errors import UsageError
 
 
@@ -116,6 +117,21 @@ def test_a_job_of_a_sweep_that_was_refused_late_still_says_that_there_was_one(tm
     with as_in_a_sweep, refused, runs.open_folder(job):
         raise UsageError("what only the trainer knows")
     assert runs.begun_in(tmp_path) == [tmp_path / "job"]
+
+
+def test_what_may_not_be_read_is_told_from_what_cannot_be(tmp_path, monkeypatch, caplog):
+    def closed(path, *rest):
+        raise PermissionError(13, "Permission denied", str(path))  # root, as in a container, may read anything
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert runs.begun_in(tmp_path) == runs.begun_in(tmp_path) == []
+    assert caplog.text.count(f"left out, for you may not look into it: {tmp_path}") == 1
+    monkeypatch.setattr(Path, "read_text", closed)
+    with pytest.raises(UsageError, match=r"that you may not read\. Got .*result\.json; have that allowed"):
+        runs.read_record(tmp_path)
+    monkeypatch.setattr(zipfile, "ZipFile", closed)
+    with pytest.raises(ValueError, match=r"a checkpoint that you may not read\. Got .*last\.ckpt"):
+        checkpoints.contents(tmp_path / "last.ckpt")
 
 
 def test_what_a_range_test_left_before_there_was_a_run_is_no_run(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -184,6 +185,34 @@ def test_a_training_that_failed_goes_on_from_its_checkpoint(space, crash, capsys
     assert {float(trial["training_flops"]) for trial in found} == {6 * macs * 80 * 3}
     assert {int(trial["trial"]) for trial in found} == {int(folder.name[:3]) for folder in folders}
     assert f"cost        {arithmetic(2 * 6 * macs * 80 * 3)}, all" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_failed_training_that_was_finished_by_hand_counts(crash):
+    arguments = [
+        *SMALL,
+        "optimizer.lr=interval(0.01,0.1)",
+        "search.rounds=1",
+        "search.trials=1",
+        "trainer.max_epochs=3",
+    ]
+    crash(1)
+    assert cli.search(arguments) == 1
+    crash(None)
+    (folder,) = Path("outputs/search").glob("*/0*")
+    assert cli.train([f"resume={folder}"]) == 0
+    written = (folder / "result.json").stat().st_mtime_ns
+    assert cli.search(arguments) == 0
+    assert (folder / "result.json").stat().st_mtime_ns == written
+    assert [trial["state"] for trial in trials_of()] == ["COMPLETE"]
+    assert list(Path("outputs/search").glob("*/0*")) == [folder]
+
+
+def test_a_disk_that_is_full_before_a_trial_begins_is_told_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(search.Search, "next_trial", lambda *args: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    assert cli.search([*SMALL, "search.trials=1"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a file could not be written ([Errno 28] No space left on device); what had been")
 
 
 @pytest.mark.slow
