@@ -145,7 +145,7 @@ class StepGraph(Callback):
         what its Python would find in the attributes of all that take part."""
         if self.must_look:
             parts = whose_python_runs(self.module, self.optimizer, self.loader.augment)
-            self.attributes = [attributes_of(part) for part in parts if not isinstance(part, Metric)]
+            self.attributes = [(type(part), attributes_of(part)) for part in parts if not isinstance(part, Metric)]
             self.must_look = self.changes_any_time
         groups = [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
@@ -157,8 +157,9 @@ class StepGraph(Callback):
 
     def deliver(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The place where the batch of these images will be; of the first batch of its size the batch itself."""
-        # a callback may have gradients added up from some epoch on
-        is_possible = self.trainer.accumulate_grad_batches == 1 and not self.logs_within
+        # a callback may have gradients added up from some epoch on, or images augmented otherwise
+        is_on_device = getattr(self.loader.augment, "policy", None) is None
+        is_possible = self.trainer.accumulate_grad_batches == 1 and is_on_device and not self.logs_within
         size = len(indices), self.loader.image_size
         self.current = self.sizes.get(size) if is_possible else None
         if self.averaging:

@@ -133,6 +133,7 @@ class DataModule(LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_val, self.split_seed, self.seed, self.device = num_val, split_seed, seed, device
         self.mean, self.std = mean, std
+        self.train_loader: TrainLoader | None = None  # the latest
         self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
         self.resize = resize
         if hasattr(self, "image_size"):
@@ -143,6 +144,17 @@ class DataModule(LightningDataModule, ABC):
         self.test_files: list[str] | None = None  # of each test image, once read, the name of its file, if it has one
         self.split_hash: str | None = None  # of which images are held out
         self.train_hash: str | None = None  # of all of them
+
+    @property
+    def augment(self) -> Augment:
+        """What training batches go through; another takes effect with the next batch."""
+        return self._augment
+
+    @augment.setter
+    def augment(self, augment: Augment) -> None:
+        self._augment = augment
+        if self.train_loader:
+            self.train_loader.augment = augment
 
     def check_image_size(self) -> None:
         """Refuse what images of this size cannot have; a source that learns of it late calls this then."""
@@ -374,7 +386,10 @@ class DataModule(LightningDataModule, ABC):
         weights = (1 / self.class_counts)[self.train.labels.cpu()] if self.balanced_sampling else None
         sampler = ShuffledBatchSampler(count, self.batch_size, self.seed, rank, world_size, device, weights)
         flip_mask = random_mask(count, 0.5, Generator().manual_seed(seed_for("flips", self.seed))).to(device)
-        return TrainLoader(self.train, sampler, self.augment, self.normalise, self.num_classes, flip_mask, self.resize)
+        self.train_loader = TrainLoader(
+            self.train, sampler, self.augment, self.normalise, self.num_classes, flip_mask, self.resize
+        )
+        return self.train_loader
 
     def val_dataloader(self) -> EvalLoader:
         refuse_if(self.val is None, "no images have been read. Call prepare_data() and setup('fit') first")

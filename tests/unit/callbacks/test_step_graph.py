@@ -28,6 +28,7 @@ CASES = {
 OWN = """
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
+from cifar_resnet.data import Augment
 from cifar_resnet.models import ResNet
 
 class Looks(Callback):
@@ -69,6 +70,14 @@ class Drops(Callback):
 class Mixes(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         trainer.datamodule.augment.mixing.probability = 0.1 + 0.1 * trainer.current_epoch
+
+class Replaces(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        trainer.datamodule.augment = Augment(cutout_size=8 * trainer.current_epoch, flip="random")
+
+class DrawsOnTheHost(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        trainer.datamodule.augment = Augment(policy="trivialaugment" if trainer.current_epoch == 1 else None)
 
 class Weighs(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
@@ -186,10 +195,13 @@ def test_what_cannot_be_recorded_is_trained_as_usual_and_said(
         ["+callbacks.x._target_=lightning.pytorch.callbacks.StochasticWeightAveraging", "+callbacks.x.swa_lrs=0.01",
          "+callbacks.x.swa_epoch_start=1"],
         ["+callbacks.x._target_=own.Freezes"],
+        ["+callbacks.x._target_=own.Replaces"],
+        ["+callbacks.x._target_=own.DrawsOnTheHost"],
         ["model._target_=own.Quiet"],
         ["model._target_=own.Logs"],
     ],
-    ids=["accumulation from the second epoch on", "weights averaged by Lightning", "frozen", "own", "own, that logs"],
+    ids=["accumulation from the second epoch on", "weights averaged by Lightning", "frozen", "augmented otherwise",
+         "augmented on the host", "own", "own, that logs"],
 )  # fmt: skip
 def test_what_changes_on_the_way_is_followed(cifar_train, tmp_path, monkeypatch, options):
     write_files(tmp_path, {"own.py": OWN})
@@ -207,6 +219,7 @@ def test_what_changes_on_the_way_is_followed(cifar_train, tmp_path, monkeypatch,
         (["+callbacks.x._target_=own.Smooths"], True),
         (["+callbacks.x._target_=own.Drops", "model.dropout=0.1"], True),
         (["+callbacks.x._target_=own.Mixes", "augment=cutmix"], True),
+        (["+callbacks.x._target_=own.Replaces"], True),
         (["+callbacks.x._target_=own.Weighs", "model.class_weights=balanced"], True),
         (["+callbacks.x._target_=own.AtSomeStep", "trainer.max_epochs=1"], True),
         (["model._target_=own.Ends", "trainer.max_epochs=1"], True),
@@ -253,6 +266,21 @@ def test_from_one_look_to_the_next_the_same_object_is_compared(cifar_train, monk
 
 def test_what_has_no_attributes_of_its_own_has_none_that_change():
     assert attributes_of("mine") == attributes_of(Fraction(1, 2)) == []
+
+
+def test_what_is_drawn_on_the_host_is_in_no_recorded_step(cifar_train, tmp_path, monkeypatch):
+    write_files(tmp_path, {"own.py": OWN})
+    monkeypatch.syspath_prepend(tmp_path)
+    steps, step = [], StepGraph.step
+
+    def stepping(self, *arguments):
+        steps.append(self.trainer.current_epoch)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(StepGraph, "step", stepping)
+    arguments = ["graph=true", "+callbacks.x._target_=own.DrawsOnTheHost", "trust=[own]", "trainer.max_epochs=3"]
+    assert cifar_train(*arguments) == 0
+    assert set(steps) == {0, 2}
 
 
 def test_of_somebody_elses_layers_nobody_knows_what_their_python_does():

@@ -341,3 +341,14 @@ def test_classes_that_max_train_leaves_no_image_of_are_named(caplog):
 def test_a_network_without_whitening_is_given_no_sample(cifar_train, monkeypatch):
     monkeypatch.setattr(Synthetic, "sample", lambda self: 1 / 0)
     assert cifar_train() == 0
+
+
+def test_another_augmentation_takes_effect_with_the_next_batch():
+    data = ready(augment=Augment(crop_padding=0, flip="none", cutout_size=40))
+    plain = {image.numpy().tobytes() for image in data.normalise(data.train.images)}
+    batches = iter(data.train_dataloader())
+    before, _ = next(batches)
+    data.augment = Augment(crop_padding=0, flip="none", cutout_size=0)
+    after, _ = next(batches)
+    assert not all(image.numpy().tobytes() in plain for image in before)
+    assert all(image.numpy().tobytes() in plain for image in after)
