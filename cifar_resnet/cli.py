@@ -69,7 +69,7 @@ def main(command: str, argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if trouble := disk_trouble(error):
+        if (trouble := disk_trouble(error)) and os.environ.get("HYDRA_FULL_ERROR") != "1":
             complain(f"error: {trouble}")
             return RunError.exit_code
         raise

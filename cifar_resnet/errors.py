@@ -93,7 +93,8 @@ def disk_trouble(error: BaseException) -> str | None:
     """What to say of an error that lies with the disk, and not with what was asked for; None for any other."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return None
-    return f"a file could not be written ({one_line(error)}); what had been finished is kept"
+    what = "the disk has failed" if error.errno == errno.EIO else "a file could not be written"
+    return f"{what} ({one_line(error)}); what had been finished is kept"
 
 
 def gpu_trouble(error: BaseException, trains: bool = True, batch_size: int = 1, accumulated: int = 1) -> str | None:

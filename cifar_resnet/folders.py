@@ -90,7 +90,7 @@ def files_called(name: str, folder: Path) -> tuple[list[Path], list[Path]]:
     and the folders that nobody here may look into.
 
     Links out of a folder that has such a file lead to what belongs to that one, and are not followed, nor are those to
-    a folder that this one lies in.
+    a folder that they lie in themselves.
     """
     found: list[Path] = []
     locked: list[Path] = []
@@ -107,16 +107,18 @@ def files_called(name: str, folder: Path) -> tuple[list[Path], list[Path]]:
             seen.add(identity)
             entries = sorted(place.iterdir(), key=natural)
         except PermissionError:
-            locked.append(place)
+            if place.name.casefold() not in SYSTEM_ENTRIES:
+                locked.append(place)
             continue
         except OSError:  # just taken away
             continue
+        at = os.path.realpath(place)
         here = [path for path in entries if path.name == name and may_be(Path.is_file, path, locked)]
         found += here
         for path in (path for path in entries if may_be(Path.is_dir, path, locked)):
             if not path.is_symlink():
                 own.append(path)
-            elif not here and not real.is_relative_to(os.path.realpath(path)):
+            elif not here and not any(Path(each).is_relative_to(os.path.realpath(path)) for each in (real, at)):
                 linked.append(path)
     return sorted(found, key=natural), sorted(locked, key=natural)
 

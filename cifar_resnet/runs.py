@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import claims
 from cifar_resnet.constraints import value_at
-from cifar_resnet.errors import UsageError, as_usage_error, one_line, refuse_if
+from cifar_resnet.errors import RunError, UsageError, as_usage_error, one_line, refuse_if
 from cifar_resnet.folders import files_called, named, natural, whereabouts
 from cifar_resnet.quoting import command_line, in_shell
 from cifar_resnet.terminal import log
@@ -142,7 +142,7 @@ def open_folder(cfg: DictConfig, first: Callable[[Path], object] | None = None) 
     It goes again where the user's mistake is found before anything else was written. first: what writes into a new one
     before the configuration does.
     """
-    is_new = not cfg.resume
+    is_new, has_begun = not cfg.resume, False
     with as_usage_error():
         cfg.run_dir = str(create_run_dir(cfg) if is_new else cfg.run_dir)
     run_dir = Path(cfg.run_dir)
@@ -156,11 +156,12 @@ def open_folder(cfg: DictConfig, first: Callable[[Path], object] | None = None) 
                     if first:
                         first(run_dir)
                     save_config(run_dir, cfg)
+            has_begun = True
             yield run_dir
     except claims.Busy:
         raise
-    except UsageError:
-        if is_new:
+    except (UsageError, RunError) as error:
+        if is_new and not (has_begun and isinstance(error, RunError)):
             discard(run_dir, before)
         raise
 

@@ -7,6 +7,7 @@ Takes every override of cifar-train. Trials are kept by optuna in the search's f
 the same command, a search goes on where it was.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -288,17 +289,23 @@ class Search:
         return trial
 
     def stopped_by_failure(self, round_: int) -> list[FrozenTrial]:
-        """Of this round those that failed another time, and left a checkpoint from which they have come further since
-        they last went on, if they did."""
-        return [
+        """Of this round those that failed another time, and that somebody has finished since, or that left a checkpoint
+        from which they have come further since they last went on, if they did."""
+        failed = [
             trial
             for trial in self.drawn()
-            if trial.user_attrs[ROUND] == round_
-            and trial.state == TrialState.FAIL
-            and not self.has_failed_now(trial)
-            and (BEGAN_AS not in trial.user_attrs or trial.user_attrs[FLOPS_BEFORE] != trial.user_attrs.get(FLOPS))
-            and (runs.can_go_on(folder := self.claim_of(trial).folder) or runs.read_record(folder))  # finished by hand
+            if trial.user_attrs[ROUND] == round_ and trial.state == TrialState.FAIL and not self.has_failed_now(trial)
         ]
+        return [trial for trial in failed if self.is_finished(trial) or self.may_go_on(trial)]
+
+    def is_finished(self, trial: FrozenTrial) -> bool:
+        with contextlib.suppress(UsageError):  # a record that nobody can read
+            return runs.read_record(self.claim_of(trial).folder) is not None
+        return False
+
+    def may_go_on(self, trial: FrozenTrial) -> bool:
+        has_come_further = trial.user_attrs.get(FLOPS_BEFORE) != trial.user_attrs.get(FLOPS)
+        return (BEGAN_AS not in trial.user_attrs or has_come_further) and runs.can_go_on(self.claim_of(trial).folder)
 
     def drawn(self) -> list[FrozenTrial]:
         """All trials with their values, but those whose training another has gone on with."""
@@ -420,6 +427,8 @@ class Search:
         else:
             acc = record["metrics"]["val/acc"]
             found = {PART: part(record, "val"), SECONDS: record["seconds"], FLOPS: record["training_flops"], ACC: acc}
+            if self.target is not None and acc >= self.target and REACHED not in trial.user_attrs:
+                found[REACHED] = record["training_flops"]  # it was finished by hand, unwatched
             for name, value in found.items():
                 trial.set_user_attr(name, value)
             ended_early = record["epochs"] < job.cfg.trainer.max_epochs

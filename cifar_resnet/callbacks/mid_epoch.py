@@ -1,11 +1,18 @@
 """Going on within an epoch."""
 
+import copy
 import itertools
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric
@@ -48,9 +55,17 @@ class MidEpochState(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         self.restored = checkpoint["mid_epoch_state"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fit_loop.restarted_mid_epoch:
+            # once all others, of which some come later, have begun, and before the first batch is made
+            self.late = LambdaCallback(on_train_start=self.go_on)
+            trainer.callbacks.append(self.late)  # type: ignore[attr-defined]
+
+    def go_on(self, trainer: Trainer, pl_module: Any) -> None:
+        trainer.callbacks.remove(self.late)  # type: ignore[attr-defined]
+        begin_epoch_again(trainer, pl_module)
         # not by Lightning's own way for loaders: that comes too early, before what it should load into is there
-        if trainer.fit_loop.restarted_mid_epoch and self.restored:
+        if self.restored:
             if len(self.restored) == trainer.world_size:
                 own = self.restored[trainer.global_rank]
                 RngState(pl_module.device, own["rng"]).restore()
@@ -67,27 +82,35 @@ class MidEpochState(Callback):
                     setattr(metric, state, tree_map(lambda each: each.to(pl_module.device), value))
                 metric._update_count = 1  # or it would warn that it has seen nothing
         self.restored = []
-        if trainer.fit_loop.restarted_mid_epoch:
-            # once all others, of which some come later, have begun, and before the first batch is made
-            self.late = LambdaCallback(on_train_start=self.start_epoch_again)
-            trainer.callbacks.append(self.late)  # type: ignore[attr-defined]
 
-    def start_epoch_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.callbacks.remove(self.late)  # type: ignore[attr-defined]
-        rng = RngState(pl_module.device)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if acts_by_epoch(callback):
-                callback.on_train_epoch_start(trainer, pl_module)
-        rng.restore()  # what they draw they had drawn
+
+def begin_epoch_again(trainer: Trainer, module: LightningModule) -> None:
+    """Call the hooks of an epoch's start, of which Lightning calls none where one goes on in its middle, of all that
+    act by it and keep nothing in checkpoints. What they do to weights and optimizers is in the checkpoint."""
+    acting = [callback for callback in trainer.callbacks if acts_by_epoch(callback)]  # type: ignore[attr-defined]
+    is_others = not type(module).__module__.startswith("cifar_resnet.")
+    acts_itself = is_others and is_overridden("on_train_epoch_start", module, Classifier)
+    if not (acting or acts_itself):
+        return
+    weights = copy.deepcopy(module.state_dict())
+    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers]
+    for callback in acting:
+        callback.on_train_epoch_start(trainer, module)
+    if acts_itself:
+        module.on_train_epoch_start()
+    module.load_state_dict(weights)
+    for optimizer, state in zip(trainer.optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
 
 
 def acts_by_epoch(callback: Callback) -> bool:
-    """Whether it must see the start of an epoch that goes on in its middle, of which Lightning calls no hook: one that
-    keeps nothing in a checkpoint does again what it does then. Of others nobody knows whether that would be once too
-    often."""
+    """Whether it must see the start of such an epoch: one that keeps nothing. Of others nobody knows whether that would
+    be once too often; of Lightning's own it is two."""
+    if type(callback).__module__.startswith(("lightning.", "pytorch_lightning.")):
+        return isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging))
+    keeps = any(is_overridden(name, callback, Callback) for name in ("state_dict", "on_save_checkpoint"))
     is_ours = type(callback).__module__.startswith("cifar_resnet.")
-    keeps_nothing = not is_overridden("state_dict", callback, Callback)
-    return not is_ours and (keeps_nothing or isinstance(callback, StochasticWeightAveraging))
+    return not (keeps or is_ours or isinstance(callback, (BatchSizeFinder, LearningRateFinder)))
 
 
 def placed(loader: Any) -> Any:

@@ -75,7 +75,8 @@ class StepGraph(Callback):
         self.must_look = True
         self.rates, self.fixed = self.new_rates(), self.fixed_settings()
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.sizes: dict[tuple[int, int], Recorded] = {}  # by the number of images, and their side in pixels
+        # by the number of images, their side in pixels, and whether their labels are shares of classes
+        self.sizes: dict[tuple[int, int, bool], Recorded] = {}
         self.current: Recorded | None = None  # for None, a step is Lightning's own
         self.is_listening, self.logs_within, self.has_told = False, False, False  # to what a step logs, by Python
         self.own = {name: getattr(pl_module, name) for name in (*REPLACED, "log")}
@@ -158,9 +159,14 @@ class StepGraph(Callback):
     def deliver(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The place where the batch of these images will be; of the first batch of its size the batch itself."""
         # a callback may have gradients added up from some epoch on, or images augmented otherwise
-        is_on_device = getattr(self.loader.augment, "policy", None) is None
+        augment = self.loader.augment
+        mixing = getattr(augment, "mixing", None)
+        is_known = self.graph is True or all(
+            type(each).__module__.startswith(OURS) for each in (augment, mixing) if each
+        )
+        is_on_device = is_known and getattr(augment, "policy", None) is None
         is_possible = self.trainer.accumulate_grad_batches == 1 and is_on_device and not self.logs_within
-        size = len(indices), self.loader.image_size
+        size = len(indices), self.loader.image_size, mixing is not None
         self.current = self.sizes.get(size) if is_possible else None
         if self.averaging:
             self.averaging.moves_within_step = self.current is not None

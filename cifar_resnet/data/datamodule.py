@@ -2,6 +2,7 @@
 
 import hashlib
 import uuid
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -133,7 +134,6 @@ class DataModule(LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_val, self.split_seed, self.seed, self.device = num_val, split_seed, seed, device
         self.mean, self.std = mean, std
-        self.train_loader: TrainLoader | None = None  # the latest
         self.augment = augment or Augment(crop_padding=0, flip="none", cutout_size=0)
         self.resize = resize
         if hasattr(self, "image_size"):
@@ -153,8 +153,12 @@ class DataModule(LightningDataModule, ABC):
     @augment.setter
     def augment(self, augment: Augment) -> None:
         self._augment = augment
-        if self.train_loader:
-            self.train_loader.augment = augment
+        for loader in getattr(self, "_train_loaders", ()):
+            loader.augment = augment
+
+    def __getstate__(self) -> dict:
+        """A copy has made no loaders."""
+        return {key: value for key, value in vars(self).items() if key != "_train_loaders"}
 
     def check_image_size(self) -> None:
         """Refuse what images of this size cannot have; a source that learns of it late calls this then."""
@@ -386,10 +390,11 @@ class DataModule(LightningDataModule, ABC):
         weights = (1 / self.class_counts)[self.train.labels.cpu()] if self.balanced_sampling else None
         sampler = ShuffledBatchSampler(count, self.batch_size, self.seed, rank, world_size, device, weights)
         flip_mask = random_mask(count, 0.5, Generator().manual_seed(seed_for("flips", self.seed))).to(device)
-        self.train_loader = TrainLoader(
+        loader = TrainLoader(
             self.train, sampler, self.augment, self.normalise, self.num_classes, flip_mask, self.resize
         )
-        return self.train_loader
+        self._train_loaders = weakref.WeakSet([*getattr(self, "_train_loaders", ()), loader])
+        return loader
 
     def val_dataloader(self) -> EvalLoader:
         refuse_if(self.val is None, "no images have been read. Call prepare_data() and setup('fit') first")
@@ -461,6 +466,16 @@ class StackedData(LightningDataModule):
     def __init__(self, members: Sequence[DataModule]):
         super().__init__()
         self.members = members
+
+    @property
+    def augment(self) -> Augment:
+        """As of any data module: another takes effect with the next batch, of all members."""
+        return self.members[0].augment
+
+    @augment.setter
+    def augment(self, augment: Augment) -> None:
+        for member in self.members:
+            member.augment = augment
 
     def setup(self, stage: str) -> None:
         for member in self.members:

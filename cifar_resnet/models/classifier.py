@@ -114,6 +114,7 @@ class Classifier(LightningModule):
         self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = (Mean() for _ in range(3))
         self.seed: int | None = None  # of dropout and its like
+        self.is_on_others_data = False  # that of a loader or a data module that says nothing of its pixels
         self.is_prepared, self.prepared_for = False, None  # by cifar-train; else for which data module
         self.sam: SAM | None = None  # while it is trained with one
         self.monitor: Monitor = "val/loss"  # of schedules that go by a metric
@@ -147,6 +148,7 @@ class Classifier(LightningModule):
         for network in self.all_networks():
             network.weigh_classes(data.class_counts if is_known else torch.ones(classes))
         self.data_state = data.state() if is_known else None  # what pixels meant before, they mean no more
+        self.is_on_others_data = not is_known
         self.prepared_for = getattr(data, "identity", None)  # not the data: a copy of the network would copy the images
 
     def check_budget(self) -> None:
@@ -290,7 +292,8 @@ class Classifier(LightningModule):
         refuse_if(
             self.data_state is None,
             "a network must know what its images mean. Got one that was trained last on a loader or a data module of "
-            "one's own, or not at all; use load, or fit it on a data module of cifar_resnet",
+            "one's own, or not at all; use load, fit it on a data module of cifar_resnet, or set its data_state to the "
+            "state() of one",
         )
         mean, std = (torch.tensor(self.data_state[key], device=device) for key in ("mean", "std"))
         return mean, std
@@ -633,7 +636,8 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         # a run that goes on knows both by now, and may be on another machine
         self.config = self.config or checkpoint["config"]
-        self.data_state = self.data_state or checkpoint["data"]
+        if not self.is_on_others_data:
+            self.data_state = self.data_state or checkpoint["data"]
         trains = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if self.selection and trains and "selection" in checkpoint:
             self.selection.load_state_dict(checkpoint["selection"])

@@ -98,29 +98,53 @@ def test_stopped_in_the_first_epoch_and_resumed_equals_never_stopped(cifar_train
 BY_EPOCH = """
 import torch
 from lightning.pytorch import Callback
+from cifar_resnet.models import ResNet
 
 class ByEpoch(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         torch.rand(3)  # which moves what dropout draws
         trainer.datamodule.augment.cutout_probability = 0.2 * trainer.current_epoch
 
+class Shrinks(Callback):  # what it does is in the checkpoint, where it keeps nothing itself
+    def on_train_epoch_start(self, trainer, pl_module):
+        next(iter(trainer.train_dataloader))
+        pl_module.fc.weight.data *= 0.5
+        for group in trainer.optimizers[0].param_groups:
+            group["weight_decay"] *= 0.5
+        for state in trainer.optimizers[0].state.values():
+            state.get("momentum_buffer", torch.zeros(())).zero_()
+
+class ByItself(ResNet):
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self.label_smoothing = 0.1 * self.current_epoch
+
 class Counts(Callback):
     epochs = 0
     def on_train_epoch_start(self, trainer, pl_module):
         self.epochs += 1
-        pl_module.label_smoothing = 0.1 * self.epochs
     def state_dict(self):
         return {"epochs": self.epochs}
     def load_state_dict(self, state_dict):
         self.epochs = state_dict["epochs"]
+
+class CountsOtherwise(Counts):
+    state_dict = Callback.state_dict
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        checkpoint["callbacks"]["Counts"] = {"epochs": self.epochs}
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        self.epochs = checkpoint["callbacks"]["Counts"]["epochs"]
 """
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "options",
     [
         ["+callbacks.x._target_=by_epoch.ByEpoch"],
+        ["+callbacks.x._target_=by_epoch.Shrinks"],
+        ["+callbacks.x._target_=by_epoch.Shrinks", "optimizer=muon"],
+        ["model._target_=by_epoch.ByItself"],
         ["+callbacks.x._target_=lightning.pytorch.callbacks.StochasticWeightAveraging", "+callbacks.x.swa_lrs=0.01",
          "+callbacks.x.swa_epoch_start=1", "+callbacks.x.annealing_epochs=3"],
     ],
@@ -141,11 +165,12 @@ def test_what_a_callback_does_at_an_epochs_start_holds_where_that_goes_on_in_its
     assert same_rows(tmp_path / "whole", tmp_path / "resumed")
 
 
-def test_what_keeps_count_of_epochs_counts_none_twice(cifar_train, tmp_path, monkeypatch, send):
+@pytest.mark.parametrize("kind", ["Counts", "CountsOtherwise"])
+def test_what_keeps_count_of_epochs_counts_none_twice(cifar_train, tmp_path, monkeypatch, send, kind):
     (tmp_path / "by_epoch.py").write_text(BY_EPOCH)
     monkeypatch.syspath_prepend(tmp_path)
     send(8)
-    options = ["+callbacks.x._target_=by_epoch.Counts", "trust=[by_epoch]", "trainer.max_epochs=3"]
+    options = [f"+callbacks.x._target_=by_epoch.{kind}", "trust=[by_epoch]", "trainer.max_epochs=3"]
     assert cifar_train(*options, "run_dir=run") == 143
     send(None)
     assert cli.train(["resume=run", "trust=[by_epoch]"]) == 0

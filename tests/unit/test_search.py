@@ -208,6 +208,29 @@ def test_a_failed_training_that_was_finished_by_hand_counts(crash):
     assert list(Path("outputs/search").glob("*/0*")) == [folder]
 
 
+@pytest.mark.slow
+def test_of_a_search_with_a_target_too_even_where_it_had_failed_twice(crash, monkeypatch):
+    arguments = [
+        *SMALL,
+        "optimizer.lr=interval(0.01,0.1)",
+        "search.rounds=1",
+        "search.trials=1",
+        "trainer.max_epochs=3",
+    ]
+    arguments += ["search.target=0.001", "trainer.check_val_every_n_epoch=3"]
+    crash(1)
+    assert cli.search(arguments) == 1
+    crash(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "run_in", lambda *rest: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        assert cli.search(arguments) == 1
+    (folder,) = Path("outputs/search").glob("*/0*")
+    assert cli.train([f"resume={folder}"]) == 0
+    assert cli.search(arguments) == 0
+    (trial,) = trials_of()
+    assert trial["flops_to_target"] == trial["training_flops"]
+
+
 def test_a_disk_that_is_full_before_a_trial_begins_is_told_in_a_line(monkeypatch, capsys):
     monkeypatch.setattr(search.Search, "next_trial", lambda *args: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     assert cli.search([*SMALL, "search.trials=1"]) == 1

@@ -75,6 +75,10 @@ class Replaces(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         trainer.datamodule.augment = Augment(cutout_size=8 * trainer.current_epoch, flip="random")
 
+class MixesNoMore(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        trainer.datamodule.augment = Augment(mixing="cutmix" if trainer.current_epoch % 2 else None)
+
 class DrawsOnTheHost(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         trainer.datamodule.augment = Augment(policy="trivialaugment" if trainer.current_epoch == 1 else None)
@@ -197,11 +201,12 @@ def test_what_cannot_be_recorded_is_trained_as_usual_and_said(
         ["+callbacks.x._target_=own.Freezes"],
         ["+callbacks.x._target_=own.Replaces"],
         ["+callbacks.x._target_=own.DrawsOnTheHost"],
+        ["+callbacks.x._target_=own.MixesNoMore"],
         ["model._target_=own.Quiet"],
         ["model._target_=own.Logs"],
     ],
     ids=["accumulation from the second epoch on", "weights averaged by Lightning", "frozen", "augmented otherwise",
-         "augmented on the host", "own", "own, that logs"],
+         "augmented on the host", "mixed in each other epoch", "own", "own, that logs"],
 )  # fmt: skip
 def test_what_changes_on_the_way_is_followed(cifar_train, tmp_path, monkeypatch, options):
     write_files(tmp_path, {"own.py": OWN})

@@ -1,5 +1,6 @@
 """The data module, with a trainer and without: its split, and the batches that its loaders give."""
 
+import copy
 import itertools
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback
 
 from cifar_resnet.compose import Composer
 from cifar_resnet.data import Augment, Files, Synthetic
+from cifar_resnet.data.datamodule import StackedData
 from cifar_resnet.data.loaders import EvalLoader, TrainLoader
 from cifar_resnet.data.samplers import stratified_split
 from cifar_resnet.errors import UsageError
@@ -352,3 +354,13 @@ def test_another_augmentation_takes_effect_with_the_next_batch():
     after, _ = next(batches)
     assert not all(image.numpy().tobytes() in plain for image in before)
     assert all(image.numpy().tobytes() in plain for image in after)
+
+
+def test_another_augmentation_is_that_of_all_networks_side_by_side():
+    members = [ready(), ready(seed=1)]
+    data, augment = StackedData(members), Augment()
+    loaders = [member.train_dataloader() for member in members]
+    data.augment = augment
+    assert [loader.augment for loader in loaders] == [augment, augment]
+    assert data.augment is augment
+    assert not hasattr(copy.deepcopy(members[0]), "_train_loaders")
