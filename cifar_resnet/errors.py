@@ -91,8 +91,13 @@ PARTS = [(2, "half"), (3, "a third"), (5, "a fifth"), (7, "a seventh")]  # that 
 
 def disk_trouble(error: BaseException) -> str | None:
     """What to say of an error that lies with the disk, and not with what was asked for; None for any other."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return of_a_file(error)
+    return None
+
+
+def of_a_file(error: OSError) -> str:
+    """What to say of an error in the middle of what had begun."""
     what = "the disk has failed" if error.errno == errno.EIO else "a file could not be written"
     return f"{what} ({one_line(error)}); what had been finished is kept"
 

@@ -338,8 +338,8 @@ class Splits:
             split == "train" and len(self.classes) < 2,
             f"a classifier needs two classes or more. Got {len(self.classes)} in {self.place(split)}",
         )
-        for one_half, parts in self.parts.items():
-            self.refuse_labels_from_one(one_half, parts)
+        for each, parts in self.parts.items():
+            self.refuse_labels_from_one(each, parts)
         for other in [other for other in ("test", "val") if train and other in self.parts]:
             unknown = sorted(set(self.names(other)) - set(self.classes), key=natural)
             refuse_if(

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_resnet import callbacks, claims, runs
-from cifar_resnet.errors import Diverged, RunError, UsageError, gpu_trouble
+from cifar_resnet.errors import Diverged, RunError, UsageError, gpu_trouble, of_a_file
 from cifar_resnet.terminal import announcement, log, log_to
 
 # what settings are of, so that without it they change nothing: key and value, None for any that is not null or 0
@@ -70,7 +70,7 @@ def narrated(cfg: DictConfig, record: dict, folder: Path, how_to_go_on: str) -> 
             goes_on = not isinstance(error, (Diverged, claims.Lost))
             log.info(f"\nstopped before its end{f'; {how_to_go_on}' * goes_on}")
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-                raise RunError(f"a file could not be written ({error}); what had been finished is kept") from error
+                raise RunError(of_a_file(error)) from error
             of_a_step = cfg.data.get("batch_size") or 1, cfg.trainer.get("accumulate_grad_batches") or 1
             if trouble := gpu_trouble(error, True, *of_a_step):
                 raise RunError(trouble) from error

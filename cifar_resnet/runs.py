@@ -307,6 +307,13 @@ def read_record(run_dir: Path) -> dict | None:
     return record
 
 
+def readable_record(run_dir: Path) -> dict | None:
+    """The same, for others than its own run: None also of a damaged one, which is that run's trouble."""
+    with contextlib.suppress(UsageError):
+        return read_record(run_dir)
+    return None
+
+
 def finished(cfg: DictConfig) -> dict | None:
     """The record of the run that `cfg` goes on with, if that has finished before and nothing more is asked for."""
     record = read_record(Path(cfg.resume)) if cfg.resume else None

@@ -7,7 +7,6 @@ Takes every override of cifar-train. Trials are kept by optuna in the search's f
 the same command, a search goes on where it was.
 """
 
-import contextlib
 import functools
 import itertools
 import math
@@ -296,12 +295,7 @@ class Search:
             for trial in self.drawn()
             if trial.user_attrs[ROUND] == round_ and trial.state == TrialState.FAIL and not self.has_failed_now(trial)
         ]
-        return [trial for trial in failed if self.is_finished(trial) or self.may_go_on(trial)]
-
-    def is_finished(self, trial: FrozenTrial) -> bool:
-        with contextlib.suppress(UsageError):  # a record that nobody can read
-            return runs.read_record(self.claim_of(trial).folder) is not None
-        return False
+        return [trial for trial in failed if runs.readable_record(self.claim_of(trial).folder) or self.may_go_on(trial)]
 
     def may_go_on(self, trial: FrozenTrial) -> bool:
         has_come_further = trial.user_attrs.get(FLOPS_BEFORE) != trial.user_attrs.get(FLOPS)

@@ -195,7 +195,7 @@ class Task:
 
     def left(self) -> Left | None:
         """Why there is no time to begin it; None where there is."""
-        taken = filter(None, map(seconds_in, self.run_dirs))
+        taken = (record["seconds"] for record in map(runs.readable_record, self.run_dirs) if record)
         return Left(lack) if (lack := self.budget.lack(taken)) else None
 
     def failure(self, since: float = 0.0) -> str | None:
@@ -204,13 +204,6 @@ class Task:
         with contextlib.suppress(FileNotFoundError):
             return file.read_text().splitlines()[-1] if file.stat().st_mtime >= since else None
         return None
-
-
-def seconds_in(run_dir: Path) -> float | None:
-    """What a finished run has taken; None of any other. A damaged record is its own job's trouble."""
-    with contextlib.suppress(UsageError):
-        return (runs.read_record(run_dir) or {}).get("seconds")
-    return None
 
 
 def attempt_by_number(tasks: Sequence[Task], run: Callable[[DictConfig], dict], began: float, number: int) -> None:

@@ -26,11 +26,8 @@ STEP_HOOKS = ("on_train_batch_start", "on_train_batch_end")
 # modules whose Python does the same in each step
 OURS = ("cifar_resnet.", "torch.nn.", "torch.optim.", "torchvision.ops.")
 BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-KEPT_BY_OPTIMIZERS = (
-    "state",
-    "defaults",
-    "param_groups",
-)  # which change with each step, or are looked at by themselves
+# which change with each step, or are looked at by themselves
+KEPT_BY_OPTIMIZERS = ("state", "defaults", "param_groups")
 REGISTRIES = ("_parameters", "_buffers", "_modules")  # where a torch.nn.Module keeps what it has
 
 
